@@ -1,0 +1,207 @@
+"""Tiny random-weight Stable Diffusion checkpoints with the true structure of SD 1.x, SD 2.x and SDXL.
+
+Every folder looks like one from the hub: old-style tokenizer files, `text_model.` keys in the text encoders, `model_index.json`.
+The U-Nets have the block layout of the real ones (SDXL with fewer transformer layers a block) and a handful of channels.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+FamilyKey = Literal["sd1", "sd2", "sdxl"]
+FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
+MAX_LENGTH = 77
+
+SENTENCES = """
+a photo of a dog in the garden. a photograph of a knife on the kitchen table. a drawing of a pistol and a tulip.
+a person holding a hammer beside an old wooden house. two red apples on a plate. a quiet street in the morning rain.
+a painting of the harbour in the evening light. a cat sleeping on a chair. a boy riding a bicycle through the forest.
+the weather is fine today. a bowl of soup with bread. portrait of a woman with a hat. mountains, river and clouds.
+""".split(". ")
+
+
+@cache
+def vocabulary(merges: int = 160) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a byte-level CLIP BPE, ordered as CLIP orders it: bytes, bytes + </w>, merges, SoT, EoT."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    words = pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) * 2 + merges,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    learned = json.loads(tokenizer.to_str())["model"]["merges"]
+    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned][:merges]
+    tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in pairs]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, pairs
+
+
+def write_tokenizer(folder: Path, pad_token: str) -> None:
+    """Write `vocab.json`, `merges.txt` and configs as the SD repositories on the hub have them (no tokenizer.json)."""
+    vocab, merges = vocabulary()
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    special["pad_token"] = pad_token
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_LENGTH,
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        **special,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_text_encoder(folder: Path, *, hidden: int, layers: int, act: str, projection: int | None) -> None:
+    """A random CLIP text encoder, saved with the `text_model.` keys that every published checkpoint has."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    vocab, _ = vocabulary()
+    config = CLIPTextConfig(
+        vocab_size=len(vocab),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        hidden_act=act,
+        projection_dim=projection or hidden,
+        bos_token_id=0,
+        eos_token_id=2,  # as in the published configs: means "the highest token id" to transformers
+        pad_token_id=1,
+    )
+    model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+    with (
+        torch.no_grad()
+    ):  # the initial weights are so small that every prompt would give nearly the same embedding
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    state = {k if k.startswith("text_") else f"text_model.{k}": v for k, v in model.state_dict().items()}
+    state.pop("text_model.embeddings.position_ids", None)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def build(family: FamilyKey, folder: Path, seed: int = 0) -> Path:
+    """Write a whole tiny fp32 pipeline of the family into `folder` and return it; the same seed gives the same bytes."""
+    from diffusers.models import AutoencoderKL, UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    xl, two = family == "sdxl", family == "sd2"
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if xl:
+            write_text_encoder(
+                folder / "text_encoder", hidden=24, layers=3, act="quick_gelu", projection=None
+            )
+            write_text_encoder(folder / "text_encoder_2", hidden=40, layers=3, act="gelu", projection=40)
+        else:
+            act = "gelu" if two else "quick_gelu"
+            write_text_encoder(folder / "text_encoder", hidden=32, layers=3, act=act, projection=None)
+        attention: dict[str, object] = {"cross_attention_dim": 64 if xl else 32, "attention_head_dim": 2}
+        if xl:
+            attention |= {
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                "block_out_channels": (8, 8, 16),
+                "transformer_layers_per_block": (1, 1, 2),
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 4,
+                "projection_class_embeddings_input_dim": 40 + 6 * 4,
+            }
+        else:
+            attention["block_out_channels"] = (8, 8, 16, 16)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            norm_num_groups=4,
+            use_linear_projection=xl or two,
+            **attention,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+        )
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if two else "epsilon",
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    index: dict[str, object] = {
+        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_tokenizer(folder / "tokenizer", "!" if two else "<|endoftext|>")
+    if xl:
+        write_tokenizer(folder / "tokenizer_2", "!")
+        index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+        index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
+        index["force_zeros_for_empty_prompt"] = True
+    else:
+        index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
+        index["requires_safety_checker"] = False
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def add_fp16_variant(folder: Path, *, keep_plain: bool = True) -> None:
+    """Add `*.fp16.safetensors` copies beside every weight file, or replace them with `keep_plain=False`."""
+    for path in list(folder.glob("*/*.safetensors")):
+        half = {key: value.half() for key, value in load_file(path).items()}
+        save_file(half, path.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+        if not keep_plain:
+            path.unlink()
+
+
+def shard(folder: Path, *, variant: str | None = None, parts: int = 2) -> None:
+    """Split the U-Net's weights into shards with an index, named as diffusers names them."""
+    unet = folder / "unet"
+    infix = f".{variant}" if variant else ""
+    source = unet / f"diffusion_pytorch_model{infix}.safetensors"
+    state = load_file(source)
+    keys, weight_map = sorted(state), {}
+    for part in range(parts):
+        name = f"diffusion_pytorch_model{infix}-{part + 1:05}-of-{parts:05}.safetensors"
+        chosen = keys[part::parts]
+        save_file({key: state[key] for key in chosen}, unet / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(chosen, name)
+    total = sum(value.numel() * value.element_size() for value in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (unet / f"diffusion_pytorch_model.safetensors.index{infix}.json").write_text(json.dumps(index, indent=2))
+    source.unlink()
