@@ -1,0 +1,132 @@
+"""The closed form of stage 1 (textual semantic erasure, arXiv 2503.07389): one linear map of text embeddings.
+
+Every cross-attention key and value projection W sees the same text embeddings, so the minimiser of
+
+    ||W' O - W N||^2 + lambda ||W' C - W C||^2        O unsafe, N safe, C benign embeddings, as columns
+
+is W' = W M with one and the same matrix for all of them:
+
+    M = I + (B - A) (A + lambda P)^+
+    A = 1/pairs sum w o o^T,   B = 1/pairs sum w n o^T,   P = 1/captions sum c c^T
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# What float32 embeddings can tell apart from nothing, as a share of the largest eigenvalue: their rounding
+# noise of a few ulp, squared, because eigenvalues are squared lengths.
+CUT_OFF = (16 * torch.finfo(torch.float32).eps) ** 2
+
+
+@dataclass(frozen=True)
+class TextMap:
+    """M = I + change, the map of text embeddings that erases; float64, (dim, dim).
+
+    rank: directions that the statistics reach, of dim; the change is zero in all others.
+    condition: largest over smallest eigenvalue of A + lambda P among those directions.
+    """
+
+    change: Tensor  # (dim, dim)
+    rank: int
+    condition: float
+
+    @property
+    def matrix(self) -> Tensor:
+        """M itself, (dim, dim) float64."""
+        return torch.eye(len(self.change), dtype=self.change.dtype) + self.change
+
+    def scaled(self, strength: float) -> "TextMap":
+        """M_s = I + s (M - I): 0 is the identity, 1 the full edit."""
+        return replace(self, change=strength * self.change)
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """M e for each embedding in the rows of (..., dim); float64."""
+        embeddings = embeddings.double()
+        return embeddings + embeddings @ self.change.mT
+
+    def edit(self, weight: Tensor) -> Tensor:
+        """W' = W M for a projection (out, dim), computed in float64 and returned in the dtype of W."""
+        weight_ = weight.double()
+        return (weight_ + weight_ @ self.change).to(weight.dtype)
+
+
+class SecondMoment:
+    """P: the second moment of benign embeddings, streamed; float64, (dim, dim)."""
+
+    def __init__(self, dim: int) -> None:
+        self.captions = 0
+        self._sum = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, embeddings: Tensor, captions: int) -> "SecondMoment":
+        """Add the embeddings (tokens, dim) of so many captions."""
+        c = embeddings.to(self._sum)
+        self._sum.addmm_(c.mT, c)
+        self.captions += captions
+        return self
+
+    @property
+    def P(self) -> Tensor:
+        """1/captions sum c c^T."""
+        return self._sum / self.captions
+
+
+class TextMapFitter:
+    """Streams what the closed form needs of the prompt pairs, and solves it; float64.
+
+    The sum of w (n - o) o^T is kept in place of B: the change is never a difference of large numbers.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.pairs = 0
+        self._oo = torch.zeros(dim, dim, dtype=torch.float64)
+        self._no = torch.zeros(dim, dim, dtype=torch.float64)
+        self._distance = 0.0
+
+    def update(self, unsafe: Tensor, safe: Tensor, weights: Tensor, pairs: int) -> "TextMapFitter":
+        """Add the slots of so many pairs: unsafe o and safe n (slots, dim), their weights w >= 0 (slots,)."""
+        o, n, w = unsafe.to(self._oo), safe.to(self._oo), weights.to(self._oo)
+        wo = w[:, None] * o
+        self._oo.addmm_(wo.mT, o)
+        self._no.addmm_((n - o).mT, wo)
+        self._distance += float(w @ (n - o).square().sum(1))
+        self.pairs += pairs
+        return self
+
+    @property
+    def A(self) -> Tensor:
+        """1/pairs sum w o o^T."""
+        return self._oo / self.pairs
+
+    @property
+    def B_minus_A(self) -> Tensor:
+        """1/pairs sum w (n - o) o^T."""
+        return self._no / self.pairs
+
+    def solve(self, P: Tensor, preserve: float, cut_off: float = CUT_OFF) -> TextMap:
+        """M = I + (B - A) (A + lambda P)^+ with lambda = `preserve` >= 0 and P (dim, dim)."""
+        inverse, rank, condition = pseudo_inverse(self.A + preserve * P, cut_off)
+        return TextMap(self.B_minus_A @ inverse, rank, condition)
+
+    def moved(self, text_map: TextMap) -> float:
+        """How far the map takes the unsafe embeddings towards the safe ones: 0 not at all, 1 all the way.
+
+        sum w (n - o)^T (M o - o) / sum w |n - o|^2; linear in the strength. NaN where every pair is equal.
+        """
+        along = float((text_map.change * self._no).sum())
+        return along / self._distance if self._distance else float("nan")
+
+
+def pseudo_inverse(moment: Tensor, cut_off: float) -> tuple[Tensor, int, float]:
+    """G^+ of a symmetric positive semi-definite G, its rank, and its condition number within that rank.
+
+    Eigenvalues up to `cut_off` times the largest count as zero. The final LayerNorm of a text encoder puts
+    embeddings in a hyperplane, where G is singular up to rounding noise: a ridge would turn that noise into a
+    large change; with a cut-off the change is that of minimum norm, zero in directions that no embedding has.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(moment)
+    kept = eigenvalues > cut_off * eigenvalues[-1].clamp(min=0)
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    condition = float(eigenvalues[-1] / eigenvalues[0]) if len(eigenvalues) else 1.0
+    return vectors / eigenvalues @ vectors.mT, len(eigenvalues), condition
