@@ -1,10 +1,36 @@
-"""Session fixtures: tiny random checkpoints of every family. They are read-only; copy one before changing it."""
+"""Fixtures: `trce` runs a command; tiny random checkpoints of every family, read-only (copy, then change)."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny
+from trce_cli.cli import main
+
+
+@dataclass
+class Outcome:
+    """What a command left behind: its exit status and the two streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def trce(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a command in this process, errors mapped as on the command line: `trce("presets", "list").out`."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: Any) -> Outcome:
+        capsys.readouterr()
+        status = main([str(arg) for arg in args])
+        return Outcome(status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +47,5 @@ def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SDXL diffusers folder in fp32: two text encoders, the second tokenizer pads with another token than EoT."""
+    """A tiny SDXL diffusers folder in fp32: two text encoders; the second tokenizer does not pad with EoT."""
     return tiny.build("sdxl", tmp_path_factory.mktemp("tiny") / "sdxl", seed=3)

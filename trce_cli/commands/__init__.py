@@ -1,0 +1,1 @@
+"""One module a command: parse, resolve, one call, show the result."""

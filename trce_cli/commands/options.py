@@ -1,0 +1,124 @@
+"""The arguments and options that several commands share, and the meaning of `--device` and `--dtype`."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trce_cli.presets import preset_names
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {
+    "fp32": "float32",
+    "float32": "float32",
+    "fp16": "float16",
+    "float16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+}
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps.")
+    return value
+
+
+def _check_dtype(value: str | None) -> str | None:
+    if value is None:
+        return None
+    if value.lower() not in _DTYPES:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(_DTYPES)}.")
+    return _DTYPES[value.lower()]
+
+
+def _complete_preset(incomplete: str) -> list[str]:
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+CheckpointName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="`emoji` (the embedded one), a diffusers folder, or a hub id.",
+        show_default=False,
+    ),
+]
+Presets = Annotated[
+    list[str],
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME|FILE",
+        help="What to erase: a shipped preset's name or a TOML file; repeat it to erase several jointly.",
+        autocompletion=_complete_preset,
+        show_default=False,
+    ),
+]
+PresetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE",
+        help="A shipped preset's name or a TOML file.",
+        autocompletion=_complete_preset,
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="DIR", help="Where the result goes.", show_default=False),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", callback=_check_device)
+]
+DType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="fp32, fp16 or bf16 (also float32, ...); the checkpoint's own where not given.",
+        callback=_check_dtype,
+        show_default=False,
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a hub id.", show_default=False),
+]
+Variant = Annotated[
+    str | None,
+    typer.Option("--variant", help="Weight file variant, such as fp16.", show_default=False),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, human output on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+
+
+def resolve_device(name: str) -> "torch.device":
+    """The torch device of `--device`: auto takes CUDA, then MPS, then CPU; BadInput where it is absent."""
+    import torch
+
+    from trce_cli.errors import BadInput
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        absent = (device.index or 0) >= torch.cuda.device_count()
+    else:
+        absent = device.type == "mps" and not torch.backends.mps.is_available()
+    if absent:
+        raise BadInput(f"This machine has no device {name!r}.", "Use --device auto, or --device cpu.")
+    return device
+
+
+def resolve_dtype(name: str | None) -> "torch.dtype | None":
+    """The torch dtype of `--dtype`, None where it was not given."""
+    import torch
+
+    return None if name is None else getattr(torch, name)
