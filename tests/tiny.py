@@ -1,7 +1,7 @@
 """Tiny random-weight Stable Diffusion checkpoints with the true structure of SD 1.x, SD 2.x and SDXL.
 
-Every folder looks like one from the hub: old-style tokenizer files, `text_model.` keys in the text encoders, `model_index.json`.
-The U-Nets have the block layout of the real ones (SDXL with fewer transformer layers a block) and a handful of channels.
+Every folder looks like one from the hub: old-style tokenizer files, `text_model.` keys in the text encoders.
+The U-Nets have the block layout of the real ones (SDXL with fewer transformer layers) and a handful of channels.
 """
 
 import json
@@ -16,17 +16,23 @@ FamilyKey = Literal["sd1", "sd2", "sdxl"]
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
 
-SENTENCES = """
-a photo of a dog in the garden. a photograph of a knife on the kitchen table. a drawing of a pistol and a tulip.
-a person holding a hammer beside an old wooden house. two red apples on a plate. a quiet street in the morning rain.
-a painting of the harbour in the evening light. a cat sleeping on a chair. a boy riding a bicycle through the forest.
-the weather is fine today. a bowl of soup with bread. portrait of a woman with a hat. mountains, river and clouds.
-""".split(". ")
+SENTENCES = """\
+a photo of a dog in the garden
+a photograph of a knife on the kitchen table
+a drawing of a pistol and a tulip
+a person holding a hammer beside an old wooden house
+two red apples on a plate
+a quiet street in the morning rain
+a painting of the harbour in the evening light
+a cat sleeping on a chair
+portrait of a woman with a hat
+mountains, river and clouds
+""".splitlines()
 
 
 @cache
 def vocabulary(merges: int = 160) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a byte-level CLIP BPE, ordered as CLIP orders it: bytes, bytes + </w>, merges, SoT, EoT."""
+    """Vocabulary and merges of a byte-level BPE in CLIP's order: bytes, bytes + </w>, merges, SoT, EoT."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -51,7 +57,7 @@ def vocabulary(merges: int = 160) -> tuple[dict[str, int], list[tuple[str, str]]
 
 
 def write_tokenizer(folder: Path, pad_token: str) -> None:
-    """Write `vocab.json`, `merges.txt` and configs as the SD repositories on the hub have them (no tokenizer.json)."""
+    """Write `vocab.json`, `merges.txt` and configs as the SD repositories have them (no tokenizer.json)."""
     vocab, merges = vocabulary()
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
@@ -103,7 +109,7 @@ def write_text_encoder(folder: Path, *, hidden: int, layers: int, act: str, proj
 
 
 def build(family: FamilyKey, folder: Path, seed: int = 0) -> Path:
-    """Write a whole tiny fp32 pipeline of the family into `folder` and return it; the same seed gives the same bytes."""
+    """Write a whole tiny fp32 pipeline into `folder` and return it; the same seed gives the same bytes."""
     from diffusers.models import AutoencoderKL, UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
