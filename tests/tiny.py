@@ -1,7 +1,7 @@
 """Tiny random-weight Stable Diffusion checkpoints with the true structure of SD 1.x, SD 2.x and SDXL.
 
 Every folder looks like one from the hub: old-style tokenizer files, `text_model.` keys in the text encoders.
-The U-Nets have the block layout of the real ones (SDXL with fewer transformer layers) and a handful of channels.
+The U-Nets have the block layout of the real ones (SDXL: fewer transformer layers) and few channels.
 """
 
 import json
