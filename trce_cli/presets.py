@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -229,12 +230,15 @@ def _find_include(name: str, path: Path) -> Path:
 
 
 def _parse(path: Path) -> Preset:
+    text = _read(path)
     try:
-        preset = Preset.model_validate(tomllib.loads(_read(path)))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, and what Python says to a number of 5,000 digits
         raise BadInput(f"{path} is not valid TOML: {error}.") from None
     except RecursionError:
         raise BadInput(f"{path} is nested too deeply to be a preset.") from None
+    try:
+        preset = Preset.model_validate(table)
     except ValidationError as error:
         raise BadInput(f"{path}: {_explain(error)}.", "`trce presets new FILE` shows every key.") from None
     return preset if preset.templates else _with_default_templates(preset)
@@ -281,13 +285,14 @@ _WANTED: Final[Mapping[str, str]] = {
 
 
 def _explain(error: ValidationError) -> str:
-    """The first error as `key: what is wrong, what is allowed`."""
-    first = error.errors(include_url=False)[0]
+    """The first error as `key: what is wrong, what is allowed`; misspelt keys come first."""
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda one: one["type"] != "extra_forbidden")
     *outer, last = first["loc"] or ("",)
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    table = _TABLES[str(outer[0]) if outer else ""]
     match first["type"]:
         case "extra_forbidden":
+            table = _TABLES[str(outer[0]) if outer else ""]
             close = difflib.get_close_matches(str(last), table.model_fields, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             return f"unknown key {key!r}{guess}; allowed are {', '.join(table.model_fields)}"
@@ -299,7 +304,7 @@ def _explain(error: ValidationError) -> str:
             said = str(first["ctx"]["error"])
             return f"{key}: {said}" if key else said
         case "literal_error":
-            return f"{key}: must be one of {', '.join(get_args(Kind))}, not {first['input']!r}"
+            return f"{key}: must be one of {', '.join(get_args(Kind))}, not {reprlib.repr(first['input'])}"
         case kind:
             wanted = _WANTED.get(kind, first["msg"]).format(**first.get("ctx", {}))
-            return f"{key}: {wanted}, not {first['input']!r}"
+            return f"{key}: {wanted}, not {reprlib.repr(first['input'])}"

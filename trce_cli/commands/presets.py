@@ -1,5 +1,6 @@
 """`trce presets`: the concept lists."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ NEW_PRESET = """\
 # A preset for trce: what to erase, and what fits in its place.
 # Check it with `trce presets check FILE`, use it with `trce map CHECKPOINT --preset FILE -o DIR`.
 
-name = "{name}"
+name = {name}
 description = "One line on what this erases"
 
 # What the phrases name: object, person, scene or style. It chooses the default templates.
@@ -124,7 +125,9 @@ def new_preset(
     if file.exists() and not force:
         raise BadInput(f"{file} exists already.", "Choose another name, or replace it with --force.")
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(NEW_PRESET.format(name=file.stem), encoding="utf-8")
+    name = "".join(filter(str.isprintable, file.stem)).strip() or "my-preset"
+    # A printable text is written in TOML as in JSON.
+    partial.write_text(NEW_PRESET.format(name=dumps(name, ensure_ascii=False)), encoding="utf-8")
     partial.replace(file)
     console.show(f"Wrote {file}; fill it in, then run `trce presets check {file}`.")
     console.result({"file": file})
