@@ -47,9 +47,9 @@ class TextMap:
         return embeddings + embeddings @ self.change.mT
 
     def edit(self, weight: Tensor) -> Tensor:
-        """W' = W M for a projection (out, dim), computed in float64 and returned in the dtype of W."""
-        weight_ = weight.double()
-        return (weight_ + weight_ @ self.change).to(weight.dtype)
+        """W' = W M for a projection W (out, dim), in float64; whoever stores it rounds it once."""
+        weight = weight.double()
+        return weight + weight @ self.change
 
 
 class SecondMoment:
