@@ -1,6 +1,7 @@
 """Where output goes: results on stdout, all else on stderr, errors as one sentence and an exit status."""
 
 import errno
+import io
 import json
 import math
 import os
@@ -163,6 +164,8 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
 
     0 success, 1 failure, 2 wrong usage or bad input, 130 Ctrl-C. Unknown exceptions pass: a bug must show.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, a file name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             app(args=args, prog_name="trce")

@@ -1,0 +1,15 @@
+import subprocess
+import sys
+
+import pytest
+
+FORBIDDEN = {"typer", "rich", "diffusers", "transformers", "trce_cli.cli", "trce_cli.console"}
+
+
+@pytest.mark.parametrize("module", ["prompts", "closed_form"])
+def test_a_pure_module_loads_no_command_line_and_no_pipeline(module):
+    script = f"import sys, trce_cli.{module}; print(*sorted({FORBIDDEN!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == []
