@@ -254,6 +254,13 @@ def test_show_takes_names_and_files(trce):
     assert "a walking stick" in by_name.out
 
 
+def test_show_tells_the_settings_that_hold_when_includes_bring_them(trce):
+    told = json.loads(trce("presets", "show", "unsafe", "--json").out)
+    assert told["map"] == {"token_weights": [0, 1, 0, 0]}
+    assert told["steer"]["lr"] == 1e-6
+    assert len(told["concepts"]) >= 7 * 20
+
+
 def test_show_pairs_tells_what_map_would_use(trce):
     pairs = json.loads(trce("presets", "show", "weapons", "--pairs", "--json").out)
     assert {

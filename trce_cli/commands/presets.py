@@ -9,7 +9,13 @@ import typer
 from trce_cli.commands.options import Force, Json, PresetName, Quiet
 from trce_cli.console import Console
 from trce_cli.errors import BadInput
-from trce_cli.presets import Preset, load_preset, preset_names
+from trce_cli.presets import (
+    Preset,
+    joint_map_settings,
+    joint_steer_settings,
+    load_preset,
+    preset_names,
+)
 from trce_cli.prompts import prompt_pairs
 
 app = typer.Typer(help="List, show, check and start concept lists.", no_args_is_help=True)
@@ -158,18 +164,14 @@ def _show_concepts(console: Console, preset: Preset) -> None:
         table.add_row(*concept.values())
     console.show(f"{preset.name}: {preset.description}")
     console.show(table)
-    for name, settings in (("map", preset.map), ("steer", preset.steer)):
-        told = ", ".join(f"{key} {value}" for key, value in settings.model_dump(exclude_none=True).items())
-        console.show(f"{name}: {told or 'the defaults'}")
-    console.result(
-        _summary(preset)
-        | {
-            "concepts": concepts,
-            "templates": preset.templates,
-            "map": preset.map.model_dump(exclude_none=True),
-            "steer": preset.steer.model_dump(exclude_none=True),
-        }
-    )
+    settings = {
+        "map": joint_map_settings([preset]).model_dump(exclude_none=True),
+        "steer": joint_steer_settings([preset]).model_dump(exclude_none=True),
+    }
+    for command, values in settings.items():
+        told = ", ".join(f"{key} {value}" for key, value in values.items())
+        console.show(f"{command}: {told or 'the defaults'}")
+    console.result(_summary(preset) | {"concepts": concepts, "templates": preset.templates, **settings})
 
 
 def _show_pairs(console: Console, preset: Preset) -> None:
