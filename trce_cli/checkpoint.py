@@ -1,0 +1,644 @@
+"""Checkpoints of any layout: opened lazily, checked before they are believed, patched out of core.
+
+A `Checkpoint` holds names, headers and configurations only. `write_patched` reads, edits and writes one
+tensor at a time and lets the operating system copy every other byte, so that a U-Net is never in memory.
+"""
+
+import errno
+import glob
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.families import POOLED_KEY, Family, TextEncoder, detect_folder
+from trce_cli.keymap import clip_weights
+from trce_cli.safetensors_file import (
+    Edit,
+    Report,
+    SafetensorsFile,
+    copy_file,
+    hash_file,
+    no_report,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+# Files that may hold weights. Where they are no part of the pipeline they could keep the concept.
+WEIGHT_SUFFIXES = {
+    *(".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".npy"),
+    *(".onnx", ".onnx_data", ".pb", ".gguf", ".ggml", ".mlmodel", ".data", ".zip", ".tar"),
+}
+PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class WeightCopy:
+    """One complete set of the U-Net's weights: a file, an index with its shards, or the EMA part of a file.
+
+    `tensors` maps each diffusers key to the file that holds it and its name there.
+    """
+
+    label: str
+    tensors: Mapping[str, tuple[SafetensorsFile, str]]
+
+    @property
+    def files(self) -> list[SafetensorsFile]:
+        """The files that hold this copy."""
+        return list({file.path: file for file, _ in self.tensors.values()}.values())
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """One text encoder: its adapter, its config.json, and `read(name)` for weights in transformers' names."""
+
+    spec: TextEncoder
+    config: Mapping[str, Any]
+    where: Path
+    read: Callable[[str], "torch.Tensor"]
+
+    def weights(self) -> list[str]:
+        """The names of all weights that the encoder uses."""
+        return clip_weights(self.config["num_hidden_layers"], "WithProjection" in self.spec.model_class)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Nothing of its weights is in memory.
+
+    name: as the user gave it. path: the folder or file. layout: how its weights lie.
+    unet: every copy of the U-Net's weights, the one that is used first.
+    files: what belongs to an edited checkpoint, relative name -> path. left_out: relative name ->
+    reason.
+    """
+
+    name: str
+    path: Path
+    layout: Literal["diffusers", "single-file"]
+    family: Family
+    unet: tuple[WeightCopy, ...]
+    unet_config: Mapping[str, Any]
+    encoders: tuple[EncoderFiles, ...]
+    tokenizer_folder: Path
+    files: Mapping[str, Path]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The diffusers folder, or the folder of the single file."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def unet_files(self) -> list[SafetensorsFile]:
+        """Every file with U-Net weights that an edit has to change: plain, variants, shards."""
+        return list({file.path: file for copy in self.unet for file in copy.files}.values())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the U-Net's cross-attention in the copy that is used, by the format's name ("F16")."""
+        file, name = self.unet[0].tensors[self.projection_keys()[0]]
+        return file.tensors[name].dtype
+
+    @property
+    def context_width(self) -> int:
+        """Width D of the text embeddings that the cross-attention sees: 768, 1024, or 768 + 1280 for SDXL."""
+        return sum(encoder.config["hidden_size"] for encoder in self.encoders)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled embedding, the first columns of `add_embedding.linear_1`; 0 without one."""
+        return int(self.encoders[-1].config["projection_dim"]) if self.family.pooled else 0
+
+    def projection_keys(self) -> list[str]:
+        """The diffusers names of all cross-attention key and value weights, each (out, context_width)."""
+        suffixes = (".attn2.to_k.weight", ".attn2.to_v.weight")
+        return [key for key in self.unet[0].tensors if key.endswith(suffixes)]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a U-Net weight by its diffusers name."""
+        file, name = self.unet[0].tensors[key]
+        return file.tensors[name].shape
+
+    def read(self, key: str) -> "torch.Tensor":
+        """Read one U-Net weight by its diffusers name, in the file's dtype."""
+        file, name = self.unet[0].tensors[key]
+        return file.read(name)
+
+    def load_tokenizers(self) -> list[Any]:
+        """The tokenizers, one for each text encoder, from local files only."""
+        from transformers import CLIPTokenizer
+
+        return [
+            CLIPTokenizer.from_pretrained(self.tokenizer_folder / spec.tokenizer, local_files_only=True)
+            for spec in self.family.encoders
+        ]
+
+    def load_text_encoders(self, device: Any = "cpu", dtype: "torch.dtype | None" = None) -> list[Any]:
+        """The text encoders in evaluation mode, without gradients, on `device`, in `dtype` (or the files').
+
+        Raises `BadInput` where a weight is missing, has another shape, or holds NaN or infinite values;
+        nothing is left at random values.
+        """
+        return [_load_encoder(encoder, device, dtype) for encoder in self.encoders]
+
+    def text_encoder_hash(self) -> str:
+        """SHA-256 in hex of the text encoders' weights: the same for every layout, for fp16 and fp32 files.
+
+        Hashed are name, shape and fp16 bytes of every weight that the encoder uses.
+        """
+        return self._text_encoder_hash
+
+    @cached_property
+    def _text_encoder_hash(self) -> str:
+        import hashlib
+
+        import torch
+
+        digest = hashlib.sha256()
+        for encoder in self.encoders:
+            for name in encoder.weights():
+                tensor = encoder.read(name).to(torch.float16).contiguous()
+                digest.update(f"{encoder.spec.folder}/{name} {tuple(tensor.shape)}\n".encode())
+                digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def hashes(self, report: Report = no_report) -> dict[str, str]:
+        """SHA-256 in hex of every weight file of the checkpoint by its relative name; streamed."""
+        known: dict[str, str] = self.__dict__.setdefault("_hashes", {})
+        for name, path in self.files.items():
+            if path.suffix == ".safetensors" and name not in known:
+                known[name] = hash_file(path, report)
+        return dict(known)
+
+    def total_bytes(self) -> int:
+        """Size in bytes of all files that belong to the checkpoint: what an edited one takes on disk."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+    def notes(self) -> list[str]:
+        """Sentences on what an edited checkpoint will not contain, and why."""
+        return [f"Left out: {name} ({reason})." for name, reason in self.left_out.items()]
+
+
+def open_checkpoint(
+    name: str, revision: str | None = None, variant: str | None = None, config: str | Path | None = None
+) -> Checkpoint:
+    """Open `emoji`, a diffusers folder, a single `.safetensors` file or a hub id, and check it.
+
+    `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds. Raises
+    `BadInput` in one sentence for everything that is wrong with it; no weight is read.
+    """
+    if name == "emoji":
+        from trce_cli import emoji
+
+        path = emoji.folder()
+    else:
+        path = _resolve(name, revision, variant)
+    if path.is_dir():
+        return _open_folder(name, path, variant, revision)
+    if path.suffix in PICKLE_SUFFIXES:
+        raise BadInput(
+            f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
+            "Get the safetensors form of this checkpoint.",
+        )
+    raise BadInput(f"{path} is neither a diffusers folder nor a .safetensors file.")
+
+
+def _resolve(name: str, revision: str | None, variant: str | None) -> Path:
+    """An existing path is a path; what looks like one but is missing is an error; all else is a hub id."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_like_path or path.suffix in WEIGHT_SUFFIXES:
+        raise BadInput(
+            f"There is no file or folder {name}.", "Check the path; a hub id has the form owner/name."
+        )
+    if not _HUB_ID.fullmatch(name):
+        raise BadInput(
+            f"{name!r} is neither an existing path nor a hub id.", "A hub id has the form owner/name."
+        )
+    return _from_hub(name, revision, variant)
+
+
+def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
+    ignored = [] if variant else ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.non_ema.*", "*.non_ema-*"]
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.json", "*.txt", "*.md", "LICENSE*", weights],
+            ignore_patterns=ignored,
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise BadInput(
+            f"{name} is no local path, and cannot be had from the hub: {str(error).strip().splitlines()[0]}",
+            "Check the name, the network, HF_TOKEN for gated repositories, and HF_HUB_OFFLINE.",
+        ) from error
+    return Path(folder)
+
+
+def _open_folder(name: str, folder: Path, variant: str | None, revision: str | None) -> Checkpoint:
+    if not (folder / "model_index.json").is_file():
+        raise BadInput(
+            f"{folder} is not a diffusers checkpoint: it has no model_index.json.",
+            "Give the folder that holds unet/, text_encoder/ and tokenizer/.",
+        )
+    model_index = read_json(_inside(folder, "model_index.json"))
+    unet_config = read_json(_inside(folder, "unet/config.json"))
+    family = detect_folder(str(folder), model_index, unet_config)
+    unet = _unet_copies(folder, variant)
+    encoders = tuple(_folder_encoder(folder, spec, variant) for spec in family.encoders)
+    for spec in family.encoders:
+        _check_tokenizer(folder / spec.tokenizer)
+    files, left_out = _folder_files(folder, model_index, unet)
+    checkpoint = Checkpoint(
+        name=name,
+        path=folder,
+        layout="diffusers",
+        family=family,
+        unet=unet,
+        unet_config=unet_config,
+        encoders=encoders,
+        tokenizer_folder=folder,
+        files=files,
+        left_out=left_out,
+        variant=variant,
+        revision=revision,
+    )
+    _check_shapes(checkpoint)
+    return checkpoint
+
+
+def _check_tokenizer(folder: Path) -> None:
+    old, new = folder / "vocab.json", folder / "tokenizer.json"
+    if not old.is_file() and not new.is_file():
+        raise BadInput(f"{folder} holds no tokenizer: neither vocab.json with merges.txt nor tokenizer.json.")
+
+
+def _check_shapes(checkpoint: Checkpoint) -> None:
+    """All copies must hold all edited weights, as wide as the text encoders' output."""
+    keys, width = checkpoint.projection_keys(), checkpoint.context_width
+    if not keys:
+        raise BadInput(f"The U-Net of {checkpoint.path} has no cross-attention (attn2.to_k, attn2.to_v).")
+    if checkpoint.family.pooled:
+        keys = [*keys, POOLED_KEY]
+    for copy in checkpoint.unet:
+        for key in keys:
+            if key not in copy.tensors:
+                raise BadInput(f"The {copy.label} U-Net weights of {checkpoint.path} lack {key}.")
+            file, name = copy.tensors[key]
+            shape = file.tensors[name].shape
+            if len(shape) != 2 or (key != POOLED_KEY and shape[1] != width):
+                raise BadInput(
+                    f"{key} in {file.path} has shape {list(shape)}; the text encoders give {width} columns."
+                )
+            if key == POOLED_KEY and shape[1] <= checkpoint.pooled_width:
+                raise BadInput(
+                    f"{key} in {file.path} has {shape[1]} columns; the pooled embedding alone has "
+                    f"{checkpoint.pooled_width}."
+                )
+
+
+def _unet_copies(folder: Path, variant: str | None) -> tuple[WeightCopy, ...]:
+    """Every complete set of U-Net weights in the folder, the requested (or plain) one first."""
+    unet = folder / "unet"
+    copies: dict[str, WeightCopy] = {}
+    listed: set[str] = set()
+    for index in sorted(unet.glob("*.safetensors.index*.json")):
+        stem, label = index.name.removesuffix(".json").split(".safetensors.index", 1)
+        weight_map = _read_index(folder, index)
+        opened = {
+            shard: SafetensorsFile.open(_inside(folder, f"unet/{shard}"))
+            for shard in dict.fromkeys(weight_map.values())
+        }
+        for key, shard in weight_map.items():
+            if key not in opened[shard].tensors:
+                raise BadInput(f"{index} promises {key} in {shard}, which does not hold it.")
+        listed |= set(opened)
+        tensors = {key: (file, key) for file in opened.values() for key in file.tensors}
+        name = label.removeprefix(".") or _variant_of(stem)
+        copies[name] = WeightCopy(name, tensors)
+    for path in sorted(unet.glob("*.safetensors")):
+        if path.name in listed:
+            continue
+        if _SHARD.fullmatch(path.name):
+            raise BadInput(f"{path} is one of several shards, and no index in {unet} lists it.")
+        file = SafetensorsFile.open(_inside(folder, f"unet/{path.name}"))
+        name = _variant_of(path.stem)
+        copies[name if name not in copies else path.name] = WeightCopy(
+            name, {key: (file, key) for key in file.tensors}
+        )
+    if not copies:
+        _refuse_pickles(unet)
+        raise BadInput(f"{unet} holds no .safetensors weights.")
+    first = variant or ("plain" if "plain" in copies else next(iter(sorted(copies))))
+    if first not in copies:
+        raise BadInput(
+            f"{unet} has no weights of the variant {first!r}.",
+            f"Variants found: {', '.join(sorted(copies))}.",
+        )
+    return (copies.pop(first), *copies.values())
+
+
+def _variant_of(stem: str) -> str:
+    """`fp16` of `diffusion_pytorch_model.fp16`, `plain` of the plain name, else the name itself."""
+    return stem.removeprefix("diffusion_pytorch_model").removeprefix(".") or "plain"
+
+
+def _read_index(folder: Path, index: Path) -> dict[str, str]:
+    weight_map = read_json(_inside(folder, index.relative_to(folder).as_posix())).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{index} has no table weight_map.")
+    for file in weight_map.values():
+        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+            raise BadInput(f"{index} points outside of its folder: {file!r}.")
+    return weight_map
+
+
+def _folder_encoder(folder: Path, spec: TextEncoder, variant: str | None) -> EncoderFiles:
+    where = folder / spec.folder
+    config = read_json(_inside(folder, f"{spec.folder}/config.json"))
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise BadInput(f"{where / 'config.json'}: {key} is {config.get(key)!r}, not a positive number.")
+    if spec.model_class == "CLIPTextModelWithProjection" and type(config.get("projection_dim")) is not int:
+        raise BadInput(f"{where / 'config.json'}: projection_dim is {config.get('projection_dim')!r}.")
+    choices = [variant, None] if variant else [None]
+    names = [f"model.{choice}.safetensors" if choice else "model.safetensors" for choice in choices]
+    names += sorted(path.name for path in where.glob("*.safetensors"))
+    name = next((name for name in names if (where / name).is_file()), None)
+    if name is None:
+        _refuse_pickles(where)
+        raise BadInput(f"{where} holds no .safetensors weights.")
+    if _SHARD.fullmatch(name):
+        files = [
+            SafetensorsFile.open(_inside(folder, f"{spec.folder}/{path.name}"))
+            for path in sorted(where.glob("*.safetensors"))
+        ]
+    else:
+        files = [SafetensorsFile.open(_inside(folder, f"{spec.folder}/{name}"))]
+    # Names as in published files: newer transformers write them without `text_model.`
+    places = {
+        key if key.startswith("text_") else f"text_model.{key}": (file, key)
+        for file in files
+        for key in file.tensors
+        if not key.endswith("position_ids")
+    }
+
+    def read(key: str) -> "torch.Tensor":
+        if key not in places:
+            raise BadInput(f"{where} lacks the weight {key}.")
+        file, name = places[key]
+        return file.read(name)
+
+    return EncoderFiles(spec, config, where, read)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise BadInput(
+            f"{folder} has its weights only as a pickle ({pickles[0]}); loading one can run code, so only "
+            "safetensors are read.",
+            "Get the safetensors form of this checkpoint.",
+        )
+
+
+def _folder_files(
+    folder: Path, model_index: Mapping[str, Any], unet: tuple[WeightCopy, ...]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """What belongs to an edited checkpoint, and what is left out because it may hold unedited weights."""
+    parts = {name for name, entry in model_index.items() if isinstance(entry, list) and entry[:1] != [None]}
+    edited = {f"unet/{file.path.name}" for copy in unet for file in copy.files}
+    files: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:  # links to folders are not followed; one that leads out is refused
+            _inside(folder, (Path(place) / name).relative_to(folder).as_posix())
+        for name in sorted(names):
+            path = (Path(place) / name).relative_to(folder)
+            relative = path.as_posix()
+            if name.startswith(".") or not (folder / path).is_file():
+                continue
+            if path.suffix in WEIGHT_SUFFIXES and path.parts[0] == "unet" and relative not in edited:
+                left_out[relative] = "a copy of the U-Net that cannot be edited would keep what is erased"
+            elif path.suffix in WEIGHT_SUFFIXES and path.parts[0] not in parts:
+                left_out[relative] = "weights of no part of the pipeline could keep what is erased"
+            else:
+                files[relative] = _inside(folder, relative)
+    return files, left_out
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """A file of the folder; refused where a symbolic link leads out of it.
+
+    A snapshot in the hub's cache is made of links to the `blobs` beside it, and these are allowed.
+    """
+    path = folder / relative
+    real, root = path.resolve(), folder.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        roots.append(root.parent.parent / "blobs")
+    if not any(real.is_relative_to(allowed) for allowed in roots):
+        raise BadInput(
+            f"{path} is a symbolic link that leads out of the checkpoint's folder, to {real}.",
+            "Put the file itself there.",
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `BadInput` where there is none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid JSON: {str(error)[:120]}.") from error
+    if not isinstance(table, dict):
+        raise BadInput(f"{path} is not a JSON object.")
+    return table
+
+
+def _load_encoder(encoder: EncoderFiles, device: Any, dtype: "torch.dtype | None") -> Any:
+    import torch
+    import transformers
+
+    config = transformers.CLIPTextConfig.from_dict(dict(encoder.config))
+    with torch.device("meta"):
+        model = getattr(transformers, encoder.spec.model_class)(config)
+    state = {}
+    for name, parameter in model.named_parameters():
+        published = name if name.startswith("text_") else f"text_model.{name}"  # transformers 5.6 dropped it
+        tensor = encoder.read(published)
+        if tensor.shape != parameter.shape:
+            raise BadInput(
+                f"{published} in {encoder.where} has shape {list(tensor.shape)}; its config.json asks for "
+                f"{list(parameter.shape)}."
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInput(f"{published} in {encoder.where} holds NaN or infinite values.")
+        state[name] = tensor.to(device=device, dtype=dtype)
+    model.load_state_dict(state, strict=False, assign=True)
+    embeddings = getattr(model, "text_model", model).embeddings
+    embeddings.position_ids = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))
+    return model.eval().requires_grad_(False)
+
+
+# Writing
+
+
+def check_output(checkpoint: Checkpoint, output: Path, force: bool = False) -> Path:
+    """Check before any work that `output` can be written, and return its real path.
+
+    Refused (`BadInput`): an existing output without `force`, with `force` one that is no checkpoint; an
+    output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
+    `TrceError` where the file system lacks space or permission.
+    """
+    output = Path(os.path.realpath(output.expanduser()))
+    _clear_stale(output)
+    source = checkpoint.path.resolve()
+    if output == source or (output.exists() and output.samefile(source)):
+        raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
+    if output.is_relative_to(source) or source.is_relative_to(output):
+        raise BadInput(
+            f"The output {output} and the input {source} lie in each other.", "Choose another --output."
+        )
+    if any(part.startswith("models--") for part in output.parts):
+        raise BadInput(f"The output {output} lies in the hub's cache.", "Choose another --output.")
+    if output.exists():
+        if not force:
+            raise BadInput(f"The output {output} exists already.", "Choose another --output, or add --force.")
+        if checkpoint.layout == "diffusers" and not _replaceable(output):
+            raise BadInput(
+                f"{output} is no checkpoint, so --force does not replace it.", "Choose another --output."
+            )
+    parent = output.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise BadInput(f"The output {output} cannot be made: {parent} is not a folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise TrceError(
+            f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
+        )
+    need, free = checkpoint.total_bytes(), shutil.disk_usage(parent).free
+    if need > free:
+        raise TrceError(
+            f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",
+            "Make space, or choose an --output on another disk.",
+        )
+    return output
+
+
+def _replaceable(output: Path) -> bool:
+    return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
+
+
+def write_patched(
+    checkpoint: Checkpoint,
+    output: Path,
+    edits: Mapping[str, Edit],
+    files: Mapping[str, bytes],
+    force: bool = False,
+    report: Report = no_report,
+) -> Path:
+    """Write an edited copy of the checkpoint, whole or not at all, and return its real path.
+
+    edits: diffusers U-Net key -> function from the weight (fp32, or fp64 where the file has it) to the new
+    one of the same shape; done for every copy of the U-Net's weights, rounded to the dtype of its file.
+    files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's.
+    report: called with the number of bytes just written, `checkpoint.total_bytes()` in all.
+    Raises `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite
+    values, `TrceError` for a non-finite result or a failing disk. The input is never written to.
+    """
+    output = check_output(checkpoint, output, force)
+    patches: dict[Path, dict[str, Edit]] = {}
+    opened = {file.path: file for file in checkpoint.unet_files}
+    for key, edit in edits.items():
+        for copy in checkpoint.unet:
+            file, name = copy.tensors[key]
+            patches.setdefault(file.path, {})[name] = edit
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _whole_or_not_at_all(output) as stage:
+            for relative, source in checkpoint.files.items():
+                if relative in files:
+                    continue
+                target = stage / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if source in patches:
+                    opened[source].write_patched(target, patches[source], report=report)
+                else:
+                    copy_file(source, target, report)
+            for relative, content in files.items():
+                (stage / relative).write_bytes(content)
+    except OSError as error:
+        hint = "Make space, or choose an --output on another disk." if error.errno == errno.ENOSPC else None
+        raise TrceError(f"Cannot write {output}: {error.strerror or error}.", hint) from error
+    return output
+
+
+@contextmanager
+def _whole_or_not_at_all(output: Path) -> Iterator[Path]:
+    """A new folder beside `output` that takes its place when the block ends well, and is removed otherwise.
+
+    It is locked while the run lives, so that a later run can tell what a killed one left behind. An old
+    output is moved aside for the moment between two renames.
+    """
+    import fcntl
+
+    aside = output.with_name(f".{output.name}.trce-old")
+    stage = output.with_name(f".{output.name}.trce-{secrets.token_hex(4)}")
+    stage.mkdir()
+    handle = os.open(stage, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield stage
+        if output.exists():
+            output.rename(aside)
+        stage.rename(output)
+        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        if aside.exists() and not output.exists():
+            aside.rename(output)
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+def _clear_stale(output: Path) -> None:
+    """Remove what a killed run left beside `output`, and put an old output back that it had moved aside."""
+    import fcntl
+
+    aside = output.with_name(f".{output.name}.trce-old")
+    if aside.exists() and not output.exists():
+        aside.rename(output)
+    for stale in output.parent.glob(f".{glob.escape(output.name)}.trce-*"):
+        handle = os.open(stale, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(stale)
+        except BlockingIOError:
+            pass  # another run is at work
+        finally:
+            os.close(handle)

@@ -1,0 +1,305 @@
+"""The safetensors format, owned: a checked header, tensors read one by one, edits that keep every other byte.
+
+Layout: 8 bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from trce_cli.errors import BadInput, TrceError
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 16 << 20  # bytes moved between two progress reports
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_TENSORS = 100_000  # the largest checkpoints of the known families hold about 4,000
+
+# Bits an element, for every dtype of the format: a file may hold tensors that we never touch.
+BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E5M2FNUZ", "F8_E4M3FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+# The dtypes that can be edited, by their names in torch.
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip archive, pickle protocols
+
+Edit = Callable[["torch.Tensor"], "torch.Tensor"]
+Report = Callable[[int], None]
+
+
+def no_report(count: int) -> None:
+    """The progress callback of those who do not want one."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: the format's dtype name, shape, and byte offsets from the start of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """A safetensors file with a checked header; nothing else of it is in memory.
+
+    `tensors` keeps the header's order. `data_start` is the offset in bytes of the first tensor's data.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_start: int
+    size: int
+
+    @classmethod
+    def open(cls, path: Path) -> "SafetensorsFile":
+        """Read and check the header; `BadInput` says in one sentence what is wrong with the file."""
+        try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise BadInput(f"{path} is not a file.")
+            with path.open("rb") as file:
+                return cls._parse(path, file)
+        except OSError as error:
+            raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+
+    @classmethod
+    def _parse(cls, path: Path, file: BinaryIO) -> "SafetensorsFile":
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        start = file.read(1)
+        if start != b"{" and prefix[:2] in PICKLES:
+            raise BadInput(
+                f"{path} is a PyTorch pickle, not a safetensors file; loading a pickle can run code.",
+                "Get the safetensors form of this checkpoint.",
+            )
+        if len(prefix) < 8 or length < 2:
+            raise _broken(path, f"it has {size} bytes and no header")
+        if length > size - 8:
+            raise _broken(path, f"its header claims {length:,} bytes and the file has {size:,}")
+        if length > MAX_HEADER:
+            raise _broken(
+                path, f"its header of {length:,} bytes is above the format's limit of {MAX_HEADER:,}"
+            )
+        text = start + file.read(length - 1)
+        if (count := text.count(b'"data_offsets"')) > MAX_TENSORS:
+            raise _broken(path, f"its header claims {count:,} tensors; at most {MAX_TENSORS:,} are accepted")
+        try:
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise _broken(path, f"its header cannot be read ({str(error)[:120]})") from error
+        if not isinstance(header, dict):
+            raise _broken(path, "its header is not a JSON object")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise _broken(path, "its metadata is not a table of strings")
+        tensors = {name: _tensor_info(path, name, entry) for name, entry in header.items()}
+        _check_tiling(path, tensors, size - 8 - length)
+        return cls(path, tensors, metadata, 8 + length, size)
+
+    def read(self, name: str) -> "torch.Tensor":
+        """Read one tensor in the file's dtype (one of `FLOATS`); the copy is private and writable."""
+        import torch
+
+        info = self.tensors[name]
+        if info.dtype not in FLOATS:
+            raise BadInput(
+                f"Tensor {name} in {self.path} has dtype {info.dtype}, which cannot be edited.",
+                f"Known dtypes: {', '.join(FLOATS)}.",
+            )
+        dtype = getattr(torch, FLOATS[info.dtype])
+        buffer = bytearray(info.end - info.begin)
+        with self.path.open("rb") as file:
+            file.seek(self.data_start + info.begin)
+            if file.readinto(buffer) != len(buffer):
+                raise _broken(self.path, f"it ends inside of tensor {name}")
+        if not buffer:
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+    def sha256(self, report: Report = no_report) -> str:
+        """SHA-256 of the whole file in hex, as the hub shows it; `report` gets bytes as they are read."""
+        return hash_file(self.path, report)
+
+    def write_patched(
+        self,
+        target: Path,
+        edits: Mapping[str, Edit],
+        metadata: Mapping[str, str] | None = None,
+        report: Report = no_report,
+    ) -> None:
+        """Write this file to `target` with edit(tensor) in place of each tensor of `edits`.
+
+        An edit gets the tensor in fp32 (fp64 stays fp64), keeps its shape, and is rounded to the
+        file's dtype. One tensor is in memory at a time; every other byte is copied. With `metadata` the
+        header is rewritten (same keys, same order) with that metadata; without, it stays as it is.
+        Raises `BadInput` for NaN or infinite weights in a tensor to be edited, `TrceError` for a
+        non-finite result.
+        """
+        import torch
+
+        with self.path.open("rb") as source, target.open("wb") as out:
+            start = self.data_start
+            if metadata is None:
+                _copy_range(source, out, 0, start, no_report)
+            else:
+                header = self._header(metadata)
+                out.write(header)
+                start = len(header)
+            position = 0  # in the data
+            for name, info in sorted(self.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+                if name not in edits:
+                    continue
+                _copy_range(source, out, self.data_start + position, info.begin - position, report)
+                weight = self.read(name)
+                if not bool(torch.isfinite(weight).all()):
+                    raise BadInput(
+                        f"Tensor {name} in {self.path} holds NaN or infinite values.", "Nothing was written."
+                    )
+                wide = weight if weight.dtype == torch.float64 else weight.float()
+                edited = edits[name](wide).detach().to("cpu", weight.dtype).contiguous()
+                if edited.shape != weight.shape:
+                    raise ValueError(
+                        f"edit of {name} gave shape {tuple(edited.shape)}, not {tuple(weight.shape)}"
+                    )
+                if not bool(torch.isfinite(edited).all()):
+                    raise TrceError(
+                        f"The edit gives NaN or infinite values in {name} ({info.dtype}).",
+                        "Use a lower strength; nothing was written.",
+                    )
+                out.write(edited.view(-1).view(torch.uint8).numpy().data)
+                report(info.end - info.begin)
+                position = info.end
+            _copy_range(
+                source, out, self.data_start + position, self.size - self.data_start - position, report
+            )
+            assert out.tell() - start == self.size - self.data_start
+
+    def _header(self, metadata: Mapping[str, str]) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+        for name, info in self.tensors.items():
+            offsets = [info.begin, info.end]
+            entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": offsets}
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+        return len(text).to_bytes(8, "little") + text
+
+
+def hash_file(path: Path, report: Report = no_report) -> str:
+    """SHA-256 of a file in hex, streamed."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        buffer = memoryview(bytearray(CHUNK))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            report(count)
+    return digest.hexdigest()
+
+
+def copy_file(source: Path, target: Path, report: Report = no_report) -> None:
+    """Copy a file's bytes (not its mode) by the operating system."""
+    with source.open("rb") as read, target.open("wb") as write:
+        _copy_range(read, write, 0, os.fstat(read.fileno()).st_size, report)
+
+
+# Reasons for which the kernel declines to copy between two files that can be copied all the same.
+_DECLINED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
+
+
+def _copy_range(source: BinaryIO, target: BinaryIO, offset: int, count: int, report: Report) -> None:
+    """Append `count` bytes of source from `offset` to target; in the kernel where it can."""
+    target.flush()
+    while count and hasattr(os, "copy_file_range"):  # Linux
+        try:
+            done = os.copy_file_range(source.fileno(), target.fileno(), min(count, CHUNK), offset)
+        except OSError as error:
+            if error.errno not in _DECLINED:
+                raise
+            break
+        if not done:
+            break
+        offset, count = offset + done, count - done
+        report(done)
+    source.seek(offset)
+    while count:
+        block = source.read(min(count, CHUNK))
+        if not block:
+            raise TrceError(f"{source.name} became shorter while it was being copied.")
+        target.write(block)
+        count -= len(block)
+        report(len(block))
+    target.seek(0, os.SEEK_END)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {_short(twice)} appears twice")
+    return table
+
+
+def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _broken(path, f"tensor {_short(name)} needs exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise _broken(path, f"tensor {_short(name)} has the unknown dtype {_short(dtype)}")
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise _broken(path, f"tensor {_short(name)} has a shape or offsets that are not whole numbers")
+    begin, end = offsets
+    if end - begin != -(-math.prod(shape) * BITS[dtype] // 8):
+        what = f"tensor {_short(name)} of shape {_short(shape)} and dtype {dtype}"
+        raise _broken(path, f"{what} does not fill {end - begin:,} bytes")
+    return TensorInfo(dtype, tuple(shape), begin, end)
+
+
+def _counts(value: Any) -> bool:
+    """Whether value is a list of at most 64 counts, as many as torch has dimensions."""
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    )
+
+
+def _check_tiling(path: Path, tensors: Mapping[str, TensorInfo], data_size: int) -> None:
+    position = 0
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != position:
+            fault = "overlaps the one before it" if info.begin < position else "leaves a gap before it"
+            raise _broken(path, f"tensor {_short(name)} {fault}")
+        if info.end > data_size:
+            missing = f"tensor {_short(name)} ends {info.end - data_size:,} bytes after the end of the file"
+            raise _broken(path, f"{missing}; it was cut off, or its offsets are wrong")
+        position = info.end
+    if position != data_size:
+        raise _broken(path, f"{data_size - position:,} bytes after its last tensor belong to none")
+
+
+def _short(value: Any) -> str:
+    """A value from the file as it may stand in a message."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
+def _broken(path: Path, reason: str) -> BadInput:
+    return BadInput(f"{path} is not a valid safetensors file: {reason}.", "Download or copy it again.")
