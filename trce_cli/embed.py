@@ -94,7 +94,7 @@ class Embedder:
         return digest.hexdigest()
 
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
-        """The positions of all tokens of every occurrence of the keyword in the prompt, up to where it is cut.
+        """The positions of all tokens of every occurrence of the keyword, up to where the prompt is cut off.
 
         Letter case and the length of white space do not matter, as to CLIP's tokenizer. Whole words come
         first ("gun" is not in "burgundy"); where there are none, words that contain the keyword ("guns").
