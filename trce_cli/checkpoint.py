@@ -187,6 +187,11 @@ class Checkpoint:
         """Size in bytes of all files that belong to the checkpoint: what an edited one takes on disk."""
         return sum(path.stat().st_size for path in self.files.values())
 
+    def provenance_text(self) -> str | None:
+        """The text of `trce.json` as the checkpoint carries it, None where it was never edited."""
+        path = self.files.get("trce.json")
+        return path.read_text(encoding="utf-8", errors="replace") if path else None
+
     def notes(self) -> list[str]:
         """Sentences on what an edited checkpoint will not contain, and why."""
         return [f"Left out: {name} ({reason})." for name, reason in self.left_out.items()]
