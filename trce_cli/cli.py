@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trce_cli import __version__
-from trce_cli.commands import presets
+from trce_cli.commands import generate, presets
 from trce_cli.console import run_app
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ def trce(
 
 # A line for each command, in the order of the help.
 app.add_typer(presets.app, name="presets")
+app.command()(generate.generate)
 
 
 def main(args: Sequence[str] | None = None) -> int:

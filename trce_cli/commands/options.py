@@ -28,7 +28,8 @@ def _check_device(value: str) -> str:
     return value
 
 
-def _check_dtype(value: str | None) -> str | None:
+def check_dtype(value: str | None) -> str | None:
+    """torch's name of a dtype in any spelling."""
     if value is None:
         return None
     if value.lower() not in _DTYPES:
@@ -80,7 +81,7 @@ DType = Annotated[
     typer.Option(
         "--dtype",
         help="fp32, fp16 or bf16 (also float32, ...); the checkpoint's own where not given.",
-        callback=_check_dtype,
+        callback=check_dtype,
         show_default=False,
     ),
 ]
