@@ -42,9 +42,7 @@ ALIASES = {
 }
 STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
 GUIDANCE = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}  # diffusers' defaults
-ROW_CELL = (
-    1000  # characters; longer cells of a prompt's row (a picture, say) are not copied beside its images
-)
+ROW_CELL = 1000  # characters; longer cells of a prompt's row (a picture, say) are not recorded
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,13 @@ def plan_images(
     check(settings, prompts)
     all_traits = {role: traits(checkpoint) for role, checkpoint in checkpoints.items()}
     *_, (last, own) = all_traits.items()
+    usual_guidance = GUIDANCE[checkpoints[last].family.key]
     scheduler = own.scheduler if settings.scheduler is None else scheduler_name(settings.scheduler)
     records = []
     for index, prompt in enumerate(prompts, start=1):
         width = first(settings.width, prompt.width, own.width)
         height = first(settings.height, prompt.height, own.height)
+        guidance = first(settings.guidance_scale, prompt.guidance, usual_guidance)
         for role, trait in all_traits.items():
             trait.check(width, height, settings.steps, f"Prompt {index}", checkpoints[role].name)
         for offset in range(settings.images_per_prompt):
@@ -95,11 +95,7 @@ def plan_images(
                     prompt=prompt.text,
                     seed=seed,
                     steps=settings.steps,
-                    guidance_scale=float(
-                        first(
-                            settings.guidance_scale, prompt.guidance, GUIDANCE[checkpoints[last].family.key]
-                        )
-                    ),
+                    guidance_scale=float(guidance),
                     scheduler=scheduler,
                     width=width,
                     height=height,
@@ -193,19 +189,17 @@ class Traits:
 
 def traits(checkpoint: Checkpoint) -> Traits:
     """Size, steps and scheduler from the checkpoint's configs, without its weights."""
+    model_index = read_json(checkpoint.folder / "model_index.json")
     vae = read_json(checkpoint.folder / "vae/config.json")
     scheduler = read_json(checkpoint.folder / "scheduler/scheduler_config.json")
     blocks, sample = vae.get("block_out_channels"), checkpoint.unet_config.get("sample_size")
     size = sample if isinstance(sample, list) else [sample, sample]
-    steps, name = scheduler.get("num_train_timesteps", 1000), scheduler.get("_class_name")
-    if (
-        not isinstance(blocks, list)
-        or not blocks
-        or not all(type(n) is int and n > 0 for n in (*size, steps))
-    ):
+    steps, entry = scheduler.get("num_train_timesteps", 1000), model_index.get("scheduler")
+    counts = all(type(number) is int and number > 0 for number in (*size, steps))
+    if not counts or not isinstance(blocks, list) or not blocks:
         raise BadInput(f"The configs of {checkpoint.name} do not say what size of picture it draws.")
-    if not isinstance(name, str):
-        raise BadInput(f"The configs of {checkpoint.name} do not say what scheduler it draws with.")
+    if not isinstance(entry, list) or not isinstance(entry[-1], str):
+        raise BadInput(f"The model_index.json of {checkpoint.name} names no scheduler.")
     factor = 2 ** (len(blocks) - 1)  # pixels a latent
     short = {class_name: short for short, class_name in SCHEDULERS.items()}
     return Traits(
@@ -213,7 +207,7 @@ def traits(checkpoint: Checkpoint) -> Traits:
         height=size[0] * factor,
         multiple=math.lcm(8, factor),  # diffusers' pipelines insist on 8
         max_steps=steps,
-        scheduler=short.get(name, name),
+        scheduler=short.get(entry[-1], entry[-1]),
     )
 
 
@@ -256,8 +250,8 @@ def load_pipeline(
             **parts,
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{checkpoint.name} cannot be loaded: {reason}") from error
+        reason = str(error).strip().partition(". ")[0].rstrip(".")
+        raise BadInput(f"{checkpoint.name} cannot be loaded: {reason}.") from error
     for part in ("unet", "vae"):
         if absent := [key for key, weight in getattr(pipeline, part).named_parameters() if weight.is_meta]:
             raise BadInput(
@@ -340,10 +334,8 @@ def set_scheduler(pipeline: "DiffusionPipeline", name: str) -> None:
     wanted = SCHEDULERS.get(name, name)
     if type(pipeline.scheduler).__name__ == wanted:
         return
-    own = (
-        {"skip_prk_steps": True} if name == "pndm" else {}
-    )  # as SD's configs: plain PLMS, one evaluation a step
-    pipeline.scheduler = getattr(diffusers, wanted).from_config(pipeline.scheduler.config, **own)
+    plain = {"skip_prk_steps": True} if name == "pndm" else {}  # PLMS as in SD's configs: no warm-up steps
+    pipeline.scheduler = getattr(diffusers, wanted).from_config(pipeline.scheduler.config, **plain)
 
 
 def draw_missing(
