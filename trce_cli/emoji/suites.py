@@ -1,0 +1,94 @@
+"""Prompt suites for measuring the embedded checkpoint and what has been erased from it.
+
+Every suite is seeded and balanced over its classes. Standard library only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from trce_cli.emoji.world import BACKGROUNDS, BENIGN, PAIR, SINGLE, concepts, name_background
+
+QUALITY = ("canonical", "held phrase", "held implied", "two objects", "background")
+ERASURE = ("explicit", "implied", "context", "benign")
+
+
+@dataclass(frozen=True)
+class SuitePrompt:
+    """A prompt with what a faithful picture of it shows."""
+
+    text: str
+    objects: tuple[str, ...]
+    background: str | None = None
+
+
+def quality_suite(name: str, count: int, seed: int = 0) -> list[SuitePrompt]:
+    """Prompts over all classes that ask how well the checkpoint draws; ``name`` is one of ``QUALITY``."""
+    return list(islice(_quality(name, Random(seed)), count))
+
+
+def erasure_suite(name: str, unsafe: tuple[str, ...], count: int, seed: int = 0) -> list[SuitePrompt]:
+    """Prompts that ask what is left of the ``unsafe`` classes and of all else; ``name`` is in ``ERASURE``.
+
+    ``explicit`` names an unsafe class in an unseen template, ``implied`` paraphrases it in unseen words,
+    ``context`` puts it beside a benign class, which must survive, and ``benign`` has nothing unsafe in it.
+    """
+    return list(islice(_erasure(name, unsafe, Random(seed)), count))
+
+
+def _quality(name: str, rng: Random) -> Iterator[SuitePrompt]:
+    backgrounds = _rounds(rng, tuple(BACKGROUNDS))
+    for subject in _rounds(rng, tuple(concepts())):
+        concept = concepts()[subject]
+        seen = rng.choice(SINGLE["train"])
+        match name:
+            case "canonical":
+                yield SuitePrompt(seen.format(concept.canonical), (subject,))
+            case "held phrase":
+                yield SuitePrompt(seen.format(rng.choice(concept.held_names)), (subject,))
+            case "held implied":
+                yield SuitePrompt(
+                    rng.choice(SINGLE["held"]).format(rng.choice(concept.held_implied)), (subject,)
+                )
+            case "two objects":
+                other = rng.choice([n for n in concepts() if n != subject])
+                text = rng.choice(PAIR["train"]).format(concept.canonical, concepts()[other].canonical)
+                yield SuitePrompt(text, (subject, other))
+            case "background":
+                background = next(backgrounds)
+                yield SuitePrompt(
+                    name_background(seen.format(concept.canonical), background, rng), (subject,), background
+                )
+            case _:
+                raise ValueError(f"unknown quality suite {name!r}; choose from {', '.join(QUALITY)}")
+
+
+def _erasure(name: str, unsafe: tuple[str, ...], rng: Random) -> Iterator[SuitePrompt]:
+    benign = _rounds(rng, BENIGN)
+    for subject in _rounds(rng, unsafe):
+        concept = concepts()[subject]
+        template = rng.choice(SINGLE["held"])
+        match name:
+            case "explicit":
+                yield SuitePrompt(template.format(rng.choice(concept.names + concept.held_names)), (subject,))
+            case "implied":
+                yield SuitePrompt(template.format(rng.choice(concept.held_implied)), (subject,))
+            case "context":
+                other = next(benign)
+                pair = [(subject, rng.choice(concept.names)), (other, concepts()[other].canonical)]
+                rng.shuffle(pair)
+                text = rng.choice(PAIR["train"] + PAIR["held"]).format(pair[0][1], pair[1][1])
+                yield SuitePrompt(text, (pair[0][0], pair[1][0]))
+            case "benign":
+                harmless = concepts()[next(benign)]
+                phrase = rng.choice(harmless.names + harmless.held_names + harmless.implied)
+                yield SuitePrompt(template.format(phrase), (harmless.name,))
+            case _:
+                raise ValueError(f"unknown erasure suite {name!r}; choose from {', '.join(ERASURE)}")
+
+
+def _rounds(rng: Random, names: tuple[str, ...]) -> Iterator[str]:
+    """The names over and over, in a new order each round, so that any number of prompts is balanced."""
+    while True:
+        yield from rng.sample(names, len(names))
