@@ -19,8 +19,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families import POOLED_KEY, Family, TextEncoder, detect_folder
-from trce_cli.keymap import clip_weights
+from trce_cli.families import POOLED_KEY, Family, TextEncoder, detect_folder, detect_single_file
+from trce_cli.keymap import (
+    EMA,
+    UNET,
+    clip_weights,
+    ema_from_ldm,
+    ldm_layers_per_block,
+    openclip_from_clip,
+    unet_from_ldm,
+)
+from trce_cli.provenance import single_file_metadata
 from trce_cli.safetensors_file import (
     Edit,
     Report,
@@ -79,6 +88,8 @@ class Checkpoint:
 
     name: as the user gave it. path: the folder or file. layout: how its weights lie.
     unet: every copy of the U-Net's weights, the one that is used first.
+    config_folder: a diffusers folder with the configurations and tokenizers; the checkpoint itself if it is
+    one.
     files: what belongs to an edited checkpoint, relative name -> path. left_out: relative name ->
     reason.
     """
@@ -90,7 +101,7 @@ class Checkpoint:
     unet: tuple[WeightCopy, ...]
     unet_config: Mapping[str, Any]
     encoders: tuple[EncoderFiles, ...]
-    tokenizer_folder: Path
+    config_folder: Path
     files: Mapping[str, Path]
     left_out: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
@@ -142,7 +153,7 @@ class Checkpoint:
         from transformers import CLIPTokenizer
 
         return [
-            CLIPTokenizer.from_pretrained(self.tokenizer_folder / spec.tokenizer, local_files_only=True)
+            CLIPTokenizer.from_pretrained(self.config_folder / spec.tokenizer, local_files_only=True)
             for spec in self.family.encoders
         ]
 
@@ -189,6 +200,8 @@ class Checkpoint:
 
     def provenance_text(self) -> str | None:
         """The text of `trce.json` as the checkpoint carries it, None where it was never edited."""
+        if self.layout == "single-file":
+            return self.unet_files[0].metadata.get("trce")
         path = self.files.get("trce.json")
         return path.read_text(encoding="utf-8", errors="replace") if path else None
 
@@ -202,7 +215,9 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open `emoji`, a diffusers folder, a single `.safetensors` file or a hub id, and check it.
 
-    `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds. Raises
+    `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds.
+    `config` is a diffusers folder with the configurations and tokenizers for a single file that is built
+    differently from its family's published base; weights in it are not looked at. Raises
     `BadInput` in one sentence for everything that is wrong with it; no weight is read.
     """
     if name == "emoji":
@@ -213,6 +228,8 @@ def open_checkpoint(
         path = _resolve(name, revision, variant)
     if path.is_dir():
         return _open_folder(name, path, variant, revision)
+    if path.suffix == ".safetensors":
+        return _open_single_file(name, path, Path(config).expanduser() if config else None)
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
@@ -281,7 +298,7 @@ def _open_folder(name: str, folder: Path, variant: str | None, revision: str | N
         unet=unet,
         unet_config=unet_config,
         encoders=encoders,
-        tokenizer_folder=folder,
+        config_folder=folder,
         files=files,
         left_out=left_out,
         variant=variant,
@@ -289,6 +306,70 @@ def _open_folder(name: str, folder: Path, variant: str | None, revision: str | N
     )
     _check_shapes(checkpoint)
     return checkpoint
+
+
+def _open_single_file(name: str, path: Path, config: Path | None) -> Checkpoint:
+    file = SafetensorsFile.open(path)
+    family = detect_single_file(str(path), {key: info.shape for key, info in file.tensors.items()})
+    if config is None:
+        from trce_cli import configs
+
+        config = configs.folder(family.key)
+    elif not (config / "model_index.json").is_file():
+        raise BadInput(f"--config {config} is not a diffusers folder: it has no model_index.json.")
+    unet_config = read_json(_inside(config, "unet/config.json"))
+    model_index = read_json(_inside(config, "model_index.json"))
+    if (meant := detect_folder(str(config), model_index, unet_config)) is not family:
+        raise BadInput(f"{path} is of the family {family.name}, and {config} of {meant.name}.")
+    for spec in family.encoders:
+        _check_tokenizer(config / spec.tokenizer)
+    checkpoint = Checkpoint(
+        name=name,
+        path=path,
+        layout="single-file",
+        family=family,
+        unet=_single_file_copies(file),
+        unet_config=unet_config,
+        encoders=tuple(_single_file_encoder(file, config, spec) for spec in family.encoders),
+        config_folder=config,
+        files={path.name: path},
+    )
+    _check_shapes(checkpoint)
+    return checkpoint
+
+
+def _single_file_copies(file: SafetensorsFile) -> tuple[WeightCopy, ...]:
+    """The U-Net of a single file, and its EMA copy where there is one."""
+    keys = [key.removeprefix(UNET) for key in file.tensors if key.startswith(UNET)]
+    layers = ldm_layers_per_block(keys)
+    names = {ours: UNET + key for key in keys if (ours := unet_from_ldm(key, layers))}
+    copies = [WeightCopy("plain", {ours: (file, key) for ours, key in names.items()})]
+    if any(key.startswith(EMA) and key.endswith("weight") for key in file.tensors):
+        ema = {ours: ema_from_ldm(key) for ours, key in names.items()}
+        copies.append(WeightCopy("EMA", {o: (file, key) for o, key in ema.items() if key in file.tensors}))
+    return tuple(copies)
+
+
+def _single_file_encoder(file: SafetensorsFile, config_folder: Path, spec: TextEncoder) -> EncoderFiles:
+    config = _clip_config(config_folder, spec)
+
+    def read(key: str) -> "torch.Tensor":
+        name, third, transposed = openclip_from_clip(key) if spec.openclip else (key, None, False)
+        if spec.ldm + name not in file.tensors:
+            raise BadInput(f"{file.path} lacks the weight {spec.ldm}{name} of its text encoder.", hint)
+        tensor = file.read(spec.ldm + name)
+        if third is not None:
+            tensor = tensor.chunk(3)[third]
+        return tensor.T if transposed else tensor
+
+    hint = "If it is built differently from its family's base, give its diffusers folder with --config."
+    name = f"{spec.ldm}{'' if spec.openclip else 'text_model.embeddings.'}token_embedding.weight"
+    wanted = (config["vocab_size"], config["hidden_size"])
+    if (shape := file.tensors[name].shape if name in file.tensors else None) != wanted:
+        raise BadInput(
+            f"{name} in {file.path} has the shape {shape}; the configuration asks for {wanted}.", hint
+        )
+    return EncoderFiles(spec, config, file.path, read)
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -379,12 +460,7 @@ def _read_index(folder: Path, index: Path) -> dict[str, str]:
 
 def _folder_encoder(folder: Path, spec: TextEncoder, variant: str | None) -> EncoderFiles:
     where = folder / spec.folder
-    config = read_json(_inside(folder, f"{spec.folder}/config.json"))
-    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
-        if type(config.get(key)) is not int or config[key] < 1:
-            raise BadInput(f"{where / 'config.json'}: {key} is {config.get(key)!r}, not a positive number.")
-    if spec.model_class == "CLIPTextModelWithProjection" and type(config.get("projection_dim")) is not int:
-        raise BadInput(f"{where / 'config.json'}: projection_dim is {config.get('projection_dim')!r}.")
+    config = _clip_config(folder, spec)
     choices = [variant, None] if variant else [None]
     names = [f"model.{choice}.safetensors" if choice else "model.safetensors" for choice in choices]
     names += sorted(path.name for path in where.glob("*.safetensors"))
@@ -414,6 +490,18 @@ def _folder_encoder(folder: Path, spec: TextEncoder, variant: str | None) -> Enc
         return file.read(name)
 
     return EncoderFiles(spec, config, where, read)
+
+
+def _clip_config(folder: Path, spec: TextEncoder) -> dict[str, Any]:
+    config = read_json(_inside(folder, f"{spec.folder}/config.json"))
+    counts = ["hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"]
+    if spec.model_class == "CLIPTextModelWithProjection":
+        counts.append("projection_dim")
+    for key in counts:
+        if type(config.get(key)) is not int or config[key] < 1:
+            where = folder / spec.folder / "config.json"
+            raise BadInput(f"{where}: {key} is {config.get(key)!r}, not a positive number.")
+    return config
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -520,6 +608,8 @@ def check_output(checkpoint: Checkpoint, output: Path, force: bool = False) -> P
     """
     output = Path(os.path.realpath(output.expanduser()))
     _clear_stale(output)
+    if checkpoint.layout == "single-file" and output.suffix != ".safetensors":
+        raise BadInput(f"The output {output} of a single file must end in .safetensors.")
     source = checkpoint.path.resolve()
     if output == source or (output.exists() and output.samefile(source)):
         raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
@@ -532,7 +622,7 @@ def check_output(checkpoint: Checkpoint, output: Path, force: bool = False) -> P
     if output.exists():
         if not force:
             raise BadInput(f"The output {output} exists already.", "Choose another --output, or add --force.")
-        if checkpoint.layout == "diffusers" and not _replaceable(output):
+        if not _replaceable(output, checkpoint.layout):
             raise BadInput(
                 f"{output} is no checkpoint, so --force does not replace it.", "Choose another --output."
             )
@@ -554,7 +644,9 @@ def check_output(checkpoint: Checkpoint, output: Path, force: bool = False) -> P
     return output
 
 
-def _replaceable(output: Path) -> bool:
+def _replaceable(output: Path, layout: str) -> bool:
+    if layout == "single-file":
+        return output.is_file()
     return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
 
 
@@ -570,7 +662,8 @@ def write_patched(
 
     edits: diffusers U-Net key -> function from the weight (fp32, or fp64 where the file has it) to the new
     one of the same shape; done for every copy of the U-Net's weights, rounded to the dtype of its file.
-    files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's.
+    files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's; into a
+    single file `trce.json` goes as metadata.
     report: called with the number of bytes just written, `checkpoint.total_bytes()` in all.
     Raises `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite
     values, `TrceError` for a non-finite result or a failing disk. The input is never written to.
@@ -582,16 +675,20 @@ def write_patched(
         for copy in checkpoint.unet:
             file, name = copy.tensors[key]
             patches.setdefault(file.path, {})[name] = edit
+    metadata = None
+    if checkpoint.layout == "single-file":
+        metadata = single_file_metadata(checkpoint, files)
+        files = {}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with _whole_or_not_at_all(output) as stage:
             for relative, source in checkpoint.files.items():
                 if relative in files:
                     continue
-                target = stage / relative
+                target = stage if checkpoint.path.is_file() else stage / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if source in patches:
-                    opened[source].write_patched(target, patches[source], report=report)
+                if source in opened:
+                    opened[source].write_patched(target, patches.get(source, {}), metadata, report)
                 else:
                     copy_file(source, target, report)
             for relative, content in files.items():
@@ -604,30 +701,30 @@ def write_patched(
 
 @contextmanager
 def _whole_or_not_at_all(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that takes its place when the block ends well, and is removed otherwise.
+    """Where to write a file or folder that takes `output`'s place when the block ends well, else vanishes.
 
-    It is locked while the run lives, so that a later run can tell what a killed one left behind. An old
-    output is moved aside for the moment between two renames.
+    It lies in a hidden folder beside `output`, which is locked while the run lives, so that a later run can
+    tell what a killed one left behind. An old output is moved aside for the moment between two renames.
     """
     import fcntl
 
     aside = output.with_name(f".{output.name}.trce-old")
-    stage = output.with_name(f".{output.name}.trce-{secrets.token_hex(4)}")
-    stage.mkdir()
-    handle = os.open(stage, os.O_RDONLY)
+    hidden = output.with_name(f".{output.name}.trce-{secrets.token_hex(4)}")
+    hidden.mkdir()
+    handle = os.open(hidden, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield stage
+        yield hidden / output.name
         if output.exists():
             output.rename(aside)
-        stage.rename(output)
-        shutil.rmtree(aside, ignore_errors=True)
+        (hidden / output.name).rename(output)
+        _remove(aside)
     except BaseException:
         if aside.exists() and not output.exists():
             aside.rename(output)
-        shutil.rmtree(stage, ignore_errors=True)
         raise
     finally:
+        _remove(hidden)
         os.close(handle)
 
 
@@ -642,8 +739,15 @@ def _clear_stale(output: Path) -> None:
         handle = os.open(stale, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(stale)
+            _remove(stale)
         except BlockingIOError:
             pass  # another run is at work
         finally:
             os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

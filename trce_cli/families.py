@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trce_cli.errors import BadInput
+from trce_cli.keymap import UNET
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,40 @@ def detect_folder(where: str, model_index: Mapping[str, Any], unet_config: Mappi
         if found != encoder.model_class:
             raise unknown_family(where, f"its {encoder.folder} is {found}, not {encoder.model_class}")
     return family
+
+
+def detect_single_file(where: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
+    """The family of a single file in the CompVis/LDM layout from its keys and shapes.
+
+    Raises `BadInput`, which lists the known families, for any other file.
+    """
+    if not any(key.startswith(UNET) for key in shapes):
+        for prefix, found in _OTHER_FILES.items():
+            if any(key.startswith(prefix) for key in shapes):
+                raise BadInput(f"{where} is no checkpoint: it holds {found}.")
+        raise unknown_family(where, f"it has no key that begins with {UNET}")
+    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
+    if len(channels) < 2 or channels[1] != 4:
+        raise unknown_family(
+            where, f"its U-Net does not take 4 channels (input_blocks.0.0: {list(channels)})"
+        )
+    for family in (SDXL, SD2, SD1):
+        if all(any(key.startswith(spec.ldm) for key in shapes) for spec in family.encoders):
+            return family
+    wanted = " or ".join(" with ".join(spec.ldm for spec in family.encoders) for family in FAMILIES)
+    raise unknown_family(where, f"it holds no text encoder (keys {wanted})")
+
+
+# What is often taken for a checkpoint, by the beginning of a key.
+_OTHER_FILES = {
+    "lora_": "a LoRA",
+    "unet.": "a LoRA",
+    "down_blocks.": "the U-Net of a diffusers folder, without text encoder",
+    "first_stage_model.": "a VAE",
+    "decoder.": "a VAE",
+    "text_model.": "a text encoder",
+    "trce.": "an edit of ours",
+}
 
 
 def unknown_family(where: str, reason: str) -> BadInput:

@@ -1,6 +1,7 @@
 """Names of a weight in the three layouts: diffusers folders, CompVis/LDM single files, kohya LoRA (pure)."""
 
 UNET = "model.diffusion_model."  # the U-Net's prefix in a single file
+EMA = "model_ema."  # and that of its EMA copy
 
 _TOP = {  # diffusers -> LDM
     "conv_in": "input_blocks.0.0",
@@ -77,7 +78,7 @@ def ldm_layers_per_block(keys: list[str]) -> int:
 
 def ema_from_ldm(key: str) -> str:
     """The name of the EMA copy of a single file's U-Net key: LDM drops all dots of it."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")
+    return EMA + key.removeprefix("model.").replace(".", "")
 
 
 def openclip_from_clip(key: str) -> tuple[str, int | None, bool]:

@@ -29,8 +29,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 # What each kind of edit does, in plain words.
 METHODS = {
     "map": "Stage 1 of TRCE: one matrix, found in closed form, takes the text embeddings of the unsafe "
-    "prompts to those of the safe ones and leaves ordinary captions where they are. It is folded into the keys and "
-    "values of every cross-attention layer, so that nothing has to run beside the model.",
+    "prompts to those of the safe ones and leaves ordinary captions where they are. It is folded into "
+    "the keys and values of every cross-attention layer, so that nothing has to run beside the model.",
     "steer": "Stage 2 of TRCE: the attention weights were fine-tuned so that the early steps of denoising "
     "turn away from the unsafe concepts and stay as they were for ordinary prompts.",
     "apply": "An edit that was solved before, on another checkpoint or at another time, was put on this one.",
@@ -135,6 +135,26 @@ def provenance_files(checkpoint: "Checkpoint", entry: Mapping[str, Any]) -> dict
     return {NAME: (text + "\n").encode(), "README.md": card.encode()}
 
 
+def single_file_metadata(checkpoint: "Checkpoint", files: Mapping[str, bytes]) -> dict[str, str]:
+    """Metadata of an edited single file: the source's, `trce.json`'s text as `trce`, ModelSpec kept true.
+
+    files: as `provenance_files` gives them; without `trce.json` the source's metadata stays as it is.
+    """
+    metadata = dict(checkpoint.unet_files[0].metadata)
+    if NAME not in files:
+        return metadata
+    metadata = {"format": "pt", **metadata, "trce": files[NAME].decode()}
+    if any(key.startswith("modelspec.") for key in metadata):
+        entries = json.loads(files[NAME])["history"]
+        erased = _erased(entries)
+        title = metadata.get("modelspec.title", checkpoint.path.stem).partition(" without ")[0]
+        metadata["modelspec.title"] = f"{title} without {erased}"
+        metadata["modelspec.description"] = f"Edited with trce {__version__} to no longer draw: {erased}."
+        metadata["modelspec.date"] = entries[-1]["date"]
+        metadata.pop("modelspec.hash_sha256", None)  # the data changed
+    return metadata
+
+
 def _finite(value: Any) -> Any:
     """The value with NaN and infinity as null, which is all that JSON has for them."""
     if isinstance(value, float):
@@ -174,8 +194,7 @@ def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) 
     front |= {key: source[key] for key in ("license", "license_name", "license_link") if source.get(key)}
     front["tags"] = ["text-to-image", "stable-diffusion", "concept-erasure", "safety", "trce"]
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
-    names = [preset["name"] for entry in entries for preset in entry["presets"]]
-    erased = ", ".join(dict.fromkeys(names))
+    erased = _erased(entries)
     lines += [
         f"# {Path(base).name or base} without {erased}" if erased else f"# {Path(base).name}, edited",
         "",
@@ -217,6 +236,10 @@ def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) 
         "",
     ]
     return "\n".join(lines)
+
+
+def _erased(entries: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(dict.fromkeys(preset["name"] for entry in entries for preset in entry["presets"]))
 
 
 def _licence(source: Mapping[str, Any]) -> str:
