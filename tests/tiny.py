@@ -211,3 +211,131 @@ def shard(folder: Path, *, variant: str | None = None, parts: int = 2) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (unet / f"diffusion_pytorch_model.safetensors.index{infix}.json").write_text(json.dumps(index, indent=2))
     source.unlink()
+
+
+def single_file(
+    family: FamilyKey, folder: Path, path: Path, *, ema: bool = False, half: bool = False
+) -> Path:
+    """Write the folder's weights as one file in the CompVis/LDM layout of the published single files."""
+    unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
+    state = dict(unet)
+    if ema:  # a copy that differs, as that of a training run does
+        for key, value in unet.items():
+            state["model_ema." + key.removeprefix("model.").replace(".", "")] = value * 0.5
+        state["model_ema.decay"] = torch.tensor(0.9999)
+    state |= {f"first_stage_model.{key}": value for key, value in ldm_vae(folder).items()}
+    first = load_file(folder / "text_encoder/model.safetensors")
+    if family == "sd1":
+        state |= {f"cond_stage_model.transformer.{key}": value for key, value in first.items()}
+    elif family == "sd2":
+        state |= {
+            f"cond_stage_model.model.{key}": value for key, value in openclip(first, spare=True).items()
+        }
+    else:
+        second = openclip(load_file(folder / "text_encoder_2/model.safetensors"), spare=False)
+        state |= {f"conditioner.embedders.0.transformer.{key}": value for key, value in first.items()}
+        state |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
+    state["alphas_cumprod"] = torch.linspace(1, 0, 10)
+    if half:
+        state = {key: value.half() for key, value in state.items()}
+    state = {key: value.contiguous().clone() for key, value in state.items()}
+    save_file(
+        state, path, metadata={"format": "pt", "modelspec.title": "Tiny", "modelspec.hash_sha256": "0x0"}
+    )
+    return path
+
+
+def renamed(key: str, names: dict[str, str]) -> str:
+    """The key with every whole dotted name of `names` replaced."""
+    for ours, theirs in names.items():
+        key = f".{key}.".replace(f".{ours}.", f".{theirs}.")[1:-1]
+    return key
+
+
+def ldm_unet(folder: Path) -> dict[str, torch.Tensor]:
+    """The U-Net's weights by their LDM names: blocks are numbered in the order of the forward pass."""
+    state = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    config = json.loads((folder / "unet/config.json").read_text())
+    depth, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    prefixes = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    for kind, ldm in (("time_embedding", "time_embed"), ("add_embedding", "label_emb.0")):
+        prefixes |= {f"{kind}.linear_1": f"{ldm}.0", f"{kind}.linear_2": f"{ldm}.2"}
+    prefixes |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1"}
+    prefixes["mid_block.resnets.1"] = "middle_block.2"
+    number = 1
+    for level in range(depth):
+        for layer in range(layers):
+            prefixes[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{number}.0"
+            prefixes[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
+            number += 1
+        prefixes[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+        number += 1
+    number = 0
+    for level in range(depth):
+        attends = "CrossAttn" in config["up_block_types"][level]
+        for layer in range(layers + 1):
+            prefixes[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
+            prefixes[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
+            if layer == layers:
+                place = 2 if attends else 1
+                prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number}.{place}.conv"
+            number += 1
+    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
+    resnet |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    result = {}
+    for key, value in state.items():
+        prefix = max((p for p in prefixes if key.startswith(p + ".")), key=len)
+        rest = key[len(prefix) :].lstrip(".")
+        rest = renamed(rest, resnet) if ".resnets." in key else rest
+        result[f"{prefixes[prefix]}.{rest}"] = value
+    return result
+
+
+def ldm_vae(folder: Path) -> dict[str, torch.Tensor]:
+    """The VAE's weights by their LDM names; its attention's linear layers are 1 x 1 convolutions there."""
+    state = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
+    depth = len(json.loads((folder / "vae/config.json").read_text())["block_out_channels"])
+    names = {"mid_block.resnets.0": "mid.block_1", "mid_block.resnets.1": "mid.block_2"}
+    names |= {
+        "mid_block.attentions.0": "mid.attn_1",
+        "conv_norm_out": "norm_out",
+        "conv_shortcut": "nin_shortcut",
+    }
+    names |= {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    for level in range(depth):
+        names[f"down_blocks.{level}.downsamplers.0"] = f"down.{level}.downsample"
+        names[f"up_blocks.{level}.upsamplers.0"] = f"up.{depth - 1 - level}.upsample"
+        for layer in range(4):
+            names[f"down_blocks.{level}.resnets.{layer}"] = f"down.{level}.block.{layer}"
+            names[f"up_blocks.{level}.resnets.{layer}"] = f"up.{depth - 1 - level}.block.{layer}"
+    result = {}
+    for key, value in state.items():
+        linear = ".attentions.0.to_" in key and key.endswith(".weight")
+        result[renamed(key, names)] = value[..., None, None] if linear else value
+    return result
+
+
+def openclip(state: dict[str, torch.Tensor], *, spare: bool) -> dict[str, torch.Tensor]:
+    """CLIP weights in OpenCLIP's form; `spare`: with the last layer and projection that SD 2.x leaves out."""
+    names = {"embeddings.token_embedding.weight": "token_embedding.weight"}
+    names |= {"embeddings.position_embedding.weight": "positional_embedding", "final_layer_norm": "ln_final"}
+    names |= {"encoder.layers": "transformer.resblocks", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+    names |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+    result = {}
+    for key, value in state.items():
+        if key == "text_projection.weight":
+            result["text_projection"] = value.T
+        elif ".q_proj." in key:
+            parts = [state[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            leaf = key.rpartition(".")[2]
+            place = renamed(key.removeprefix("text_model."), names).split(".self_attn.")[0]
+            result[f"{place}.attn.in_proj_{leaf}"] = torch.cat(parts)
+        elif ".k_proj." not in key and ".v_proj." not in key:
+            result[renamed(key.removeprefix("text_model."), names)] = value
+    if spare:
+        last = max(int(key.split(".")[2]) for key in result if key.startswith("transformer."))
+        for key, value in list(result.items()):
+            if key.startswith(f"transformer.resblocks.{last}."):
+                result[key.replace(f".{last}.", f".{last + 1}.", 1)] = torch.randn_like(value)
+        result["text_projection"] = torch.eye(result["ln_final.weight"].shape[0])
+    return result

@@ -12,7 +12,7 @@ def folder(family_key: str) -> Path:
 
     It is what `from_single_file(config=...)` asks for. A damaged entry is replaced.
     """
-    from trce_cli.prior import cache_folder
+    from trce_cli.moments import cache_folder
 
     content = _content(family_key)
     target = cache_folder() / "configs" / family_key
