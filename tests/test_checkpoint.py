@@ -481,3 +481,24 @@ def test_a_missing_parent_is_made_and_a_file_in_the_way_is_refused(tiny_sd1: Pat
         patch(tiny_sd1, tmp_path / "file/out")
     with pytest.raises(BadInput, match="is no checkpoint"):
         patch(tiny_sd1, tmp_path / "file", force=True)
+
+
+def test_link_shares_what_is_unchanged(tiny_sd1: Path, tmp_path: Path) -> None:
+    copied, linked = patch(tiny_sd1, tmp_path / "copied"), patch(tiny_sd1, tmp_path / "linked", link=True)
+    assert tree(copied) == tree(linked)
+    assert not (linked / PLAIN).samefile(tiny_sd1 / PLAIN)
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert not (copied / vae).samefile(tiny_sd1 / vae)
+    if (linked / vae).stat().st_nlink == 1:
+        pytest.skip("this file system has reflinks")
+    assert (linked / vae).samefile(tiny_sd1 / vae)
+
+
+def test_link_to_another_file_system_copies(
+    tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_link(source: str, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert tree(patch(tiny_sd1, tmp_path / "out", link=True)) == tree(patch(tiny_sd1, tmp_path / "copy"))

@@ -37,6 +37,7 @@ from trce_cli.safetensors_file import (
     copy_file,
     hash_file,
     no_report,
+    share_file,
 )
 
 if TYPE_CHECKING:
@@ -599,7 +600,7 @@ def _load_encoder(encoder: EncoderFiles, device: Any, dtype: "torch.dtype | None
 # Writing
 
 
-def check_output(checkpoint: Checkpoint, output: Path, force: bool = False) -> Path:
+def check_output(checkpoint: Checkpoint, output: Path, force: bool = False, link: bool = False) -> Path:
     """Check before any work that `output` can be written, and return its real path.
 
     Refused (`BadInput`): an existing output without `force`, with `force` one that is no checkpoint; an
@@ -636,6 +637,8 @@ def check_output(checkpoint: Checkpoint, output: Path, force: bool = False) -> P
             f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
         )
     need, free = checkpoint.total_bytes(), shutil.disk_usage(parent).free
+    if link and source.stat().st_dev == parent.stat().st_dev:
+        need = sum(file.size for file in checkpoint.unet_files)
     if need > free:
         raise TrceError(
             f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",
@@ -656,6 +659,7 @@ def write_patched(
     edits: Mapping[str, Edit],
     files: Mapping[str, bytes],
     force: bool = False,
+    link: bool = False,
     report: Report = no_report,
 ) -> Path:
     """Write an edited copy of the checkpoint, whole or not at all, and return its real path.
@@ -664,11 +668,12 @@ def write_patched(
     one of the same shape; done for every copy of the U-Net's weights, rounded to the dtype of its file.
     files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's; into a
     single file `trce.json` goes as metadata.
-    report: called with the number of bytes just written, `checkpoint.total_bytes()` in all.
-    Raises `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite
-    values, `TrceError` for a non-finite result or a failing disk. The input is never written to.
+    link: share unchanged files with the input where both lie on one file system, by reflink or else hard
+    link. report: called with the number of bytes just written, `checkpoint.total_bytes()` in all. Raises
+    `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite values,
+    `TrceError` for a non-finite result or a failing disk. The input is never written to.
     """
-    output = check_output(checkpoint, output, force)
+    output = check_output(checkpoint, output, force, link)
     patches: dict[Path, dict[str, Edit]] = {}
     opened = {file.path: file for file in checkpoint.unet_files}
     for key, edit in edits.items():
@@ -689,6 +694,8 @@ def write_patched(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if source in opened:
                     opened[source].write_patched(target, patches.get(source, {}), metadata, report)
+                elif link and share_file(source, target):
+                    report(target.stat().st_size)
                 else:
                     copy_file(source, target, report)
             for relative, content in files.items():

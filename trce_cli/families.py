@@ -1,6 +1,6 @@
 """The known families, one small adapter each: text encoders, which hidden state, and the pooled embedding."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,10 +118,9 @@ def detect_single_file(where: str, shapes: Mapping[str, tuple[int, ...]]) -> Fam
 
     Raises `BadInput`, which lists the known families, for any other file.
     """
+    if found := not_a_checkpoint(shapes):
+        raise BadInput(f"{where} is no checkpoint but {found}.")
     if not any(key.startswith(UNET) for key in shapes):
-        for prefix, found in _OTHER_FILES.items():
-            if any(key.startswith(prefix) for key in shapes):
-                raise BadInput(f"{where} is no checkpoint: it holds {found}.")
         raise unknown_family(where, f"it has no key that begins with {UNET}")
     channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
     if len(channels) < 2 or channels[1] != 4:
@@ -135,15 +134,22 @@ def detect_single_file(where: str, shapes: Mapping[str, tuple[int, ...]]) -> Fam
     raise unknown_family(where, f"it holds no text encoder (keys {wanted})")
 
 
-# What is often taken for a checkpoint, by the beginning of a key.
+def not_a_checkpoint(keys: Collection[str]) -> str | None:
+    """What a safetensors file is by its keys, where it is something that is often taken for a checkpoint."""
+    if any(key.startswith(UNET) for key in keys):
+        return None
+    return next(
+        (what for start, what in _OTHER_FILES.items() if any(key.startswith(start) for key in keys)), None
+    )
+
+
 _OTHER_FILES = {
     "lora_": "a LoRA",
     "unet.": "a LoRA",
-    "down_blocks.": "the U-Net of a diffusers folder, without text encoder",
+    "down_blocks.": "the U-Net of a diffusers folder",
     "first_stage_model.": "a VAE",
     "decoder.": "a VAE",
     "text_model.": "a text encoder",
-    "trce.": "an edit of ours",
 }
 
 

@@ -32,8 +32,12 @@ BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-# The dtypes that can be edited, by their names in torch.
+# The dtypes that can be edited, and all that can be read, by their names in torch.
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+READABLE = FLOATS | {
+    **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
+    **{"F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn"},
+}
 
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip archive, pickle protocols
 
@@ -115,16 +119,13 @@ class SafetensorsFile:
         return cls(path, tensors, metadata, 8 + length, size)
 
     def read(self, name: str) -> "torch.Tensor":
-        """Read one tensor in the file's dtype (one of `FLOATS`); the copy is private and writable."""
+        """Read one tensor in the file's dtype (one of `READABLE`); the copy is private and writable."""
         import torch
 
         info = self.tensors[name]
-        if info.dtype not in FLOATS:
-            raise BadInput(
-                f"Tensor {name} in {self.path} has dtype {info.dtype}, which cannot be edited.",
-                f"Known dtypes: {', '.join(FLOATS)}.",
-            )
-        dtype = getattr(torch, FLOATS[info.dtype])
+        if info.dtype not in READABLE:
+            raise BadInput(f"Tensor {name} in {self.path} has the dtype {info.dtype}, which cannot be read.")
+        dtype = getattr(torch, READABLE[info.dtype])
         buffer = bytearray(info.end - info.begin)
         with self.path.open("rb") as file:
             file.seek(self.data_start + info.begin)
@@ -168,6 +169,11 @@ class SafetensorsFile:
                 if name not in edits:
                     continue
                 _copy_range(source, out, self.data_start + position, info.begin - position, report)
+                if info.dtype not in FLOATS:
+                    raise BadInput(
+                        f"Tensor {name} in {self.path} has the dtype {info.dtype}, which cannot be edited.",
+                        f"Dtypes that can: {', '.join(FLOATS)}.",
+                    )
                 weight = self.read(name)
                 if not bool(torch.isfinite(weight).all()):
                     raise BadInput(
@@ -217,6 +223,29 @@ def copy_file(source: Path, target: Path, report: Report = no_report) -> None:
     """Copy a file's bytes (not its mode) by the operating system."""
     with source.open("rb") as read, target.open("wb") as write:
         _copy_range(read, write, 0, os.fstat(read.fileno()).st_size, report)
+
+
+_FICLONE = 0x40049409  # Linux: let two files share their blocks until one of them is written to
+
+
+def share_file(source: Path, target: Path) -> bool:
+    """Make `target` of the bytes of `source` without copying them; False where the file system cannot.
+
+    A reflink where there are any (the two stay independent), else a hard link (the two are one file).
+    """
+    import fcntl
+
+    try:
+        with source.open("rb") as read, target.open("wb") as write:
+            fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())
+        return True
+    except OSError:
+        target.unlink(missing_ok=True)
+    try:
+        os.link(os.path.realpath(source), target)
+        return True
+    except OSError:  # another file system, or one without links
+        return False
 
 
 # Reasons for which the kernel declines to copy between two files that can be copied all the same.

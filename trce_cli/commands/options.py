@@ -93,6 +93,16 @@ Variant = Annotated[
     str | None,
     typer.Option("--variant", help="Weight file variant, such as fp16.", show_default=False),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="DIR",
+        help="For a single file: a diffusers folder with its configurations and tokenizers, "
+        "instead of the published base's.",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]

@@ -1,0 +1,58 @@
+"""`trce diff`: in which tensors two checkpoints differ, and by how much."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trce_cli.commands.options import Config, Json, Quiet
+from trce_cli.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trce_cli.inspection import Comparison
+
+ROWS = 40  # as many as a table may have and still be read; --json has all
+
+
+def diff(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A checkpoint or .safetensors file.", show_default=False)
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one, of any layout.", show_default=False)],
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which tensors of two checkpoints or files differ, and by how much."""
+    from trce_cli.inspection import compare, readers
+
+    console = Console(json, quiet)
+    left, right = readers(a, config), readers(b, config)
+    with console.progress() as progress:
+        found = compare(left, right, progress.stage("Comparing", len(left.keys() & right.keys()), "tensors"))
+    if found.differing:
+        console.show(_table(found))
+    for names, what in (
+        (found.reshaped, "have different shapes"),
+        (found.only_a, f"are only in {a}"),
+        (found.only_b, f"are only in {b}"),
+    ):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            console.show(f"{len(names)} {what}: {', '.join(names[:3])}{more}")
+    console.show(f"{len(found.differing)} tensors differ, {found.equal} are equal.")
+    console.result(asdict(found))
+
+
+def _table(found: "Comparison") -> "Table":
+    from rich.table import Table
+
+    hidden = len(found.differing) - ROWS
+    caption = f"and {hidden} more, which --json lists" if hidden > 0 else None
+    table = Table("tensor", "shape", "largest change", "relative change", caption=caption)
+    for row in found.differing[:ROWS]:
+        shape = " x ".join(map(str, row.shape))
+        table.add_row(row.name, shape, f"{row.largest:.3g}", f"{row.relative:.3g}")
+    return table
