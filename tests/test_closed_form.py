@@ -83,7 +83,7 @@ def test_is_the_identity_when_safe_equals_unsafe() -> None:
     fit = TextMapFitter(DIM).update(unsafe, unsafe, weights, pairs=PAIRS)
     text_map = fit.solve(benign().P, preserve=0.5)
     assert torch.equal(text_map.matrix, torch.eye(DIM, dtype=torch.float64))
-    assert fit.moved(text_map) != fit.moved(text_map)  # NaN: there is nowhere to move
+    assert fit.distance == 0
 
 
 def test_is_exact_on_the_pairs_as_preserve_goes_to_zero() -> None:
@@ -146,6 +146,16 @@ def test_rank_is_that_of_the_pairs_without_a_prior() -> None:
     assert text_map.rank == PAIRS
     complement = torch.linalg.svd(unsafe).Vh[PAIRS:]  # directions that no unsafe embedding has
     assert (text_map.change @ complement.mT).norm() < 1e-9 * text_map.change.norm()
+
+
+def test_distance_and_move_are_those_of_the_weighted_embeddings() -> None:
+    unsafe, safe, weights = (x.double() for x in pairs())
+    mean_square = lambda x: float(weights @ x.square().sum(1))  # noqa: E731
+    distance = (mean_square(safe - unsafe) / mean_square(unsafe)) ** 0.5
+    assert fitter().distance == pytest.approx(distance)
+    text_map = fitter().solve(benign().P, preserve=1.0)
+    steps = ((text_map(unsafe) - unsafe) * (safe - unsafe)).sum(1)
+    assert fitter().moved(text_map) == pytest.approx(float(weights @ steps) / mean_square(safe - unsafe))
 
 
 def test_strength_scales_the_change() -> None:

@@ -35,6 +35,7 @@ def trce(
 
 # A line for each command, in the order of the help.
 app.add_typer(presets.app, name="presets")
+app.command("map")(map.map_)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
 app.command()(diff.diff)

@@ -10,14 +10,17 @@ is W' = W M with one and the same matrix for all of them:
     A = 1/pairs sum w o o^T,   B = 1/pairs sum w n o^T,   P = 1/captions sum c c^T
 """
 
+import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
-# What float32 embeddings can tell apart from nothing, as a share of the largest eigenvalue: their rounding
-# noise of a few ulp, squared, because eigenvalues are squared lengths.
-CUT_OFF = (16 * torch.finfo(torch.float32).eps) ** 2
+# Below this share of the largest eigenvalue a direction counts as one that no embedding has. Half precision,
+# in which most pipelines run, rounds an embedding by some 2^-12 of its length, spread over 768 directions:
+# 1e-10 when squared. A change along weaker directions would act on rounding noise alone.
+CUT_OFF: Final = 1e-10
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,17 @@ class TextMapFitter:
         inverse, rank, condition = pseudo_inverse(self.A + preserve * P, cut_off)
         return TextMap(self.B_minus_A @ inverse, rank, condition)
 
+    @property
+    def distance(self) -> float:
+        """How far the safe embeddings are from the unsafe ones: rms |n - o| / rms |o|."""
+        return math.sqrt(self._distance / float(self._oo.trace()))
+
     def moved(self, text_map: TextMap) -> float:
         """How far the map takes the unsafe embeddings towards the safe ones: 0 not at all, 1 all the way.
 
-        sum w (n - o)^T (M o - o) / sum w |n - o|^2; linear in the strength. NaN where every pair is equal.
+        sum w (n - o)^T (M o - o) / sum w |n - o|^2, which is linear in the strength.
         """
-        along = float((text_map.change * self._no).sum())
-        return along / self._distance if self._distance else float("nan")
+        return float((text_map.change * self._no).sum()) / self._distance
 
 
 def pseudo_inverse(moment: Tensor, cut_off: float) -> tuple[Tensor, int, float]:

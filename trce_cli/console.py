@@ -68,7 +68,7 @@ class Stage:
         self._task = task
         self._unit = unit
 
-    def __call__(self, advance: int = 1, detail: str = "") -> None:
+    def __call__(self, advance: float = 1, detail: str = "") -> None:
         self._progress.advance(self._task, advance)
         speed = self._progress.tasks[self._progress.task_ids.index(self._task)].speed
         rate = f"{speed:.1f} {self._unit}/s" if speed and self._unit else ""

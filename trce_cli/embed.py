@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -84,7 +85,12 @@ class Embedder:
         That is every weight as it is used here (so the dtype too), the encoders' configurations, and the
         token ids, which are all that tokenizers and prompts have to say.
         """
-        digest = hashlib.sha256(repr([tokens.ids for tokens in self.tokens(prompts)]).encode())
+        ids = repr([tokens.ids for tokens in self.tokens(prompts)])
+        return hashlib.sha256((self._encoders_hash + ids).encode()).hexdigest()
+
+    @cached_property
+    def _encoders_hash(self) -> str:
+        digest = hashlib.sha256()
         for encoder, model in zip(self.family.encoders, self.text_encoders, strict=True):
             config = {name: getattr(model.config, name) for name in _CONFIG}
             digest.update(repr((encoder.hidden, config)).encode())

@@ -1,0 +1,77 @@
+"""Settings: given, recommended, default; and the plan."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from trce_cli.checkpoint import open_checkpoint
+from trce_cli.errors import BadInput
+from trce_cli.presets import load_preset
+from trce_cli.prior import Prior
+from trce_cli.prompts import PromptPair
+from trce_cli.settings import Settings, check_family, choose_settings, plan
+
+NOTHING = {"preserve": None, "token_weights": None, "strength": None}
+
+
+def preset(folder: Path, name: str, table: str, rest: str = "") -> str:
+    path = folder / f"{name}.toml"
+    path.write_text(
+        f'name = "{name}"\ndescription = "d"\nkind = "object"\n{rest}\n'
+        f'[[concepts]]\nunsafe = "{name}"\nsafe = "tool"\n[map]\n{table}\n'
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("preserve", -1.0), ("preserve", math.nan), ("strength", math.inf), ("token_weights", (0, 1, -1, 0))],
+)
+def test_numbers_must_be_finite_and_not_negative(name: str, value: object) -> None:
+    with pytest.raises(BadInput, match=name.replace("_", " ")):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("weights", [(0, 0, 0, 0), (1, 2, 3), ()])
+def test_token_weights_are_four_and_not_all_zero(weights: tuple[float, ...]) -> None:
+    with pytest.raises(BadInput, match="token weights"):
+        Settings(token_weights=weights)
+
+
+def test_given_beats_recommended_beats_default(tmp_path: Path) -> None:
+    presets = [load_preset(preset(tmp_path, "a", "preserve = 3\nstrength = 0.5"))]
+    settings, remarks = choose_settings(NOTHING | {"strength": 2.0}, presets)
+    assert settings == Settings(preserve=3.0, token_weights=(0, 1, 0, 0), strength=2.0)
+    assert remarks == []
+
+
+def test_presets_that_differ_are_told(tmp_path: Path) -> None:
+    first = preset(tmp_path, "a", "preserve = 3\nstrength = 1")
+    second = preset(tmp_path, "b", "preserve = 5.5\nstrength = 1.0", 'includes = ["a.toml"]')
+    presets = [load_preset(first), load_preset(second)]
+    settings, (remark,) = choose_settings(NOTHING, presets)
+    assert settings.preserve == 3
+    assert all(part in remark for part in ("3.0 by a", "5.5 by b", "3.0 is used", "--preserve"))
+    assert choose_settings(NOTHING | {"preserve": 1.0}, presets)[1] == []
+
+
+def test_other_families_are_refused_by_name(tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
+    check_family(open_checkpoint(str(tiny_sd1)))
+    for folder, name in ((tiny_sd2, "SD 2.x"), (tiny_sdxl, "SDXL")):
+        with pytest.raises(BadInput, match=name):
+            check_family(open_checkpoint(str(folder)))
+
+
+def test_plan_counts_layers_prompts_memory_and_disk(tiny_sd1: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    pairs = [PromptPair("a gun", "a tool", "a gun"), PromptPair("a rifle", "a tool", "a rifle")]
+    planned = plan(checkpoint, tmp_path / "new" / "out", pairs, Prior("x", ("c",) * 3, ("d",)), Settings())
+    assert len(planned["layers"]) == 32
+    assert all(shape[1] == 32 for shape in planned["layers"].values())
+    assert (planned["pairs"], planned["distinct_prompts"], planned["captions"]) == (2, 3, 3)
+    files = [path for path in tiny_sd1.rglob("*") if path.is_file()]
+    assert planned["disk_bytes"] == sum(path.stat().st_size for path in files)
+    weights = sum(p.numel() for model in checkpoint.load_text_encoders() for p in model.parameters())
+    overhead = planned["memory_bytes"] - 4 * weights
+    assert 200e6 < overhead < 1e9

@@ -1,0 +1,186 @@
+"""`trce map`: stage 1, a concept erased from a checkpoint in closed form."""
+
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trce_cli.commands.options import (
+    CheckpointName,
+    Device,
+    DryRun,
+    Force,
+    Json,
+    Output,
+    Presets,
+    Quiet,
+    Revision,
+    Variant,
+    check_dtype,
+    resolve_device,
+    resolve_dtype,
+)
+from trce_cli.console import Console
+from trce_cli.errors import BadInput
+from trce_cli.presets import load_presets
+from trce_cli.prompts import prompt_pairs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def map_(
+    checkpoint: CheckpointName,
+    presets: Presets,
+    output: Output,
+    preserve: Annotated[
+        float | None,
+        typer.Option(
+            help="lambda: how much a benign caption counts against a prompt pair; else the preset's, else 1.",
+            show_default=False,
+        ),
+    ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
+            "else the built-in ones.",
+            show_default=False,
+        ),
+    ] = None,
+    token_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOT,FIRST_EOT,LAST_EOT,KEYWORD",
+            help="Weights of the tokens that are mapped; else the preset's, else 0,1,0,0.",
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of the edit to apply, 1 is all of it; else the preset's, else 1.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision that prompts are encoded in: fp32, fp16 or bf16; else fp32. Weights keep theirs.",
+            callback=check_dtype,
+            show_default=False,
+        ),
+    ] = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Erase concepts from a checkpoint in closed form, in seconds (stage 1).
+
+    The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer.
+    The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights.
+    """
+    from trce_cli.checkpoint import check_output, open_checkpoint
+    from trce_cli.prior import choose_prior
+    from trce_cli.settings import check_family, choose_settings, plan
+
+    start = perf_counter()
+    console = Console(json, quiet)
+    chosen = load_presets(presets)
+    given = {"preserve": preserve, "token_weights": _token_weights(token_weights), "strength": strength}
+    settings, remarks = choose_settings(given, chosen)
+    source = open_checkpoint(checkpoint, revision, variant)
+    check_family(source)
+    check_output(source, output, force)
+    benign = choose_prior(source, prior, console.note)
+    pairs = prompt_pairs(chosen)
+    for remark in remarks + source.notes():
+        console.note(remark)
+    if dry_run:
+        planned = plan(source, output, pairs, benign, settings)
+        console.show(_plan_table(planned))
+        console.result({"dry_run": True, "output": output, **planned})
+        return
+
+    import torch
+
+    from trce_cli.checkpoint import write_patched
+    from trce_cli.mapping import solve
+    from trce_cli.provenance import provenance_files, record
+
+    where, precision = resolve_device(device), resolve_dtype(dtype) or torch.float32
+    with console.progress() as progress:
+        solution = solve(source, pairs, benign, settings, where, precision, progress.stage)
+        megabytes = round(source.total_bytes() / 1e6)
+        hashing = progress.stage("Hashing the original", megabytes, "MB")
+        source.hashes(lambda count: hashing(count / 1e6))
+        entry = record(
+            "map",
+            source,
+            chosen,
+            settings={
+                **asdict(settings),
+                "prior": benign.source,
+                "prior_sha256": benign.sha256(),
+                "device": str(where),
+                "dtype": str(precision).removeprefix("torch."),
+            },
+            figures=solution.figures,
+            seconds=perf_counter() - start,
+        )
+        writing = progress.stage("Writing", megabytes, "MB")
+        edits = dict.fromkeys(source.projection_keys(), solution.text_map.edit)
+        files = provenance_files(source, entry)
+        write_patched(source, output, edits, files, force, report=lambda count: writing(count / 1e6))
+    console.show(_guard_table(solution.figures))
+    console.note(f"Wrote {output} in {perf_counter() - start:.1f} s.")
+    console.result({"output": output, **entry})
+
+
+def _token_weights(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(
+            f"--token-weights {text!r} is not a list of numbers.",
+            "Give SOT,FIRST_EOT,LAST_EOT,KEYWORD, for example 0,1,0,0.",
+        ) from None
+
+
+def _guard_table(figures: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table("Guard", "Before", "After", title="What the edit does")
+    before, after = (figures["cosine_to_safe"][when] for when in ("before", "after"))
+    change, rank, dim = figures["canary_change"], figures["rank"], figures["dim"]
+    table.add_row("Cosine of unsafe to safe EoT, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
+    table.add_row(f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}")
+    table.add_row("Way of the targets to the safe embeddings", "", f"{figures['moved']:.1%}")
+    for name in ("keys", "values"):
+        row = f"Change of {name} on {figures['canaries']} canary captions, mean (largest) of the layers"
+        table.add_row(row, "", f"{change[name]['mean']:.2%} ({change[name]['max']:.2%})")
+    table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
+    return table
+
+
+def _plan_table(planned: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table("Plan", "", title="Nothing was written")
+    for key, (rows, columns) in planned["layers"].items():
+        table.add_row(key, f"{rows} x {columns}")
+    for name, value in planned.items():
+        if name.endswith("_bytes"):
+            value = f"{value / 1e9:.2f} GB"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if name != "layers":
+            table.add_row(name.removesuffix("_bytes").replace("_", " "), str(value))
+    return table

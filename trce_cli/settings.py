@@ -1,0 +1,116 @@
+"""The settings of stage 1 and the plan they make, checked before anything heavy is loaded."""
+
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from trce_cli.checkpoint import Checkpoint
+from trce_cli.errors import BadInput
+from trce_cli.families import SD1
+from trce_cli.presets import MapSettings, Preset, joint_map_settings
+from trce_cli.prior import Prior
+from trce_cli.prompts import PromptPair
+
+SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")  # the order of token weights
+MAPPED: Final = (SD1,)  # families whose every text input is mapped
+
+# What Python, torch, transformers, activations and the D x D statistics take beside the weights.
+OVERHEAD: Final = 700 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to solve stage 1.
+
+    preserve: lambda. token_weights: w in the order of `SLOTS`. strength: s in M_s = I + s (M - I), 1 is the
+    full edit. Raises BadInput unless all are finite and at least 0, with a token weight above 0.
+    """
+
+    preserve: float = 1.0  # a benign caption counts as much as a prompt pair
+    token_weights: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)  # the paper's: only the first EoT
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, numbers in (
+            ("preserve", (self.preserve,)),
+            ("token weights", self.token_weights),
+            ("strength", (self.strength,)),
+        ):
+            for number in numbers:
+                if not (math.isfinite(number) and number >= 0):
+                    raise BadInput(f"The {name} must be finite and at least 0, not {number:g}.")
+        if len(self.token_weights) != len(SLOTS) or not any(self.token_weights):
+            raise BadInput(
+                f"The token weights {self.token_weights} are not {len(SLOTS)} numbers that are not all 0.",
+                f"They are {','.join(SLOTS)}, for example 0,1,0,0.",
+            )
+
+
+def choose_settings(given: Mapping[str, Any], presets: Sequence[Preset]) -> tuple[Settings, list[str]]:
+    """What the user gave (None: not given), else what the presets recommend, else the defaults.
+
+    Also returns a sentence for each setting on which the presets' recommendations differ.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**joint_map_settings(presets).model_dump(exclude_none=True) | chosen)
+    remarks = []
+    for name in MapSettings.model_fields.keys() - chosen:
+        advice = {
+            part.name: value
+            for preset in presets
+            for part in preset.walk()
+            if (value := getattr(part.map, name)) is not None
+        }
+        if len(set(advice.values())) > 1:
+            each = ", ".join(f"{value} by {preset}" for preset, value in advice.items())
+            option = "--" + name.replace("_", "-")
+            remarks.append(f"Of {name}, {each} is recommended; {getattr(settings, name)} is used ({option}).")
+    return settings, sorted(remarks)
+
+
+def check_family(checkpoint: Checkpoint) -> None:
+    """BadInput for a family of which only a part would be mapped."""
+    if checkpoint.family not in MAPPED:
+        raise BadInput(
+            f"{checkpoint.name} is of the family {checkpoint.family.name}, which `trce map` cannot edit yet.",
+            f"It edits {', '.join(family.name for family in MAPPED)}.",
+        )
+
+
+def plan(
+    checkpoint: Checkpoint, output: Path, pairs: Sequence[PromptPair], prior: Prior, settings: Settings
+) -> dict[str, Any]:
+    """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes."""
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    return {
+        "family": checkpoint.family.name,
+        "weights": [copy.label for copy in checkpoint.unet],
+        "layers": {key: list(checkpoint.shape(key)) for key in checkpoint.projection_keys()},
+        "pairs": len(pairs),
+        "distinct_prompts": len(distinct_prompts(pairs)),
+        "prior": prior.source,
+        "captions": len(prior.captions),
+        "canaries": len(prior.canaries),
+        "preserve": settings.preserve,
+        "token_weights": list(settings.token_weights),
+        "strength": settings.strength,
+        "memory_bytes": OVERHEAD + 4 * sum(_parameters(encoder.config) for encoder in checkpoint.encoders),
+        "disk_bytes": checkpoint.total_bytes(),
+        "free_disk_bytes": shutil.disk_usage(existing).free,
+    }
+
+
+def distinct_prompts(pairs: Iterable[PromptPair]) -> set[str]:
+    """Every prompt of the pairs once."""
+    return {prompt for pair in pairs for prompt in (pair.unsafe, pair.safe)}
+
+
+def _parameters(config: Mapping[str, Any]) -> int:
+    """How many parameters a CLIP text encoder of this configuration has."""
+    width, inner = config["hidden_size"], config.get("intermediate_size", 4 * config["hidden_size"])
+    layer = 4 * (width + 1) * width + 2 * width * inner + inner + width + 4 * width
+    tables = (config["vocab_size"] + config["max_position_embeddings"]) * width
+    return int(tables + config["num_hidden_layers"] * layer + 2 * width)
