@@ -58,14 +58,12 @@ def choose_settings(given: Mapping[str, Any], presets: Sequence[Preset]) -> tupl
     settings = Settings(**joint_map_settings(presets).model_dump(exclude_none=True) | chosen)
     remarks = []
     for name in MapSettings.model_fields.keys() - chosen:
-        advice = {
-            part.name: value
-            for preset in presets
-            for part in preset.walk()
-            if (value := getattr(part.map, name)) is not None
-        }
-        if len(set(advice.values())) > 1:
-            each = ", ".join(f"{value} by {preset}" for preset, value in advice.items())
+        advice: dict[Any, str] = {}  # value -> the first that recommends it
+        for part in (part for preset in presets for part in preset.walk()):
+            if (value := getattr(part.map, name)) is not None:
+                advice.setdefault(value, part.name)
+        if len(advice) > 1:
+            each = ", ".join(f"{value} by {preset}" for value, preset in advice.items())
             option = "--" + name.replace("_", "-")
             remarks.append(f"Of {name}, {each} is recommended; {getattr(settings, name)} is used ({option}).")
     return settings, sorted(remarks)
