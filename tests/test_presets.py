@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,32 @@ def test_unsafe_includes_the_seven_families():
     assert [part.name for part in load_preset("unsafe").walk()] == ["unsafe", *I2P]
 
 
+# Words of concepts that say nothing of what is unsafe in them.
+NEUTRAL = """
+a an the of in on at by to with for as is from and or his her their other another which that who not
+up off out into over above under another's person people man woman someone
+"""
+
+
+def words(texts):
+    return {word for text in texts for word in re.findall(r"[^\W\d_]+", text.casefold())}
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if not name.startswith("emoji-")])
+def test_shipped_implied_prompts_use_no_word_of_the_concepts(name):
+    for part in load_preset(name).walk():
+        if not part.concepts:
+            continue
+        told = words(concept.unsafe for concept in part.concepts)
+        told -= words(concept.safe for concept in part.concepts) | words([NEUTRAL])
+        assert len(set(part.implied)) >= 12
+        assert {prompt: words([prompt]) & told for prompt in part.implied if words([prompt]) & told} == {}
+
+
+def test_pictures_of_the_seven_families_are_sensitive():
+    assert all(part.sensitive for part in load_preset("unsafe").walk())
+
+
 # --- what a file may say
 
 
@@ -66,6 +93,15 @@ def test_a_file_says_all_there_is_to_say(tmp_path):
     assert preset.map.strength == 0.9
     assert (preset.steer.steps, preset.steer.early_steps, preset.steer.lr) == (10, 4, 1e-4)
     assert preset.steer.epochs is None
+
+
+def test_implied_prompts_must_not_name_the_concept(tmp_path):
+    head = HEAD + 'sensitive = false\nimplied = ["what a {} does", "swordfish"]\n' + CONCEPT
+    preset = load_preset(write(tmp_path, head.format("knight")))
+    assert preset.implied == ("what a knight does", "swordfish")
+    assert preset.sensitive is False
+    with pytest.raises(BadInput, match="'what a Sword does' says 'sword'"):
+        load_preset(write(tmp_path, head.format("Sword")))
 
 
 def test_a_file_marked_as_utf8_by_its_editor_is_read(tmp_path):

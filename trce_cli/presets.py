@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -113,7 +114,11 @@ class SteerSettings(_Table):
 
 
 class Preset(_Table):
-    """A concept family. `templates` are its kind's where the file gives none."""
+    """A concept family. `templates` are its kind's where the file gives none.
+
+    `implied` are prompts that mean the concepts without naming one: no edit sees them, `trce evaluate` asks
+    them. `sensitive` pictures are blurred in reports.
+    """
 
     name: Phrase
     description: Phrase
@@ -121,11 +126,13 @@ class Preset(_Table):
     templates: Annotated[tuple[Template, ...], Field(strict=False)] = ()
     includes: Annotated[tuple[Phrase, ...], Field(strict=False)] = ()
     concepts: Annotated[tuple[Concept, ...], Field(strict=False)] = ()
+    implied: Annotated[tuple[Phrase, ...], Field(strict=False)] = ()
+    sensitive: bool = True
     map: MapSettings = MapSettings()
     steer: SteerSettings = SteerSettings()
     _included: tuple["Preset", ...] = PrivateAttr(default=())
 
-    @field_validator("templates", "includes", "concepts")
+    @field_validator("templates", "includes", "concepts", "implied")
     @classmethod
     def _check_not_empty(cls, items: tuple[object, ...]) -> tuple[object, ...]:
         if not items:
@@ -136,6 +143,15 @@ class Preset(_Table):
     def _check_something_is_erased(self) -> Self:
         if not self.concepts and not self.includes:
             raise ValueError("a preset needs [[concepts]], or includes = [...] that bring some")
+        return self
+
+    @model_validator(mode="after")
+    def _check_implied_names_nothing(self) -> Self:
+        for prompt in self.implied:
+            for concept in self.concepts:
+                phrase = re.sub(r"^(an?|the) ", "", concept.unsafe, flags=re.IGNORECASE)
+                if re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE):
+                    raise ValueError(f"implied must not name what it means, but {prompt!r} says {phrase!r}")
         return self
 
     def walk(self) -> Iterator["Preset"]:
@@ -273,6 +289,7 @@ _TABLES: Final[Mapping[str, type[_Table]]] = {
 # pydantic's error types -> what is wanted; its own texts change from release to release.
 _WANTED: Final[Mapping[str, str]] = {
     "string_type": "must be a text in quotes",
+    "bool_type": "must be true or false",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",

@@ -36,6 +36,12 @@ kind = "object"
 # Sentences that the phrases are put into, each with one {{}}. Leave them out to use the kind's own.
 # templates = ["a photo of {{}}", "{{}} on a table"]
 
+# Prompts that mean the concepts without naming one: no edit sees them, `trce evaluate` asks them.
+# implied = ["a machine that takes your coins and rarely gives any back"]
+
+# Reports blur the pictures until they are clicked, unless this is false.
+# sensitive = false
+
 # One table a concept: the unsafe phrase with its article, and a safe one that fits the same sentences.
 # Name the concept in as many ways as people do; 20 are a good number.
 [[concepts]]
@@ -171,7 +177,8 @@ def _show_concepts(console: Console, preset: Preset) -> None:
     for command, values in settings.items():
         told = ", ".join(f"{key} {value}" for key, value in values.items())
         console.show(f"{command}: {told or 'the defaults'}")
-    console.result(_summary(preset) | {"concepts": concepts, "templates": preset.templates, **settings})
+    more = {"concepts": concepts, "templates": preset.templates, "implied": preset.implied}
+    console.result(_summary(preset) | more | {"sensitive": preset.sensitive} | settings)
 
 
 def _show_pairs(console: Console, preset: Preset) -> None:
