@@ -1,0 +1,38 @@
+"""What only the main process of several may do: read and write files, and say what is wrong."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from trce_cli.errors import TrceError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+def on_main(accelerator: "Accelerator", function: Callable[[], T]) -> T:
+    """Call `function` in the main process alone, and return its result in all of them.
+
+    Where it raises one of our errors or an OSError, that is raised in the main process, and the others end
+    silently with the same exit status, so that none waits for ever. The result has to be picklable.
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    error: TrceError | OSError | None = None
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except (TrceError, OSError) as caught:
+            error = caught
+            outcome[1] = getattr(caught, "exit_code", 1)
+    broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise SystemExit(outcome[1])
+    result: T = outcome[0]
+    return result
