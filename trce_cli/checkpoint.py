@@ -34,6 +34,7 @@ from trce_cli.safetensors_file import (
     Edit,
     Report,
     SafetensorsFile,
+    all_finite,
     copy_file,
     hash_file,
     no_report,
@@ -164,12 +165,18 @@ class Checkpoint:
         Raises `BadInput` where a weight is missing, has another shape, or holds NaN or infinite values;
         nothing is left at random values.
         """
-        return [_load_encoder(encoder, device, dtype) for encoder in self.encoders]
+        import hashlib
+
+        digest = hashlib.sha256()
+        models = [_load_encoder(encoder, device, dtype, digest) for encoder in self.encoders]
+        self.__dict__["_text_encoder_hash"] = digest.hexdigest()
+        return models
 
     def text_encoder_hash(self) -> str:
         """SHA-256 in hex of the text encoders' weights: the same for every layout, for fp16 and fp32 files.
 
-        Hashed are name, shape and fp16 bytes of every weight that the encoder uses.
+        Hashed are name, shape and fp16 bytes of every weight that the encoder uses. After
+        `load_text_encoders`, which does it on the way, nothing is read again.
         """
         return self._text_encoder_hash
 
@@ -177,14 +184,10 @@ class Checkpoint:
     def _text_encoder_hash(self) -> str:
         import hashlib
 
-        import torch
-
         digest = hashlib.sha256()
         for encoder in self.encoders:
             for name in encoder.weights():
-                tensor = encoder.read(name).to(torch.float16).contiguous()
-                digest.update(f"{encoder.spec.folder}/{name} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+                _hash_weight(digest, f"{encoder.spec.folder}/{name}", encoder.read(name))
         return digest.hexdigest()
 
     def hashes(self, report: Report = no_report) -> dict[str, str]:
@@ -572,29 +575,40 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def _load_encoder(encoder: EncoderFiles, device: Any, dtype: "torch.dtype | None") -> Any:
+def _load_encoder(encoder: EncoderFiles, device: Any, dtype: "torch.dtype | None", digest: Any) -> Any:
     import torch
     import transformers
 
     config = transformers.CLIPTextConfig.from_dict(dict(encoder.config))
     with torch.device("meta"):
         model = getattr(transformers, encoder.spec.model_class)(config)
+    parameters = dict(model.named_parameters())
     state = {}
-    for name, parameter in model.named_parameters():
-        published = name if name.startswith("text_") else f"text_model.{name}"  # transformers 5.6 dropped it
-        tensor = encoder.read(published)
-        if tensor.shape != parameter.shape:
+    for weight in encoder.weights():
+        tensor = encoder.read(weight)
+        _hash_weight(digest, f"{encoder.spec.folder}/{weight}", tensor)
+        # transformers 5.6 dropped `text_model.` from the names of a model without projection
+        name = weight if weight in parameters else weight.removeprefix("text_model.")
+        if tensor.shape != parameters[name].shape:
             raise BadInput(
-                f"{published} in {encoder.where} has shape {list(tensor.shape)}; its config.json asks for "
-                f"{list(parameter.shape)}."
+                f"{weight} in {encoder.where} has shape {list(tensor.shape)}; its config.json asks for "
+                f"{list(parameters[name].shape)}."
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"{published} in {encoder.where} holds NaN or infinite values.")
+        if not all_finite(tensor):
+            raise BadInput(f"{weight} in {encoder.where} holds NaN or infinite values.")
         state[name] = tensor.to(device=device, dtype=dtype)
     model.load_state_dict(state, strict=False, assign=True)
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))
     return model.eval().requires_grad_(False)
+
+
+def _hash_weight(digest: Any, name: str, tensor: "torch.Tensor") -> None:
+    import torch
+
+    digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+    for part in tensor.reshape(-1).split(1 << 20):  # no fp16 copy of a whole token embedding
+        digest.update(part.to(torch.float16).view(torch.uint8).numpy().data)
 
 
 # Writing

@@ -3,11 +3,11 @@
 Layout: 8 bytes little-endian header length, a JSON header, the tensors' bytes without gaps.
 """
 
-import errno
 import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +175,7 @@ class SafetensorsFile:
                         f"Dtypes that can: {', '.join(FLOATS)}.",
                     )
                 weight = self.read(name)
-                if not bool(torch.isfinite(weight).all()):
+                if not all_finite(weight):
                     raise BadInput(
                         f"Tensor {name} in {self.path} holds NaN or infinite values.", "Nothing was written."
                     )
@@ -185,7 +185,7 @@ class SafetensorsFile:
                     raise ValueError(
                         f"edit of {name} gave shape {tuple(edited.shape)}, not {tuple(weight.shape)}"
                     )
-                if not bool(torch.isfinite(edited).all()):
+                if not all_finite(edited):
                     raise TrceError(
                         f"The edit gives NaN or infinite values in {name} ({info.dtype}).",
                         "Use a lower strength; nothing was written.",
@@ -206,6 +206,13 @@ class SafetensorsFile:
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
         return len(text).to_bytes(8, "little") + text
+
+
+def all_finite(tensor: "torch.Tensor") -> bool:
+    """Whether no value is NaN or infinite, found without a temporary of the tensor's size."""
+    import torch
+
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 def hash_file(path: Path, report: Report = no_report) -> str:
@@ -248,20 +255,11 @@ def share_file(source: Path, target: Path) -> bool:
         return False
 
 
-# Reasons for which the kernel declines to copy between two files that can be copied all the same.
-_DECLINED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
-
-
 def _copy_range(source: BinaryIO, target: BinaryIO, offset: int, count: int, report: Report) -> None:
     """Append `count` bytes of source from `offset` to target; in the kernel where it can."""
     target.flush()
-    while count and hasattr(os, "copy_file_range"):  # Linux
-        try:
-            done = os.copy_file_range(source.fileno(), target.fileno(), min(count, CHUNK), offset)
-        except OSError as error:
-            if error.errno not in _DECLINED:
-                raise
-            break
+    while count and sys.platform == "linux":  # elsewhere sendfile is for sockets only
+        done = os.sendfile(target.fileno(), source.fileno(), offset, min(count, CHUNK))
         if not done:
             break
         offset, count = offset + done, count - done
