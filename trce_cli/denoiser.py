@@ -60,9 +60,14 @@ class Conditioning:
 def predict(
     unet: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, rows: Tensor
 ) -> Tensor:
-    """The U-Net's output, noise or v, at (batch, channels, height, width); timesteps, rows: (batch,)."""
-    prediction: Tensor = unet(latents, timesteps, return_dict=False, **conditioning.inputs(rows))[0]
-    return prediction
+    """The U-Net's output, noise or v, at (batch, channels, height, width); timesteps, rows: (batch,).
+
+    It is computed in the precision of the frozen weights; float32 comes out.
+    """
+    precision = next(parameter.dtype for parameter in unet.parameters() if not parameter.requires_grad)
+    with torch.autocast(latents.device.type, precision, enabled=precision != torch.float32):
+        prediction: Tensor = unet(latents, timesteps, return_dict=False, **conditioning.inputs(rows))[0]
+    return prediction.float()
 
 
 @torch.no_grad()

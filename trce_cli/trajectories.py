@@ -318,7 +318,7 @@ def _evaluate(
     batch = latents.repeat(len(columns), 1, 1, 1)
     timesteps = t.expand(len(batch)).to(latents.device)
     prediction = predict(unet, batch, timesteps, conditioning, torch.cat(list(columns)))
-    return prediction.float().chunk(len(columns))
+    return prediction.chunk(len(columns))
 
 
 def stage1_predictions(unet: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning) -> Tensor:
@@ -512,8 +512,7 @@ def _make(
     for start in range(0, len(shards), world):
         together = shards[start : start + world]
         jobs = [job(shard) for shard in together]
-        with accelerator.autocast():
-            mine = [jobs[rank](unet)] if rank < len(jobs) else []
+        mine = [jobs[rank](unet)] if rank < len(jobs) else []
         made = gather_object(mine)
 
         def write(together: Sequence[Shard] = together, made: Sequence[dict[str, Tensor]] = made) -> None:

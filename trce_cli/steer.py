@@ -1,0 +1,735 @@
+"""Stage 2: fine-tune the visual attention on early denoising steps, resumably, on one process or many.
+
+arXiv 2503.07389, denoising trajectory steering. `steer` is the whole stage; `train` is the loop, a generator
+that yields a record a step. The only model in memory while it runs is the one in training: targets and the
+predictions to hold on to come from a `TrajectorySet`.
+"""
+
+import fcntl
+import gc
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trce_cli import training_state
+from trce_cli.checkpoint import Checkpoint, check_output, write_patched
+from trce_cli.contrastive import Contrast, contrastive_loss, regulariser
+from trce_cli.denoiser import (
+    Conditioning,
+    check_same_model,
+    ddim,
+    encode,
+    is_trainable,
+    load_unet,
+    predict,
+    trainable,
+)
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.presets import Preset, SteerSettings
+from trce_cli.processes import on_main
+from trce_cli.provenance import provenance_files, record
+from trce_cli.trajectories import Kind, Plan, Recipe, States, TrajectorySet, identify, prepare
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SAVE_EVERY: float = 120  # seconds between two training states: what a kill can cost
+WARM_UP: Final = 0.05  # of the steps, over which the learning rate rises; a usual share
+CLIP: Final = 1.0  # norm of the gradient, diffusers' training scripts' value
+GUARD_BATCH: Final = 8  # states in one pass of the guard
+SKIPS: Final = 20  # steps in a row that fp16's loss scaling may skip while it finds its scale
+
+STATE, LOG, CURVES = "state.safetensors", "steer.jsonl", "loss.png"
+
+Report = Callable[..., None]  # called with the number of items done, and a word on how it goes
+Stage = Callable[[str, int | None, str], Report]  # text, total, unit
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. The defaults are the paper's for SD 1.x; `batch_size` is summed over the processes.
+
+    The loop ends after `epochs` passes over the unsafe states or after `max_steps`, whichever comes first.
+    """
+
+    margin: float = 0.01
+    regularisation: float = 100.0  # weight of the regulariser
+    lr: float = 1e-6
+    epochs: int | None = 3
+    max_steps: int | None = None
+    batch_size: int = 4  # unsafe states a step, and as many unconditional ones
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+
+    def steps(self, states: int) -> int:
+        """The number of optimisation steps over this many unsafe states."""
+        limits = [self.max_steps] if self.max_steps is not None else []
+        limits += [math.ceil(self.epochs * states / self.batch_size)] if self.epochs is not None else []
+        return min(limits)
+
+
+def choose(given: Mapping[str, Any], recommended: SteerSettings) -> tuple[Recipe, Training]:
+    """What the user gave (None: not given), else what the presets recommend, else the defaults.
+
+    A recommendation that hangs on a setting the user changed is dropped: early steps on the number of steps,
+    and epochs and maximal steps on each other. Raises BadInput for numbers that make no sense.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    advice = recommended.model_dump(exclude_none=True)
+    for name, other in (("steps", "early_steps"), ("epochs", "max_steps"), ("max_steps", "epochs")):
+        if name in chosen:
+            advice.pop(other, None)
+    settings = advice | chosen
+    if "max_steps" in settings:
+        settings.setdefault("epochs", None)
+    if "steps" in settings:
+        settings.setdefault("early_steps", math.ceil(settings["steps"] / 2))
+    for name, value in settings.items():
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise BadInput(f"--{name.replace('_', '-')} must be finite and at least 0, not {value:g}.")
+    if settings.get("lr") == 0:
+        raise BadInput("--lr must be greater than 0: nothing would be learnt.")
+    names = Recipe.__dataclass_fields__
+    recipe = Recipe(**{name: value for name, value in settings.items() if name in names})
+    if recipe.early_steps > recipe.steps:
+        raise BadInput(
+            f"--early-steps is {recipe.early_steps}, more than the {recipe.steps} steps there are."
+        )
+    fields = Training.__dataclass_fields__
+    return recipe, Training(**{name: value for name, value in settings.items() if name in fields})
+
+
+def make_accelerator(
+    device: torch.device, mixed_precision: str, log_with: str | None = None, logs: Path | None = None
+) -> "Accelerator":
+    """Accelerate on the device of `--device`; under `accelerate launch` each process takes its own."""
+    from accelerate import Accelerator
+
+    if mixed_precision == "fp16" and device.type == "cpu":
+        raise BadInput("Mixed precision fp16 needs a GPU.", "Use --mixed-precision bf16 or no on the CPU.")
+    if device.type == "cuda" and device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise BadInput(
+                f"{device} is one device, and several processes were started.", "Use --device cuda."
+            )
+        torch.cuda.set_device(device)
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=mixed_precision,
+            log_with=log_with,
+            project_dir=logs,
+        )
+    except (ValueError, ImportError) as error:
+        raise BadInput(f"Accelerate refuses these settings: {str(error).strip().splitlines()[0]}") from error
+
+
+def estimate(erased: Checkpoint, plan: Plan, training: Training) -> dict[str, Any]:
+    """What a run takes: states, evaluations of a U-Net on one sample, memory and disk in bytes.
+
+    Memory is that of weights, gradients and optimizer; activations come on top, with the batch.
+    """
+    steps = training.steps(plan.states("unsafe"))
+    samples = (3 if plan.states("unconditional") else 2) * training.batch_size
+    sizes = {key: math.prod(erased.shape(key)) for key in erased.unet[0].tensors}
+    tuned = sum(size for key, size in sizes.items() if is_trainable(key))
+    frozen = sum(sizes.values()) - tuned
+    state = 12 * tuned  # weights and two moments in fp32
+    return {
+        "concepts": len(plan.trajectories["unsafe"]) // plan.recipe.trajectories_per_concept,
+        "trajectories": len(plan.trajectories["unsafe"]) + len(plan.trajectories["unconditional"]),
+        "unsafe_states": plan.states("unsafe"),
+        "unconditional_states": plan.states("unconditional"),
+        "evaluations": {**plan.evaluations, "training": steps * samples},
+        "steps": steps,
+        "tuned_weights": tuned,
+        "frozen_weights": frozen,
+        "memory_bytes": frozen * (4 if training.mixed_precision == "no" else 2) + 16 * tuned,
+        "trajectory_bytes": plan.total_bytes,
+        "state_bytes": state,
+        "output_bytes": erased.total_bytes(),
+    }
+
+
+def steer(
+    erased: Checkpoint,
+    teacher: Checkpoint,
+    presets: Sequence[Preset],
+    plan: Plan,
+    training: Training,
+    output: Path,
+    accelerator: "Accelerator",
+    trajectories: Path | None = None,
+    gradient_checkpointing: bool = False,
+    max_drift: float = 0.2,
+    force: bool = False,
+    stage: Stage = lambda text, total, unit: lambda *done: None,
+) -> dict[str, Any]:
+    """Prepare, train, measure and write `output`; returns the entry that was added to its history.
+
+    Killed at any moment and called again with the same arguments, it goes on where it was. Only the main
+    process touches files. Raises BadInput and TrceError, in the end also where the model drifted more than
+    `max_drift`.
+    """
+    began = time.perf_counter()
+    if training.batch_size % accelerator.num_processes:
+        raise BadInput(
+            f"A batch of {training.batch_size} cannot be shared by {accelerator.num_processes} processes.",
+            f"Use a --batch-size that is a multiple of {accelerator.num_processes}.",
+        )
+    check_same_model(teacher, erased)
+    stage("Reading checkpoints", None, "")
+    made_from = on_main(
+        accelerator, lambda: identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
+    )
+    work = Work(output, made_from, training)
+    with work.claimed(accelerator, erased, plan, trajectories, force) as stored:
+        conditioning = encode(erased, plan.prompts, accelerator.device)
+        dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[training.mixed_precision]
+        load = partial(load_unet, device=accelerator.device, dtype=dtype)
+        total = on_main(accelerator, lambda: sum(len(shard.trajectories) for shard in stored.missing))
+        if total:
+            report = stage("Preparing", total, "trajectories")
+            scheduler = ddim(teacher, plan.recipe.steps)
+            for done in prepare(
+                stored, accelerator, conditioning, scheduler, lambda: load(teacher), lambda: load(erased)
+            ):
+                report(done)
+            gc.collect()  # the teacher goes before the model in training comes
+        model = load(erased, train=True)
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()  # type: ignore[operator]
+        _fit(accelerator, model, stored, conditioning, training, work, stage)
+        entry: dict[str, Any] = on_main(
+            accelerator,
+            lambda: _finish(
+                accelerator, model, erased, teacher, presets, stored, conditioning, training, work,
+                max_drift, force, began, stage,
+            ),
+        )  # fmt: skip
+    return entry
+
+
+# Training
+
+
+def _fit(
+    accelerator: "Accelerator",
+    model: nn.Module,
+    stored: TrajectorySet,
+    conditioning: Conditioning,
+    training: Training,
+    work: "Work",
+    stage: Stage,
+) -> None:
+    """Train to the end from where the working folder's state is, and keep state and log there."""
+    weights = {f"weights/{key}": parameter.data for key, parameter in trainable(model).items()}
+    # No weight decay: the regulariser holds predictions, and nothing should pull weights away from stage 1's.
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=training.lr, weight_decay=0.0)
+    start = on_main(accelerator, lambda: work.load(weights, optimizer, accelerator.scaler))
+    if accelerator.num_processes > 1 and start:  # the weights are sent along when the model is prepared
+        moments = on_main(accelerator, lambda: optimizer.state_dict())
+        if not accelerator.is_main_process:
+            optimizer.load_state_dict(moments)
+    model, prepared = accelerator.prepare(model, optimizer)
+    total = training.steps(stored.plan.states("unsafe"))
+    report = stage("Training", total, "steps")
+    report(start)
+    saved = time.monotonic()
+    unsafe, held = (
+        _open(accelerator, stored, *kinds) for kinds in (("unsafe",), ("unconditional", "stage1"))
+    )
+    with work.log(accelerator, start) as log:
+        for entry in train(
+            accelerator, model, prepared, unsafe, held, stored.plan, conditioning, training, start
+        ):
+            accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
+            log(entry)
+            report(
+                1,
+                "loss {loss:.4f} (contrast {contrast:.4f}, regulariser {regulariser:.2g})".format(**entry),
+            )
+            if time.monotonic() - saved > SAVE_EVERY or entry["step"] == total:
+                on_main(
+                    accelerator,
+                    partial(work.save, entry["step"], weights, optimizer, accelerator.scaler),
+                )
+                saved = time.monotonic()
+    accelerator.wait_for_everyone()
+
+
+def _open(accelerator: "Accelerator", stored: TrajectorySet, *kinds: Kind) -> States | None:
+    """The states of these kinds in the main process, which sends them to the others; None without any."""
+    return stored.states(*kinds) if accelerator.is_main_process and stored.plan.states(kinds[0]) else None
+
+
+def train(
+    accelerator: "Accelerator",
+    model: nn.Module,
+    optimizer: Any,
+    unsafe: States | None,
+    held: States | None,
+    plan: Plan,
+    conditioning: Conditioning,
+    training: Training,
+    start: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The loop: one batched forward and backward a step, on [unsafe states x {prompt, empty}] + [held
+    states].
+
+    model, optimizer: as Accelerate prepared them. unsafe, held: in the main process, the states with their
+    targets and the unconditional states with stage 1's predictions. Yields a record after each step: its
+    number counted from 1, loss and its parts (contrast and regulariser, unweighted), the share of unsafe
+    states with a loss (active), where predictions lie between reject and prefer (position), learning rate,
+    gradient norm before clipping, seconds. Raises TrceError as soon as loss or gradient is not finite; that
+    step is not made.
+    """
+    counts = {"unsafe": plan.states("unsafe"), "held": plan.states("unconditional")}
+    total, size = training.steps(counts["unsafe"]), training.batch_size
+    share = size // accelerator.num_processes
+    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    skipped = 0
+    for step in range(start, total):
+        began = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, step, total)
+
+        def read(step: int = step) -> list[dict[str, Tensor]]:
+            sources = {"unsafe": unsafe, "held": held}
+            return [
+                states[order(counts[name], size, step, f"{training.seed}/{name}")]
+                for name, states in sources.items()
+                if states is not None
+            ]
+
+        batch = [
+            {name: tensor[mine].to(accelerator.device) for name, tensor in states.items()}
+            for states in on_main(accelerator, read)
+        ]
+        contrast, position, kept = losses(
+            model, batch[0], batch[1] if len(batch) > 1 else None, conditioning, training
+        )
+        # Every process has the same share of the batch, so the mean over processes is that over the batch.
+        accelerator.backward(contrast.mean() + training.regularisation * kept.mean())
+        norm = float(accelerator.clip_grad_norm_(parameters, CLIP))
+        parts = torch.stack(
+            [contrast.mean(), kept.mean(), (contrast > 0).float().mean(), position.mean()]
+        ).detach()
+        contrast_mean, kept_mean, active, place = accelerator.reduce(parts, "mean").tolist()
+        loss = contrast_mean + training.regularisation * kept_mean
+        skipped = 0 if math.isfinite(norm) else skipped + 1
+        if not math.isfinite(loss) or skipped > (SKIPS if training.mixed_precision == "fp16" else 0):
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise TrceError(
+                f"The {what} is not finite at step {step + 1} of {total}, so training stopped.",
+                "The last good state is kept; begin again with a lower --lr and --force (trajectories stay).",
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield {
+            "step": step + 1,
+            "loss": loss,
+            "contrast": contrast_mean,
+            "regulariser": kept_mean,
+            "active": active,
+            "position": place,
+            "lr": learning_rate(training, step, total),
+            "gradient_norm": norm,
+            "seconds": time.perf_counter() - began,
+        }
+
+
+def losses(
+    model: nn.Module,
+    unsafe: Mapping[str, Tensor],
+    held: Mapping[str, Tensor] | None,
+    conditioning: Conditioning,
+    training: Training,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(contrastive loss, position) of each unsafe state and the regulariser of each held one, in one pass.
+
+    unsafe: latents, timesteps, rows, direction, offset. held: latents, timesteps, rows, prediction; none
+    counts as a regulariser of 0.
+    """
+    parts = [unsafe, unsafe] if held is None else [unsafe, unsafe, held]
+    latents, timesteps = (torch.cat([part[name] for part in parts]) for name in ("latents", "timesteps"))
+    rows = [
+        unsafe["rows"],
+        *(torch.zeros_like(part["rows"]) for part in parts[1:]),
+    ]  # row 0 is the empty prompt
+    prediction = predict(model, latents.float(), timesteps, conditioning, torch.cat(rows))
+    prompted, empty, *rest = prediction.split([len(part["latents"]) for part in parts])
+    contrast = Contrast(unsafe["direction"], unsafe["offset"])
+    loss = contrastive_loss(prompted, empty, contrast, training.margin)
+    kept = regulariser(rest[0], held["prediction"]) if held is not None else torch.zeros_like(loss)
+    return loss, contrast.position(prompted), kept
+
+
+def learning_rate(training: Training, step: int, total: int) -> float:
+    """The learning rate of a step, counted from 0: a linear warm-up, then constant."""
+    return training.lr * min(1.0, (step + 1) / max(1, round(WARM_UP * total)))
+
+
+def order(count: int, size: int, step: int, seed: str) -> list[int]:
+    """The states of a step's batch: epochs of all `count`, each shuffled anew, cut into batches of `size`.
+
+    A function of its arguments alone, so that a run that goes on sees what an undisturbed one would have
+    seen.
+    """
+    places = range(step * size, (step + 1) * size)
+    return [_shuffled(count, f"{seed}/{place // count}")[place % count] for place in places]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(count: int, seed: str) -> list[int]:
+    numbers = list(range(count))
+    Random(seed).shuffle(numbers)
+    return numbers
+
+
+# The end
+
+
+def _finish(
+    accelerator: "Accelerator",
+    model: nn.Module,
+    erased: Checkpoint,
+    teacher: Checkpoint,
+    presets: Sequence[Preset],
+    stored: TrajectorySet,
+    conditioning: Conditioning,
+    training: Training,
+    work: "Work",
+    max_drift: float,
+    force: bool,
+    began: float,
+    stage: Stage,
+) -> dict[str, Any]:
+    """Measure what the weights do as they will be saved, and write the output."""
+    model = accelerator.unwrap_model(model)
+    before = {key: erased.read(key) for key in trainable(model)}
+    trained = {key: parameter.detach().cpu() for key, parameter in trainable(model).items()}
+    changes = {key: trained[key] - before[key].float() for key in trained}
+    after = {key: (before[key].float() + changes[key]).to(before[key].dtype) for key in changes}
+    figures: dict[str, Any] = {"weights": weight_change(erased, before, after)}
+    kinds: tuple[Kind, ...] = ("unsafe-check", "unconditional-check", "benign-check")
+    report = stage("Guard", 2 * sum(stored.plan.states(kind) for kind in kinds), "states")
+    figures |= guard(model, before, after, stored, conditioning, report)
+    for name in ("unconditional", "benign"):
+        if not figures[name]["drift"] <= max_drift:
+            raise TrceError(
+                f"The {name} predictions moved by {figures[name]['drift']:.3g} of their size, more than the "
+                f"--max-drift of {max_drift:g}, so nothing was written.",
+                "Lower --lr or --max-steps, raise --regularisation, or accept it with a higher --max-drift.",
+            )
+    log = work.records()
+    figures["training"] = {"steps": len(log), "first": _ends(log[:20]), "last": _ends(log[-20:])}
+    entry = record(
+        "steer",
+        erased,
+        presets,
+        {
+            **asdict(stored.plan.recipe),
+            **asdict(training),
+            "teacher": teacher.name,
+            "teacher_revision": teacher.revision,
+            "max_drift": max_drift,
+            "processes": accelerator.num_processes,
+            "device": str(accelerator.device),
+        },
+        figures,
+        time.perf_counter() - began,
+        {"seed": training.seed},
+    )
+    from trce_cli.curves import loss_curves
+
+    files = provenance_files(erased, entry)
+    files |= {LOG: (work.folder / LOG).read_bytes(), CURVES: loss_curves(log, training.regularisation)}
+    report = stage("Writing", round(erased.total_bytes() / 1e6), "MB")
+    write_patched(
+        erased,
+        work.output,
+        {key: partial(torch.add, change) for key, change in changes.items()},
+        files,
+        force=force,
+        report=lambda count: report(count / 1e6),
+    )
+    if erased.layout == "single-file":  # which has no room for them
+        for name in (LOG, CURVES):
+            work.output.with_name(f"{work.output.stem}.{name}").write_bytes(files[name])
+    return entry
+
+
+def _ends(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean losses over the first or last records."""
+    names = ("loss", "contrast", "regulariser")
+    return {name: sum(record[name] for record in records) / max(1, len(records)) for name in names}
+
+
+def weight_change(
+    erased: Checkpoint, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, float | int]:
+    """How the weights changed, as they are saved; TrceError where rounding to their dtype leaves nothing."""
+    count = sum(tensor.numel() for tensor in before.values())
+    changed = sum(int((before[key] != after[key]).sum()) for key in before)
+    if not changed:
+        raise TrceError(
+            f"Training changed no weight by as much as {erased.dtype} can hold, so nothing was written.",
+            "Raise --lr or --max-steps.",
+        )
+    size = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in before.values()))
+    moved = math.sqrt(
+        sum(float((after[key].double() - before[key].double()).square().sum()) for key in before)
+    )
+    return {
+        "tensors": len(before),
+        "changed_share": changed / count,
+        "relative_change": moved / size,
+    }
+
+
+@torch.no_grad()
+def guard(
+    model: nn.Module,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    stored: TrajectorySet,
+    conditioning: Conditioning,
+    report: Report = lambda *done: None,
+) -> dict[str, Any]:
+    """What the edit does on held-out states, in figures; the model is left with the weights `after`.
+
+    unsafe: where predictions under the unsafe and the empty prompt lie between reject (0) and prefer (1),
+    before and after, on average. unconditional, benign: drift, rms of the change of the predictions over
+    their rms.
+    """
+    found: list[dict[str, Any]] = []
+    for weights in (before, after):
+        for key, parameter in trainable(model).items():
+            parameter.copy_(weights[key])
+        found.append({
+            kind: [
+                _predictions(model, states, conditioning, report) for states in map(stored.read,
+                stored.plan.of(kind))
+            ]
+            for kind in ("unsafe-check", "unconditional-check", "benign-check")
+        })  # fmt: skip
+    figures: dict[str, Any] = {"unsafe": {"states": stored.plan.states("unsafe-check")}}
+    for name, one in zip(("before", "after"), found, strict=True):
+        for place, prompt in enumerate(("prompt", "empty")):
+            figures["unsafe"][f"{prompt}_{name}"] = _mean_position(
+                stored, [predictions[place] for predictions in one["unsafe-check"]]
+            )
+    for name, kind in (("unconditional", "unconditional-check"), ("benign", "benign-check")):
+        old, new = (torch.cat([predictions[0] for predictions in one[kind]]) for one in found)
+        drift = float((new - old).square().mean().sqrt() / old.square().mean().sqrt())
+        figures[name] = {"states": len(old), "drift": drift}
+    return figures
+
+
+def _predictions(
+    model: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning, report: Report
+) -> tuple[Tensor, Tensor | None]:
+    """Predictions under the states' own prompt, and for unsafe ones under the empty one; fp32 on the CPU."""
+    device, columns = conditioning.context.device, [states["rows"]]
+    columns += [torch.zeros_like(states["rows"])] if "direction" in states else []
+    made: list[list[Tensor]] = [[], []]
+    for start in range(0, len(states["rows"]), GUARD_BATCH):
+        part = slice(start, start + GUARD_BATCH)
+        latents, timesteps = (
+            states["latents"][part].to(device, torch.float32),
+            states["timesteps"][part].to(device),
+        )
+        for place, rows in enumerate(columns):
+            made[place].append(predict(model, latents, timesteps, conditioning, rows[part]).cpu())
+        report(len(latents))
+    return torch.cat(made[0]), torch.cat(made[1]) if made[1] else None
+
+
+def _mean_position(stored: TrajectorySet, predictions: Sequence[Tensor]) -> float:
+    places = []
+    for shard, prediction in zip(stored.plan.of("unsafe-check"), predictions, strict=True):
+        states = stored.read(shard)
+        places.append(Contrast(states["direction"], states["offset"]).position(prediction))
+    return float(torch.cat(places).mean())
+
+
+# The working folder
+
+
+class Work:
+    """The hidden folder beside the output with an unfinished run: its arguments, state, log, trajectories."""
+
+    def __init__(self, output: Path, made_from: Mapping[str, Any], training: Training) -> None:
+        self.output = Path(os.path.realpath(output.expanduser()))
+        self.folder = self.output.with_name(f".{self.output.name}.steer")
+        self.arguments = {"set": dict(made_from), "training": asdict(training)}
+
+    @contextmanager
+    def claimed(
+        self,
+        accelerator: "Accelerator",
+        erased: Checkpoint,
+        plan: Plan,
+        trajectories: Path | None,
+        force: bool,
+    ) -> Iterator[TrajectorySet]:
+        """Take the folder for this run, with the set to train on, and remove it when the block ends well.
+
+        Raises BadInput where it holds a run of other arguments (with `force` that one is dropped, its
+        trajectories stay if they fit), where another process is at work in it, or where the set is of other
+        inputs; TrceError where the disk is too small.
+        """
+        handles: list[int] = []
+
+        def claim() -> TrajectorySet:
+            check_output(erased, self.output, force)
+            fresh = not self.folder.exists()
+            try:
+                if not fresh:
+                    handles.append(self._lock())
+                    self._check_arguments(force)
+                stored = TrajectorySet(
+                    trajectories or self.folder / "trajectories", plan, self.arguments["set"]
+                )
+                self._check_space(erased, stored)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if fresh:
+                    handles.append(self._lock())
+                whole = self.folder / "run.json.partial"
+                whole.write_text(json.dumps(self.arguments, indent=2) + "\n")
+                whole.replace(self.folder / "run.json")
+            except BaseException:
+                if fresh and handles:  # made here, and by nobody else
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                while handles:
+                    os.close(handles.pop())
+                raise
+            return stored
+
+        try:
+            yield on_main(accelerator, claim)
+            if accelerator.is_main_process:
+                shutil.rmtree(self.folder)
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+    def _lock(self) -> int:
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise BadInput(f"Another run is at work on {self.output}.", "Choose another --output.") from None
+        return handle
+
+    def _check_arguments(self, force: bool) -> None:
+        try:
+            found = json.loads((self.folder / "run.json").read_text())
+            old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError):
+            found, old, new = {}, {"arguments": None}, {"arguments": ""}
+        differing = [name for name in new if old.get(name) != new[name]]
+        if not differing:
+            return
+        if not force:
+            name = differing[0].replace("_", " ")
+            raise BadInput(
+                f"{self.folder} holds an unfinished run with other arguments ({name} differs).",
+                "Finish it with those, choose another --output, or begin again with --force.",
+            )
+        for name in (STATE, LOG, "run.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        if found.get("set") != self.arguments["set"]:
+            shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+
+    def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
+        """The set, two states (the old one stays until the new one is whole) and the output have to fit."""
+        tuned = sum(math.prod(erased.shape(key)) for key in erased.unet[0].tensors if is_trainable(key))
+        missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
+        needs = [
+            (stored.folder, missing),
+            (self.folder, 24 * tuned),
+            (self.output, erased.total_bytes()),
+        ]
+        wanted: dict[int, int] = {}
+        for place, size in needs:
+            parent = place.absolute()
+            while not parent.exists():
+                parent = parent.parent
+            device = parent.stat().st_dev
+            wanted[device] = wanted.get(device, 0) + size
+            free = shutil.disk_usage(parent).free
+            if wanted[device] > free:
+                raise TrceError(
+                    f"Steering needs {wanted[device] / 1e9:.2f} GB in {parent}, with {free / 1e9:.2f} GB free.",
+                    "Make space, or put the set elsewhere with --trajectories or the result with --output.",
+                )
+
+    def load(self, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any) -> int:
+        """Put the last state into weights and optimizer, in place; returns the steps done."""
+        path = self.folder / STATE
+        if not path.exists():
+            return 0
+        step, metadata = training_state.load(path, weights, optimizer)
+        if scaler is not None and "scaler" in metadata:
+            scaler.load_state_dict(json.loads(metadata["scaler"]))
+        return step
+
+    def save(
+        self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any
+    ) -> None:
+        """Write the state after `step` steps, if it is finite: the last good one is never lost."""
+        for name, tensor in weights.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise TrceError(
+                    f"{name.removeprefix('weights/')} became NaN or infinite by step {step}.",
+                    "The last good state is kept; begin again with a lower --lr and --force.",
+                )
+        metadata = {} if scaler is None else {"scaler": json.dumps(scaler.state_dict())}
+        training_state.save(self.folder / STATE, step, weights, optimizer, metadata)
+
+    @contextmanager
+    def log(self, accelerator: "Accelerator", start: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Append records to the log, from which those of steps that are done again are dropped first."""
+        if not accelerator.is_main_process:
+            yield lambda entry: None
+            return
+        kept = [entry for entry in self.records() if entry["step"] <= start]
+        path = self.folder / LOG
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        with path.open("a") as file:
+
+            def write(entry: Mapping[str, Any]) -> None:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+
+            yield write
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log's records; a line that a kill cut short, the last one, is not among them."""
+        path = self.folder / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
