@@ -51,6 +51,23 @@ def test_reads_what_the_reference_library_wrote(honest: Path) -> None:
             assert file.read(name).dtype == expected.dtype
 
 
+def test_mapped_tensors_are_the_same_and_survive_a_release(honest: Path) -> None:
+    file = SafetensorsFile.open(honest)
+    mapped = {name: file.map(name) for name in file.tensors}
+    for _ in range(2):
+        assert all(torch.equal(tensor, file.read(name)) for name, tensor in mapped.items())
+        file.release()
+    before = honest.read_bytes()
+    mapped["a.float"].add_(1)  # a private page, as that of a parameter that is trained
+    assert honest.read_bytes() == before
+
+
+def test_misaligned_tensors_are_copied_instead(tmp_path: Path) -> None:
+    path = raw(tmp_path / "odd.safetensors", json.dumps({"a": entry(0, 8)}).encode() + b" ", b"\0\0\x80?" * 2)
+    assert SafetensorsFile.open(path).data_start % 4
+    assert torch.equal(SafetensorsFile.open(path).map("a"), torch.ones(2))
+
+
 def test_an_edit_changes_only_its_tensors(honest: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.safetensors"
     seen: dict[str, torch.dtype] = {}

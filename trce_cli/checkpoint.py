@@ -72,12 +72,21 @@ class WeightCopy:
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """One text encoder: its adapter, its config.json, and `read(name)` for weights in transformers' names."""
+    """One text encoder: its adapter, its config.json, and its weights by transformers' names.
+
+    `map(name)` gives a weight as pages of its file, `release()` gives their memory back.
+    """
 
     spec: TextEncoder
     config: Mapping[str, Any]
     where: Path
-    read: Callable[[str], "torch.Tensor"]
+    files: tuple[SafetensorsFile, ...]
+    map: Callable[[str], "torch.Tensor"]
+
+    def release(self) -> None:
+        """Give back the memory of all pages that were looked at so far."""
+        for file in self.files:
+            file.release()
 
     def weights(self) -> list[str]:
         """The names of all weights that the encoder uses."""
@@ -162,6 +171,9 @@ class Checkpoint:
     def load_text_encoders(self, device: Any = "cpu", dtype: "torch.dtype | None" = None) -> list[Any]:
         """The text encoders in evaluation mode, without gradients, on `device`, in `dtype` (or the files').
 
+        Weights that need no conversion are pages of their files: a token embedding takes the memory of the
+        rows that are looked up.
+
         Raises `BadInput` where a weight is missing, has another shape, or holds NaN or infinite values;
         nothing is left at random values.
         """
@@ -187,7 +199,8 @@ class Checkpoint:
         digest = hashlib.sha256()
         for encoder in self.encoders:
             for name in encoder.weights():
-                _hash_weight(digest, f"{encoder.spec.folder}/{name}", encoder.read(name))
+                _hash_weight(digest, f"{encoder.spec.folder}/{name}", encoder.map(name))
+                encoder.release()
         return digest.hexdigest()
 
     def hashes(self, report: Report = no_report) -> dict[str, str]:
@@ -357,11 +370,11 @@ def _single_file_copies(file: SafetensorsFile) -> tuple[WeightCopy, ...]:
 def _single_file_encoder(file: SafetensorsFile, config_folder: Path, spec: TextEncoder) -> EncoderFiles:
     config = _clip_config(config_folder, spec)
 
-    def read(key: str) -> "torch.Tensor":
+    def map_weight(key: str) -> "torch.Tensor":
         name, third, transposed = openclip_from_clip(key) if spec.openclip else (key, None, False)
         if spec.ldm + name not in file.tensors:
             raise BadInput(f"{file.path} lacks the weight {spec.ldm}{name} of its text encoder.", hint)
-        tensor = file.read(spec.ldm + name)
+        tensor = file.map(spec.ldm + name)
         if third is not None:
             tensor = tensor.chunk(3)[third]
         return tensor.T if transposed else tensor
@@ -373,7 +386,7 @@ def _single_file_encoder(file: SafetensorsFile, config_folder: Path, spec: TextE
         raise BadInput(
             f"{name} in {file.path} has the shape {shape}; the configuration asks for {wanted}.", hint
         )
-    return EncoderFiles(spec, config, file.path, read)
+    return EncoderFiles(spec, config, file.path, (file,), map_weight)
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -487,13 +500,13 @@ def _folder_encoder(folder: Path, spec: TextEncoder, variant: str | None) -> Enc
         if not key.endswith("position_ids")
     }
 
-    def read(key: str) -> "torch.Tensor":
+    def map_weight(key: str) -> "torch.Tensor":
         if key not in places:
             raise BadInput(f"{where} lacks the weight {key}.")
         file, name = places[key]
-        return file.read(name)
+        return file.map(name)
 
-    return EncoderFiles(spec, config, where, read)
+    return EncoderFiles(spec, config, where, tuple(files), map_weight)
 
 
 def _clip_config(folder: Path, spec: TextEncoder) -> dict[str, Any]:
@@ -585,7 +598,7 @@ def _load_encoder(encoder: EncoderFiles, device: Any, dtype: "torch.dtype | None
     parameters = dict(model.named_parameters())
     state = {}
     for weight in encoder.weights():
-        tensor = encoder.read(weight)
+        tensor = encoder.map(weight)
         _hash_weight(digest, f"{encoder.spec.folder}/{weight}", tensor)
         # transformers 5.6 dropped `text_model.` from the names of a model without projection
         name = weight if weight in parameters else weight.removeprefix("text_model.")
@@ -597,6 +610,7 @@ def _load_encoder(encoder: EncoderFiles, device: Any, dtype: "torch.dtype | None
         if not all_finite(tensor):
             raise BadInput(f"{weight} in {encoder.where} holds NaN or infinite values.")
         state[name] = tensor.to(device=device, dtype=dtype)
+        encoder.release()
     model.load_state_dict(state, strict=False, assign=True)
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))

@@ -108,7 +108,7 @@ def _checkpoint_readers(checkpoint: Checkpoint) -> Readers:
         known |= {name for _, name in copy.tensors.values()}
     for encoder in checkpoint.encoders:
         part = encoder.spec.folder
-        found |= {f"{part}/{key}": partial(encoder.read, key) for key in encoder.weights()}
+        found |= {f"{part}/{key}": partial(encoder.map, key) for key in encoder.weights()}
     parts = {"unet", *(spec.folder for spec in checkpoint.family.encoders)}
     for relative, path in checkpoint.files.items():
         if path.suffix != ".safetensors" or relative.partition("/")[0] in parts:

@@ -6,10 +6,12 @@ Layout: 8 bytes little-endian header length, a JSON header, the tensors' bytes w
 import hashlib
 import json
 import math
+import mmap
 import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -122,10 +124,7 @@ class SafetensorsFile:
         """Read one tensor in the file's dtype (one of `READABLE`); the copy is private and writable."""
         import torch
 
-        info = self.tensors[name]
-        if info.dtype not in READABLE:
-            raise BadInput(f"Tensor {name} in {self.path} has the dtype {info.dtype}, which cannot be read.")
-        dtype = getattr(torch, READABLE[info.dtype])
+        info, dtype = self.tensors[name], self._dtype(name)
         buffer = bytearray(info.end - info.begin)
         with self.path.open("rb") as file:
             file.seek(self.data_start + info.begin)
@@ -134,6 +133,37 @@ class SafetensorsFile:
         if not buffer:
             return torch.empty(info.shape, dtype=dtype)
         return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+    def map(self, name: str) -> "torch.Tensor":
+        """One tensor as pages of the file, which take memory only where and while they are looked at.
+
+        It must not outlive the file's contents. `release` gives the pages back; they return when needed.
+        """
+        import torch
+
+        info, dtype = self.tensors[name], self._dtype(name)
+        count, start = math.prod(info.shape), self.data_start + info.begin
+        if not count or start % dtype.itemsize:  # a misaligned tensor cannot be computed with in place
+            return self.read(name)
+        return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start).reshape(info.shape)
+
+    @cached_property
+    def _pages(self) -> mmap.mmap:
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
+
+    def release(self) -> None:
+        """Give back the memory of the pages that `map` has brought in so far."""
+        if "_pages" in self.__dict__ and hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
+    def _dtype(self, name: str) -> "torch.dtype":
+        import torch
+
+        if (dtype := self.tensors[name].dtype) not in READABLE:
+            raise BadInput(f"Tensor {name} in {self.path} has the dtype {dtype}, which cannot be read.")
+        found: torch.dtype = getattr(torch, READABLE[dtype])
+        return found
 
     def sha256(self, report: Report = no_report) -> str:
         """SHA-256 of the whole file in hex, as the hub shows it; `report` gets bytes as they are read."""
@@ -161,7 +191,7 @@ class SafetensorsFile:
             if metadata is None:
                 _copy_range(source, out, 0, start, no_report)
             else:
-                header = self._header(metadata)
+                header = encode_header(self.tensors, metadata)
                 out.write(header)
                 start = len(header)
             position = 0  # in the data
@@ -169,27 +199,7 @@ class SafetensorsFile:
                 if name not in edits:
                     continue
                 _copy_range(source, out, self.data_start + position, info.begin - position, report)
-                if info.dtype not in FLOATS:
-                    raise BadInput(
-                        f"Tensor {name} in {self.path} has the dtype {info.dtype}, which cannot be edited.",
-                        f"Dtypes that can: {', '.join(FLOATS)}.",
-                    )
-                weight = self.read(name)
-                if not all_finite(weight):
-                    raise BadInput(
-                        f"Tensor {name} in {self.path} holds NaN or infinite values.", "Nothing was written."
-                    )
-                wide = weight if weight.dtype == torch.float64 else weight.float()
-                edited = edits[name](wide).detach().to("cpu", weight.dtype).contiguous()
-                if edited.shape != weight.shape:
-                    raise ValueError(
-                        f"edit of {name} gave shape {tuple(edited.shape)}, not {tuple(weight.shape)}"
-                    )
-                if not all_finite(edited):
-                    raise TrceError(
-                        f"The edit gives NaN or infinite values in {name} ({info.dtype}).",
-                        "Use a lower strength; nothing was written.",
-                    )
+                edited = rounded_edit(edits[name], self.read(name), f"{name} in {self.path}")
                 out.write(edited.view(-1).view(torch.uint8).numpy().data)
                 report(info.end - info.begin)
                 position = info.end
@@ -198,14 +208,74 @@ class SafetensorsFile:
             )
             assert out.tell() - start == self.size - self.data_start
 
-    def _header(self, metadata: Mapping[str, str]) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        for name, info in self.tensors.items():
-            offsets = [info.begin, info.end]
-            entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": offsets}
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
-        return len(text).to_bytes(8, "little") + text
+
+def rounded_edit(edit: Edit, weight: "torch.Tensor", what: str) -> "torch.Tensor":
+    """edit(weight) as it is stored: computed in fp32 (fp64 stays fp64), rounded to the weight's dtype.
+
+    `what` names the tensor in errors: `BadInput` for a dtype that cannot be edited and for NaN or infinite
+    weights, `TrceError` for a non-finite result.
+    """
+    import torch
+
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if dtype not in FLOATS.values():
+        raise BadInput(
+            f"Tensor {what} has the dtype {dtype}, which cannot be edited.",
+            f"Dtypes that can: {', '.join(FLOATS)}.",
+        )
+    if not all_finite(weight):
+        raise BadInput(f"Tensor {what} holds NaN or infinite values.", "Nothing was written.")
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    edited = edit(wide).detach().to("cpu", weight.dtype).contiguous()
+    if edited.shape != weight.shape:
+        raise ValueError(f"edit of {what} gave shape {tuple(edited.shape)}, not {tuple(weight.shape)}")
+    if not all_finite(edited):
+        raise TrceError(
+            f"The edit gives NaN or infinite values in {what} ({dtype}).",
+            "Use a lower strength; nothing was written.",
+        )
+    return edited
+
+
+def encode_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a file before its data: length and JSON header, with the tensors in the given order."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, info in tensors.items():
+        offsets = [info.begin, info.end]
+        entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": offsets}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor that is to be written: the format's dtype name, its shape, and how to make it in the end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], "torch.Tensor"]
+
+
+def write_tensors(
+    target: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], report: Report = no_report
+) -> None:
+    """Write a new file of these tensors in their order, each of which is made only when it is its turn."""
+    import torch
+
+    position, infos = 0, {}
+    for name, new in tensors.items():
+        end = position + -(-math.prod(new.shape) * BITS[new.dtype] // 8)
+        infos[name] = TensorInfo(new.dtype, new.shape, position, end)
+        position = end
+    with target.open("wb") as out:
+        out.write(encode_header(infos, metadata))
+        for name, info in infos.items():
+            tensor = tensors[name].make().detach().cpu().contiguous()
+            if tensor.shape != info.shape or str(tensor.dtype) != f"torch.{READABLE[info.dtype]}":
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not as announced: {info}")
+            out.write(tensor.view(-1).view(torch.uint8).numpy().data)
+            report(info.end - info.begin)
 
 
 def all_finite(tensor: "torch.Tensor") -> bool:
