@@ -116,30 +116,24 @@ def map_(
     from trce_cli.provenance import provenance_files, record
 
     where, precision = resolve_device(device), resolve_dtype(dtype) or torch.float32
+    megabytes = round(source.total_bytes() / 1e6)
     with console.progress() as progress:
         solution = solve(source, pairs, benign, settings, where, precision, progress.stage)
-        megabytes = round(source.total_bytes() / 1e6)
         hashing = progress.stage("Hashing the original", megabytes, "MB")
         source.hashes(lambda count: hashing(count / 1e6))
-        entry = record(
-            "map",
-            source,
-            chosen,
-            settings={
-                **asdict(settings),
-                "prior": benign.source,
-                "prior_sha256": benign.sha256(),
-                "device": str(where),
-                "dtype": str(precision).removeprefix("torch."),
-            },
-            figures=solution.figures,
-            seconds=perf_counter() - start,
-        )
-        writing = progress.stage("Writing", megabytes, "MB")
-        edits = dict.fromkeys(source.projection_keys(), solution.text_map.edit)
-        files = provenance_files(source, entry)
-        write_patched(source, output, edits, files, force, report=lambda count: writing(count / 1e6))
     console.show(_guard_table(solution.figures))
+    resolved = asdict(settings) | {
+        "prior": benign.source,
+        "prior_sha256": benign.sha256(),
+        "device": str(where),
+        "dtype": str(precision).removeprefix("torch."),
+    }
+    entry = record("map", source, chosen, resolved, solution.figures, seconds=perf_counter() - start)
+    files = provenance_files(source, entry)
+    edits = dict.fromkeys(source.projection_keys(), solution.text_map.edit)
+    with console.progress() as progress:
+        writing = progress.stage("Writing", megabytes, "MB")
+        write_patched(source, output, edits, files, force, report=lambda count: writing(count / 1e6))
     console.note(f"Wrote {output} in {perf_counter() - start:.1f} s.")
     console.result({"output": output, **entry})
 
@@ -162,7 +156,7 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     change, rank, dim = figures["canary_change"], figures["rank"], figures["dim"]
     table.add_row("Cosine of unsafe to safe EoT, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
     table.add_row(f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}")
-    table.add_row("Way of the targets to the safe embeddings", "", f"{figures['moved']:.1%}")
+    table.add_row("Targets moved, of their way to the safe embeddings", "", f"{figures['moved']:.1%}")
     for name in ("keys", "values"):
         row = f"Change of {name} on {figures['canaries']} canary captions, mean (largest) of the layers"
         table.add_row(row, "", f"{change[name]['mean']:.2%} ({change[name]['max']:.2%})")
