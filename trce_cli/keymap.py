@@ -1,5 +1,8 @@
 """Names of a weight in the three layouts: diffusers folders, CompVis/LDM single files, kohya LoRA (pure)."""
 
+import re
+from collections.abc import Collection, Mapping
+
 UNET = "model.diffusion_model."  # the U-Net's prefix in a single file
 EMA = "model_ema."  # and that of its EMA copy
 
@@ -68,6 +71,90 @@ def _join(block: str, kind: str | None, index: int, rest: str) -> str | None:
     return f"{block}.{kind}.{index}.{rest}" if kind else None
 
 
+def ldm_from_unet(key: str, layers: int, attention: Collection[str]) -> str:
+    """The name in a single file (without `UNET`) of a diffusers U-Net key, the inverse of `unet_from_ldm`.
+
+    attention: the up blocks that attend, such as `up_blocks.1`; an upsampler comes after the attention.
+    """
+    module, _, leaf = key.rpartition(".")
+    if module in _TOP:
+        return f"{_TOP[module]}.{leaf}"
+    parts = key.split(".")
+    if parts[0] == "mid_block":
+        kind, index, rest = parts[1], int(parts[2]), ".".join(parts[3:])
+        place = "middle_block.1" if kind == "attentions" else f"middle_block.{2 * index}"
+    else:
+        kind, index, rest = parts[2], int(parts[3]), ".".join(parts[4:])
+        side = "input_blocks" if parts[0] == "down_blocks" else "output_blocks"
+        first = int(parts[1]) * (layers + 1) + (side == "input_blocks")
+        if kind == "downsamplers":
+            return f"{side}.{first + layers}.0.op.{leaf}"
+        if kind == "upsamplers":
+            return f"{side}.{first + layers}.{1 + (f'up_blocks.{parts[1]}' in attention)}.conv.{leaf}"
+        place = f"{side}.{first + index}.{1 if kind == 'attentions' else 0}"
+    return f"{place}.{_swap(rest, _RESNET) if kind == 'resnets' else rest}"
+
+
+_VAE_TOP = {  # LDM -> diffusers
+    "norm_out": "conv_norm_out",
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1": "mid_block.attentions.0",
+}
+_VAE_LEAF = {
+    "nin_shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+_VAE_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # in older folders
+
+
+def vae_from_ldm(key: str, depth: int) -> str:
+    """The diffusers name of a VAE key of a single file (without `first_stage_model.`).
+
+    depth: how many levels of resolution it has; LDM counts the decoder's from the other end.
+    """
+    if level := re.fullmatch(
+        r"(encoder\.down|decoder\.up)\.(\d+)\.(block\.\d+|downsample|upsample)\.(.+)", key
+    ):
+        side, number, what, rest = level.groups()
+        index = int(number) if side == "encoder.down" else depth - 1 - int(number)
+        what = f"resnets.{what.removeprefix('block.')}" if what.startswith("block.") else f"{what}rs.0"
+        return f"{side}_blocks.{index}.{what}.{_swap(rest, _VAE_LEAF)}"
+    for ldm, ours in _VAE_TOP.items():
+        for side in ("encoder", "decoder"):
+            if key.startswith(f"{side}.{ldm}."):
+                return f"{side}.{ours}.{_swap(key.removeprefix(f'{side}.{ldm}.'), _VAE_LEAF)}"
+    return key
+
+
+def ldm_from_vae(key: str, depth: int) -> str:
+    """The name in a single file of a diffusers VAE key, the inverse of `vae_from_ldm`."""
+    back = {ours: ldm for ldm, ours in _VAE_LEAF.items()}
+    if level := re.fullmatch(
+        r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(resnets\.\d+|(?:down|up)samplers\.0)\.(.+)", key
+    ):
+        side, number, what, rest = level.groups()
+        index = int(number) if side == "encoder.down" else depth - 1 - int(number)
+        what = what.replace("resnets.", "block.").replace("rs.0", "")
+        return f"{side}.{index}.{what}.{_swap(rest, back)}"
+    for ldm, ours in _VAE_TOP.items():
+        for side in ("encoder", "decoder"):
+            if key.startswith(f"{side}.{ours}."):
+                rest = _swap(key.removeprefix(f"{side}.{ours}."), _VAE_OLD)
+                return f"{side}.{ldm}.{_swap(rest, back)}"
+    return key
+
+
+def _swap(name: str, table: Mapping[str, str]) -> str:
+    """The name `module.leaf` with its module replaced where the table has it."""
+    module, dot, leaf = name.rpartition(".")
+    return f"{table.get(module, module)}{dot}{leaf}"
+
+
 def ldm_layers_per_block(keys: list[str]) -> int:
     """`layers_per_block` of a single file's U-Net from its keys (without `UNET`)."""
     downsamplers = [int(key.split(".")[1]) for key in keys if key.endswith(".0.op.weight")]
@@ -117,6 +204,16 @@ _OPENCLIP_BLOCK = {
 def kohya_from_diffusers(key: str) -> str:
     """The kohya LoRA module name of a U-Net weight: `lora_unet_` and the path with underscores."""
     return "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+
+
+def kohya_names(key: str, layers: int) -> list[str]:
+    """The two kohya names of a linear layer of the U-Net: from diffusers' path, and from LDM's as for SDXL.
+
+    None for weights that are neither in an attention block nor in the embeddings of time and size.
+    """
+    if key in {f"{module}.weight" for module in _TOP} or (".attentions." in key and key.endswith(".weight")):
+        return [kohya_from_diffusers(name) for name in (key, ldm_from_unet(key, layers, ()))]
+    return []
 
 
 def clip_weights(layers: int, projection: bool) -> list[str]:

@@ -110,8 +110,11 @@ def peak_memory_bytes() -> int:
 def history(checkpoint: "Checkpoint") -> list[dict[str, Any]]:
     """The edits that the checkpoint already carries, oldest first; `BadInput` for a damaged `trce.json`."""
     text = checkpoint.provenance_text()
-    if text is None:
-        return []
+    return [] if text is None else parse_history(text, str(checkpoint.path))
+
+
+def parse_history(text: str, where: str) -> list[dict[str, Any]]:
+    """The entries of a `trce.json`'s text, oldest first; `BadInput` where it is damaged."""
     try:
         table = json.loads(text)
         if table["schema"] != SCHEMA:
@@ -121,18 +124,23 @@ def history(checkpoint: "Checkpoint") -> list[dict[str, Any]]:
             model_card(entries, {})  # an entry that the card cannot tell is damaged
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise BadInput(
-            f"The provenance ({NAME}) of {checkpoint.path} cannot be read: {str(error)[:120]}.",
+            f"The provenance ({NAME}) of {where} cannot be read: {str(error)[:120]}.",
             "Remove it to begin a new history.",
         ) from error
     return entries
 
 
+def history_text(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a `trce.json` with these entries."""
+    table = {"schema": SCHEMA, "history": _finite(entries)}
+    return json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def provenance_files(checkpoint: "Checkpoint", entry: Mapping[str, Any]) -> dict[str, bytes]:
     """`trce.json` and `README.md` of the checkpoint with one more edit, as `write_patched` takes them."""
     entries = [*history(checkpoint), _finite(entry)]
-    text = json.dumps({"schema": SCHEMA, "history": entries}, indent=2, ensure_ascii=False, allow_nan=False)
     card = model_card(entries, source_card(checkpoint))
-    return {NAME: (text + "\n").encode(), "README.md": card.encode()}
+    return {NAME: history_text(entries).encode(), "README.md": card.encode()}
 
 
 def single_file_metadata(checkpoint: "Checkpoint", files: Mapping[str, bytes]) -> dict[str, str]:
