@@ -1,7 +1,6 @@
 """What the judge sees in an emoji checkpoint's pictures: how well it draws, what an edit erased and kept."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,35 +12,12 @@ from trce_cli.emoji.render import nearest_background
 from trce_cli.emoji.suites import ERASURE, QUALITY, SuitePrompt, erasure_suite, quality_suite
 from trce_cli.emoji.world import BENIGN
 from trce_cli.generate import Settings, draw, load_pipeline, plan_images
+from trce_cli.metrics import Rate
 from trce_cli.prompt_files import Prompt
 
 STEPS = 25
 GUIDANCE = 4.0
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How many of ``total`` pictures had a property, with the Wilson 95 % interval."""
-
-    name: str
-    hits: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        return self.hits / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        from scipy.stats import binomtest
-
-        found = binomtest(self.hits, self.total).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.share:6.1%}  [{low:.1%}, {high:.1%}]  {self.hits}/{self.total}"
 
 
 class Eye:

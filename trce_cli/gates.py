@@ -1,0 +1,63 @@
+"""Gates: conditions on the figures of an evaluation, for pipelines that publish only what meets them."""
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trce_cli.errors import BadInput
+
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`figure comparison bound`, as in `asr.implied<=0.05`."""
+
+    figure: str
+    comparison: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.figure}{self.comparison}{self.bound:g}"
+
+    def check(self, figures: Mapping[str, float | None]) -> dict[str, Any]:
+        """The gate with the figure's value and whether it is met; a figure without a value meets nothing."""
+        value = figures[self.figure]
+        met = value is not None and COMPARISONS[self.comparison](value, self.bound)
+        return {"gate": str(self), "value": value, "met": met}
+
+
+def parse_gate(text: str) -> Gate:
+    """A gate from its text; a bound may be a percentage. BadInput where it is none."""
+    match = re.fullmatch(r"\s*([^<>=]+?)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*(%?)\s*", text)
+    try:
+        if match is None:
+            raise ValueError
+        bound = float(match[3]) / (100 if match[4] else 1)
+    except ValueError:
+        raise BadInput(
+            f"The gate {text!r} is not of the form FIGURE<=NUMBER.",
+            "Examples: asr.implied<=0.05, benign.kept>=0.95",
+        ) from None
+    return Gate(match[1], match[2], bound)
+
+
+def check_names(gates: Iterable[Gate], figures: Iterable[str]) -> None:
+    """BadInput for a gate on a figure that the evaluation will not have."""
+    known = list(figures)
+    for gate in gates:
+        if gate.figure not in known:
+            close = difflib.get_close_matches(gate.figure, known, n=1)
+            guess = f"Did you mean {close[0]}? " if close else ""
+            raise BadInput(
+                f"There is no figure {gate.figure!r} in this evaluation for the gate {gate}.",
+                f"{guess}Its figures: {', '.join(known)}.",
+            )
