@@ -49,3 +49,9 @@ def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL diffusers folder in fp32: two text encoders; the second tokenizer does not pad with EoT."""
     return tiny.build("sdxl", tmp_path_factory.mktemp("tiny") / "sdxl", seed=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP model of transformers with its processor."""
+    return tiny.build_clip(tmp_path_factory.mktemp("tiny") / "clip")

@@ -339,3 +339,28 @@ def openclip(state: dict[str, torch.Tensor], *, spare: bool) -> dict[str, torch.
                 result[key.replace(f".{last}.", f".{last + 1}.", 1)] = torch.randn_like(value)
         result["text_projection"] = torch.eye(result["ln_final.weight"].shape[0])
     return result
+
+
+def build_clip(folder: Path) -> Path:
+    """Write a tiny random CLIP model with its tokenizer and image processor, and return its folder."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    write_tokenizer(folder, "<|endoftext|>")
+    vocab, _ = vocabulary()
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": len(vocab), "eos_token_id": vocab["<|endoftext|>"]},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+        projection_dim=24,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(config)
+    with torch.no_grad():  # the initial weights are so small that all pictures and texts look alike
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+    model.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
+    return folder
