@@ -167,6 +167,9 @@ def test_unedited_copies_are_left_out_and_said(sd1: Path, tmp_path: Path) -> Non
     (sd1 / "old").mkdir()
     for name in strays:
         (sd1 / name).write_bytes(b"weights")
+    save_file({"unet.lora_A.weight": torch.ones(1)}, sd1 / "unet/pytorch_lora_weights.safetensors")
+    (sd1 / "unet/._diffusion_pytorch_model.safetensors").write_bytes(b"what a file manager left")
+    strays.append("unet/pytorch_lora_weights.safetensors")
     kept = ["LICENSE.txt", "old/notes.txt", "text_encoder/pytorch_model.bin", "unet/notes.md"]
     for name in kept:
         (sd1 / name).write_bytes(b"kept")
@@ -221,6 +224,16 @@ def linked_folder(folder: Path) -> None:
     (folder / "vae").symlink_to(outside)
 
 
+def linked_folder_inside(folder: Path) -> None:
+    (folder / "vae").rename(folder / "other")
+    (folder / "vae").symlink_to("other")
+
+
+def quantised(folder: Path) -> None:
+    state = load_file(folder / PLAIN)
+    save_file({key: value.to(torch.float8_e4m3fn) for key, value in state.items()}, folder / PLAIN)
+
+
 def without_a_key(folder: Path) -> None:
     state = load_file(folder / PLAIN)
     del state["mid_block.attentions.0.transformer_blocks.0.attn2.to_v.weight"]
@@ -252,6 +265,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing shard": (missing_shard, "is not a file"),
     "link out of the folder": (linked_out, "symbolic link"),
     "linked part": (linked_folder, "symbolic link"),
+    "linked part inside": (linked_folder_inside, "symbolic link to a folder"),
+    "quantised": (quantised, "dtype F8_E4M3"),
     "a copy that lacks a weight": (without_a_key, "The fp16 U-Net weights"),
     "narrow text encoder": (
         lambda f: replace_json(f / "text_encoder/config.json", hidden_size=16),
@@ -305,6 +320,7 @@ def test_a_hub_snapshot_of_links_to_blobs_opens(tiny_sd1: Path, tmp_path: Path) 
         link = snapshot / path.relative_to(tiny_sd1)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
+    assert open_checkpoint(str(snapshot)).revision == "0" * 40  # the commit
     output = patch(snapshot, tmp_path / "out")
     assert_halved(tiny_sd1 / PLAIN, output / PLAIN)
     assert not any(path.is_symlink() for path in output.rglob("*"))
@@ -327,6 +343,7 @@ def test_hub_ids_resolve_offline_or_fail_in_a_sentence(
         patched.setattr(huggingface_hub, "snapshot_download", from_cache)
         opened = open_checkpoint("someone/tiny", revision="main")
     assert opened.name == "someone/tiny"
+    assert opened.revision == "main"
     assert asked["revision"] == "main"
     assert not any("bin" in pattern for pattern in asked["allow_patterns"])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -340,7 +357,7 @@ def test_missing_paths_are_no_hub_ids(name: str) -> None:
         open_checkpoint(name)
 
 
-@pytest.mark.parametrize("name", ["", "no such thing", "owner/na me", "owner/"])
+@pytest.mark.parametrize("name", ["x" * 5000, "", "no such thing", "owner/na me", "owner/"])
 def test_nonsense_is_neither(name: str) -> None:
     with pytest.raises(BadInput):
         open_checkpoint(name)
@@ -502,3 +519,8 @@ def test_link_to_another_file_system_copies(
 
     monkeypatch.setattr(os, "link", no_link)
     assert tree(patch(tiny_sd1, tmp_path / "out", link=True)) == tree(patch(tiny_sd1, tmp_path / "copy"))
+
+
+def test_an_impossible_name_for_the_output_is_a_sentence(tiny_sd1: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrceError, match="cannot be used: File name too long"):
+        patch(tiny_sd1, tmp_path / ("x" * 300))

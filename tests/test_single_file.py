@@ -143,7 +143,7 @@ def test_output_rules_hold_for_files(files: dict, folders: dict, tmp_path: Path)
         write_patched(checkpoint, output, {}, {})
     write_patched(checkpoint, output, {}, {}, force=True)
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(BadInput, match="is no checkpoint"):
+    with pytest.raises(BadInput, match="does not replace it"):
         write_patched(checkpoint, tmp_path / "folder.safetensors", {}, {}, force=True)
 
 

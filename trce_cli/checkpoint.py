@@ -31,6 +31,7 @@ from trce_cli.keymap import (
 )
 from trce_cli.provenance import single_file_metadata
 from trce_cli.safetensors_file import (
+    FLOATS,
     Edit,
     Report,
     SafetensorsFile,
@@ -50,6 +51,7 @@ WEIGHT_SUFFIXES = {
     *(".onnx", ".onnx_data", ".pb", ".gguf", ".ggml", ".mlmodel", ".data", ".zip", ".tar"),
 }
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
+PROJECTIONS = (".attn2.to_k.weight", ".attn2.to_v.weight")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -146,8 +148,7 @@ class Checkpoint:
 
     def projection_keys(self) -> list[str]:
         """The diffusers names of all cross-attention key and value weights, each (out, context_width)."""
-        suffixes = (".attn2.to_k.weight", ".attn2.to_v.weight")
-        return [key for key in self.unet[0].tensors if key.endswith(suffixes)]
+        return [key for key in self.unet[0].tensors if key.endswith(PROJECTIONS)]
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of a U-Net weight by its diffusers name."""
@@ -244,6 +245,8 @@ def open_checkpoint(
     else:
         path = _resolve(name, revision, variant)
     if path.is_dir():
+        if path.parent.name == "snapshots":  # of the hub's cache: its name is the commit
+            revision = path.name
         return _open_folder(name, path, variant, revision)
     if path.suffix == ".safetensors":
         return _open_single_file(name, path, Path(config).expanduser() if config else None)
@@ -258,8 +261,11 @@ def open_checkpoint(
 def _resolve(name: str, revision: str | None, variant: str | None) -> Path:
     """An existing path is a path; what looks like one but is missing is an error; all else is a hub id."""
     path = Path(name).expanduser()
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # longer than a name may be, or in a folder that may not be looked into
+        raise BadInput(f"{name[:100]!r} cannot be opened: {error.strerror}.") from error
     looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
     if looks_like_path or path.suffix in WEIGHT_SUFFIXES:
         raise BadInput(
@@ -407,7 +413,9 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
             if key not in copy.tensors:
                 raise BadInput(f"The {copy.label} U-Net weights of {checkpoint.path} lack {key}.")
             file, name = copy.tensors[key]
-            shape = file.tensors[name].shape
+            shape, dtype = file.tensors[name].shape, file.tensors[name].dtype
+            if dtype not in FLOATS:
+                raise BadInput(f"{name} in {file.path} has the dtype {dtype}, which cannot be edited.")
             if len(shape) != 2 or (key != POOLED_KEY and shape[1] != width):
                 raise BadInput(
                     f"{key} in {file.path} has shape {list(shape)}; the text encoders give {width} columns."
@@ -439,12 +447,14 @@ def _unet_copies(folder: Path, variant: str | None) -> tuple[WeightCopy, ...]:
         name = label.removeprefix(".") or _variant_of(stem)
         copies[name] = WeightCopy(name, tensors)
     for path in sorted(unet.glob("*.safetensors")):
-        if path.name in listed:
+        if path.name in listed or path.name.startswith("."):
             continue
         if _SHARD.fullmatch(path.name):
             raise BadInput(f"{path} is one of several shards, and no index in {unet} lists it.")
         file = SafetensorsFile.open(_inside(folder, f"unet/{path.name}"))
         name = _variant_of(path.stem)
+        if name == path.stem and not any(key.endswith(PROJECTIONS) for key in file.tensors):
+            continue  # a LoRA or the like, which diffusers does not load as the U-Net; it is left out
         copies[name if name not in copies else path.name] = WeightCopy(
             name, {key: (file, key) for key in file.tensors}
         )
@@ -541,8 +551,11 @@ def _folder_files(
     left_out: dict[str, str] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in folders:  # links to folders are not followed; one that leads out is refused
-            _inside(folder, (Path(place) / name).relative_to(folder).as_posix())
+        for name in folders:
+            if (Path(place) / name).is_symlink():
+                raise BadInput(
+                    f"{Path(place) / name} is a symbolic link to a folder.", "Put the folder itself there."
+                )
         for name in sorted(names):
             path = (Path(place) / name).relative_to(folder)
             relative = path.as_posix()
@@ -628,17 +641,37 @@ def _hash_weight(digest: Any, name: str, tensor: "torch.Tensor") -> None:
 # Writing
 
 
-def check_output(checkpoint: Checkpoint, output: Path, force: bool = False, link: bool = False) -> Path:
+Form = Literal["diffusers", "single-file", "lora", "map"]
+
+
+def check_output(
+    checkpoint: Checkpoint,
+    output: Path,
+    force: bool = False,
+    link: bool = False,
+    form: Form | None = None,
+) -> Path:
     """Check before any work that `output` can be written, and return its real path.
+
+    form: what it is to be, the checkpoint's own layout where not given.
 
     Refused (`BadInput`): an existing output without `force`, with `force` one that is no checkpoint; an
     output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
     `TrceError` where the file system lacks space or permission.
     """
     output = Path(os.path.realpath(output.expanduser()))
-    _clear_stale(output)
-    if checkpoint.layout == "single-file" and output.suffix != ".safetensors":
-        raise BadInput(f"The output {output} of a single file must end in .safetensors.")
+    try:
+        _clear_stale(output)
+        _check_place(checkpoint, output, force, form or checkpoint.layout)
+        _check_space(checkpoint, output, link, form or checkpoint.layout)
+    except OSError as error:
+        raise TrceError(f"The output {output} cannot be used: {error.strerror}.") from error
+    return output
+
+
+def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) -> None:
+    if form != "diffusers" and output.suffix != ".safetensors":
+        raise BadInput(f"The output {output} is to be one file ({form}), so it must end in .safetensors.")
     source = checkpoint.path.resolve()
     if output == source or (output.exists() and output.samefile(source)):
         raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
@@ -651,10 +684,14 @@ def check_output(checkpoint: Checkpoint, output: Path, force: bool = False, link
     if output.exists():
         if not force:
             raise BadInput(f"The output {output} exists already.", "Choose another --output, or add --force.")
-        if not _replaceable(output, checkpoint.layout):
+        if not _replaceable(output, form):
+            what = "checkpoint" if form == "diffusers" else "file"
             raise BadInput(
-                f"{output} is no checkpoint, so --force does not replace it.", "Choose another --output."
+                f"{output} is no {what}, so --force does not replace it.", "Choose another --output."
             )
+
+
+def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> None:
     parent = output.parent
     while not parent.exists():
         parent = parent.parent
@@ -665,18 +702,19 @@ def check_output(checkpoint: Checkpoint, output: Path, force: bool = False, link
             f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
         )
     need, free = checkpoint.total_bytes(), shutil.disk_usage(parent).free
-    if link and source.stat().st_dev == parent.stat().st_dev:
+    if form not in ("diffusers", "single-file"):
+        need = 0  # little, and known only when it is made
+    elif link and form == checkpoint.layout and checkpoint.path.stat().st_dev == parent.stat().st_dev:
         need = sum(file.size for file in checkpoint.unet_files)
     if need > free:
         raise TrceError(
             f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",
             "Make space, or choose an --output on another disk.",
         )
-    return output
 
 
-def _replaceable(output: Path, layout: str) -> bool:
-    if layout == "single-file":
+def _replaceable(output: Path, form: Form) -> bool:
+    if form != "diffusers":
         return output.is_file()
     return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
 
@@ -712,31 +750,41 @@ def write_patched(
     if checkpoint.layout == "single-file":
         metadata = single_file_metadata(checkpoint, files)
         files = {}
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with _whole_or_not_at_all(output) as stage:
-            for relative, source in checkpoint.files.items():
-                if relative in files:
-                    continue
-                target = stage if checkpoint.path.is_file() else stage / relative
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if source in opened:
-                    opened[source].write_patched(target, patches.get(source, {}), metadata, report)
-                elif link and share_file(source, target):
-                    report(target.stat().st_size)
-                else:
-                    copy_file(source, target, report)
-            for relative, content in files.items():
-                (stage / relative).write_bytes(content)
-    except OSError as error:
-        hint = "Make space, or choose an --output on another disk." if error.errno == errno.ENOSPC else None
-        raise TrceError(f"Cannot write {output}: {error.strerror or error}.", hint) from error
+    with whole_or_not_at_all(output) as stage:
+        for relative, source in checkpoint.files.items():
+            if relative in files:
+                continue
+            target = stage if checkpoint.path.is_file() else stage / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source in opened:
+                opened[source].write_patched(target, patches.get(source, {}), metadata, report)
+            elif link and share_file(source, target):
+                report(target.stat().st_size)
+            else:
+                copy_file(source, target, report)
+        for relative, content in files.items():
+            (stage / relative).write_bytes(content)
     return output
 
 
 @contextmanager
-def _whole_or_not_at_all(output: Path) -> Iterator[Path]:
+def whole_or_not_at_all(output: Path) -> Iterator[Path]:
     """Where to write a file or folder that takes `output`'s place when the block ends well, else vanishes.
+
+    Raises TrceError where the disk fails.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with _staged(output) as stage:
+            yield stage
+    except OSError as error:
+        hint = "Make space, or choose an --output on another disk." if error.errno == errno.ENOSPC else None
+        raise TrceError(f"Cannot write {output}: {error.strerror or error}.", hint) from error
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """The place behind `whole_or_not_at_all`.
 
     It lies in a hidden folder beside `output`, which is locked while the run lives, so that a later run can
     tell what a killed one left behind. An old output is moved aside for the moment between two renames.
