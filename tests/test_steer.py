@@ -245,6 +245,20 @@ def test_every_copy_of_the_weights_gets_the_change(run, tmp_path):
     assert any(not torch.equal(before[key], half[key]) for key in half)
 
 
+def test_a_single_file_is_steered_to_a_single_file(run, preset, tiny_sd1, tmp_path):
+    path = tiny.single_file("sd1", tiny_sd1, tmp_path / "model.safetensors")
+    erased = open_checkpoint(str(path), config=tiny_sd1)
+    plan = plan_trajectories(erased, [preset], BENIGN, RECIPE)
+    accelerator = make_accelerator(torch.device("cpu"), "no")
+    output = tmp_path / "steered.safetensors"
+    steer(erased, erased, [preset], plan, TRAINING, output, accelerator)
+    run(tmp_path / "folder")
+    steered, folder = open_checkpoint(str(output), config=tiny_sd1), open_checkpoint(str(tmp_path / "folder"))
+    assert all(torch.equal(steered.read(key), folder.read(key)) for key in folder.unet[0].tensors)
+    assert (tmp_path / "steered.steer.jsonl").exists()
+    assert json.loads(steered.provenance_text())["history"][0]["edit"] == "steer"
+
+
 def test_too_much_drift_stops_the_save_and_can_be_accepted_later(run, tmp_path):
     with pytest.raises(TrceError, match="--max-drift of 1e-06"):
         run(tmp_path / "out", max_drift=1e-6)

@@ -678,7 +678,7 @@ class Work:
             free = shutil.disk_usage(parent).free
             if wanted[device] > free:
                 raise TrceError(
-                    f"Steering needs {wanted[device] / 1e9:.2f} GB in {parent}, with {free / 1e9:.2f} GB free.",
+                    f"Steering needs {wanted[device] / 1e9:.2f} GB in {parent}, which has {free / 1e9:.2f}.",
                     "Make space, or put the set elsewhere with --trajectories or the result with --output.",
                 )
 

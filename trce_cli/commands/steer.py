@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from trce_cli.commands.options import (
+    Config,
     Device,
     DryRun,
     Json,
@@ -146,6 +147,7 @@ def steer(
     ] = None,
     revision: Revision = None,
     variant: Variant = None,
+    config: Config = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace an existing output, or an unfinished run of other arguments."),
@@ -188,8 +190,8 @@ def steer(
     from trce_cli.trajectories import plan_trajectories
 
     recipe, training = stage2.choose(given, joint_steer_settings(chosen))
-    source = open_checkpoint(erased, revision, variant)
-    original = _teacher(console, source, teacher)
+    source = open_checkpoint(erased, revision, variant, config)
+    original = _teacher(console, source, teacher, config)
     check_same_model(original, source)
     if main:
         check_output(source, output, force)
@@ -237,7 +239,7 @@ def steer(
     console.result({"output": str(output), **entry})
 
 
-def _teacher(console: Console, source: "Checkpoint", name: str | None) -> "Checkpoint":
+def _teacher(console: Console, source: "Checkpoint", name: str | None, config: Path | None) -> "Checkpoint":
     """The checkpoint of `--teacher`, or the first base of the history; ERASED itself where it has none."""
     from trce_cli.checkpoint import open_checkpoint
     from trce_cli.provenance import history
@@ -251,14 +253,14 @@ def _teacher(console: Console, source: "Checkpoint", name: str | None) -> "Check
     base = entries[0]["base"] if entries else {}
     if name is None:
         try:
-            opened = open_checkpoint(base["name"], base.get("revision"), base.get("variant"))
+            opened = open_checkpoint(base["name"], base.get("revision"), base.get("variant"), config)
         except BadInput as error:
             raise BadInput(
                 f"The original that {source.name} was made from cannot be opened: {error.message}",
                 "Name it with --teacher.",
             ) from None
     else:
-        opened = open_checkpoint(name)
+        opened = open_checkpoint(name, config=config)
     if base and not set(base["files"].values()) & set(unet_hashes(opened)):
         message = (
             f"{opened.name} is not the original that {source.name} was made from: its U-Net's weights differ."
