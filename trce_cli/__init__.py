@@ -1,3 +1,25 @@
-"""Erase unsafe concepts from text-to-image diffusion checkpoints (TRCE, arXiv 2503.07389)."""
+"""Erase unsafe concepts from text-to-image diffusion checkpoints (TRCE, arXiv 2503.07389).
+
+`solve_map`, `load_map` and `Map` are the Python interface; they import torch when they are first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from trce_cli.errors import BadInput, TrceError
+
+if TYPE_CHECKING:
+    from trce_cli.api import solve_map
+    from trce_cli.edits import Map, load_map
 
 __version__ = "0.1.0"
+__all__ = ["BadInput", "Map", "TrceError", "load_map", "solve_map"]
+
+
+def __getattr__(name: str) -> Any:
+    """The parts that are heavy to import, imported when they are first used."""
+    import importlib
+
+    where = {"solve_map": "api", "load_map": "edits", "Map": "edits"}
+    if name not in where:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{where[name]}"), name)

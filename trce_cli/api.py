@@ -1,0 +1,69 @@
+"""The Python interface: solve a map, save and load it, put it on live pipelines. See docs/api.md."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from trce_cli.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.edits import Made, Map
+from trce_cli.mapping import Solution, solve
+from trce_cli.presets import Preset, load_presets
+from trce_cli.prior import Prior, choose_prior
+from trce_cli.prompts import prompt_pairs
+from trce_cli.provenance import record
+from trce_cli.settings import Settings, check_family, choose_settings
+
+
+def solve_map(
+    checkpoint: str | Path | Checkpoint,
+    presets: str | Path | Sequence[str | Path],
+    *,
+    preserve: float | None = None,
+    token_weights: Sequence[float] | None = None,
+    strength: float | None = None,
+    prior: str | Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Map:
+    """Solve stage 1 for a checkpoint (its name, path, or opened) and presets (names or TOML files), jointly.
+
+    Settings are those of `trce map`: what is not given the presets recommend, else the defaults. Prompts are
+    encoded on `device` in `dtype`; nothing is written but the cached statistics of the prior. The figures of
+    the guards are in `map.made.history[-1]["figures"]`. Raises BadInput and TrceError as `trce map` does.
+    """
+    start = perf_counter()
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(str(checkpoint))
+    check_family(source)
+    names = [presets] if isinstance(presets, str | Path) else presets
+    chosen = load_presets([str(name) for name in names])
+    weights = None if token_weights is None else tuple(token_weights)
+    given = {"preserve": preserve, "token_weights": weights, "strength": strength}
+    settings, _ = choose_settings(given, chosen)
+    benign = choose_prior(source, None if prior is None else Path(prior))
+    solution = solve(source, prompt_pairs(chosen), benign, settings, device, dtype)
+    return solved_map(source, chosen, settings, benign, solution, device, dtype, perf_counter() - start)
+
+
+def solved_map(
+    checkpoint: Checkpoint,
+    presets: Sequence[Preset],
+    settings: Settings,
+    prior: Prior,
+    solution: Solution,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seconds: float,
+) -> Map:
+    """A solution as a map that says how it was made."""
+    resolved = asdict(settings) | {
+        "prior": prior.source,
+        "prior_sha256": prior.sha256(),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    entry = record("map", checkpoint, presets, resolved, solution.figures, seconds)
+    made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
+    return Map(made, solution.text_map.change)
