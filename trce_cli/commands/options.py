@@ -37,6 +37,16 @@ def check_dtype(value: str | None) -> str | None:
     return _DTYPES[value.lower()]
 
 
+_FORMS = ("diffusers", "single-file", "lora", "map")
+
+
+def _check_forms(values: list[str] | None) -> list[str] | None:
+    for value in values or []:
+        if value not in _FORMS:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(_FORMS)}.")
+    return values
+
+
 def _complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
@@ -71,7 +81,7 @@ PresetName = Annotated[
 ]
 Output = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="DIR", help="Where the result goes.", show_default=False),
+    typer.Option("--output", "-o", metavar="PATH", help="Where the result goes.", show_default=False),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", callback=_check_device)
@@ -101,6 +111,45 @@ Config = Annotated[
         help="For a single file: a diffusers folder with its configurations and tokenizers, "
         "instead of the published base's.",
         show_default=False,
+    ),
+]
+Forms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--as",
+        metavar="|".join(_FORMS),
+        callback=_check_forms,
+        help="What to write; else what the input is. Repeat it for several, whose names begin with --output: "
+        "OUT, OUT.safetensors, OUT.lora.safetensors, OUT.map.safetensors.",
+        show_default=False,
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option("--rank", min=1, help="For --as lora: how many directions it keeps.", show_default=False),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(
+        "--energy",
+        help="For --as lora, in place of --rank: share of the squared singular values to keep; else 0.999.",
+        show_default=False,
+    ),
+]
+EditDType = Annotated[
+    str | None,
+    typer.Option(
+        "--edit-dtype",
+        help="For --as lora and map: fp32 or fp16; else fp32.",
+        callback=check_dtype,
+        show_default=False,
+    ),
+]
+Link = Annotated[
+    bool,
+    typer.Option(
+        "--link",
+        help="Share unchanged files with the input, not copies, where both lie on one file system.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
