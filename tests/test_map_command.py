@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli import mapping
+from trce_cli import edits, load_map, mapping
 from trce_cli.closed_form import TextMap
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -120,7 +120,8 @@ def test_provenance_says_what_was_done_and_repeats_it(
     outcome = map_(tiny_sd1, files / "out", "--json", "--strength", "0.8", "--token-weights", "0,1,0.01,0")
     result = json.loads(outcome.out)
     (entry,) = json.loads((files / "out" / "trce.json").read_text())["history"]
-    assert {"output": str(files / "out"), **entry} == result
+    out = str(files / "out")
+    assert {"output": out, "outputs": {"diffusers": out}, **entry} == result
     settings = entry["settings"]
     assert (settings["preserve"], settings["strength"]) == (0.5, 0.8)  # the preset's, the user's
     assert settings["token_weights"] == [0, 1, 0.01, 0]
@@ -330,9 +331,39 @@ def test_other_families_are_refused(
 def test_ctrl_c_while_writing_leaves_nothing(
     map_: Callable[..., Any], tiny_sd1: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(self: TextMap, weight: torch.Tensor) -> torch.Tensor:
+    def interrupt(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TextMap, "edit", interrupt)
+    monkeypatch.setattr(edits, "mapped", interrupt)
     assert map_(tiny_sd1, files / "out").status == 130
     assert not [path for path in files.iterdir() if "out" in path.name]
+
+
+def test_every_form_at_once(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:
+    forms = [part for form in ("map", "lora", "single-file", "diffusers") for part in ("--as", form)]
+    outcome = map_(tiny_sd1, files / "out", *forms, "--json")
+    assert outcome.status == 0, outcome.err
+    assert "Truncation error" in outcome.err
+    result = json.loads(outcome.out)
+    found = {path.name for path in files.iterdir() if path.name.startswith("out")}
+    assert found == {"out", "out.safetensors", "out.lora.safetensors", "out.map.safetensors"}
+    assert set(result["outputs"]) == {"map", "lora", "single-file", "diffusers"}
+    assert result["lora"]["shared_energy"] >= 0.999
+    text_map = load_map(files / "out.map.safetensors")
+    assert text_map.made.history[0]["presets"][0]["name"] == "blades"
+    torch.testing.assert_close(text_map.change, solved(tiny_sd1, files).change, rtol=1e-6, atol=1e-7)
+
+
+def test_the_python_interface_solves_what_the_command_solves(
+    map_: Callable[..., Any], tiny_sd1: Path, files: Path
+) -> None:
+    import trce_cli
+
+    outcome = map_(tiny_sd1, files / "edit.safetensors", "--as", "map", "--strength", "0.7", "--device", "cpu")
+    assert outcome.status == 0, outcome.err
+    ours = trce_cli.solve_map(tiny_sd1, files / "blades.toml", prior=files / "captions.txt", strength=0.7)
+    theirs = load_map(files / "edit.safetensors")
+    torch.testing.assert_close(ours.change, theirs.change, rtol=1e-6, atol=1e-7)
+    for name in ("settings", "presets", "base"):
+        assert ours.made.history[0][name] == json.loads(json.dumps(theirs.made.history[0][name]))
+    assert ours.made.history[0]["figures"]["moved"] == theirs.made.history[0]["figures"]["moved"]

@@ -51,8 +51,14 @@ class TextMap:
 
     def edit(self, weight: Tensor) -> Tensor:
         """W' = W M for a projection W (out, dim), in float64; whoever stores it rounds it once."""
-        weight = weight.double()
-        return weight + weight @ self.change
+        return mapped(weight, self.change)
+
+
+def mapped(weight: Tensor, change: Tensor) -> Tensor:
+    """W M = W + W (M - I) in float64, on the first columns of W where it has more than the map."""
+    weight = weight.double()
+    own = weight[:, : len(change)]
+    return torch.cat([own + own @ change, weight[:, len(change) :]], dim=1)
 
 
 class SecondMoment:

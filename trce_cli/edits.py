@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint import PICKLE_SUFFIXES, Checkpoint
+from trce_cli.closed_form import mapped
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import FAMILIES, POOLED_KEY, Family, not_a_checkpoint
 from trce_cli.keymap import kohya_names
@@ -96,11 +97,11 @@ class Map:
         scaled = self.scaled(strength)
         check_width(len(self.change), checkpoint.context_width, checkpoint.name)
         edits: dict[str, WeightEdit] = {
-            key: partial(_mapped, change=scaled.change) for key in checkpoint.projection_keys()
+            key: partial(mapped, change=scaled.change) for key in checkpoint.projection_keys()
         }
         if scaled.pooled_change is not None:
             check_width(len(scaled.pooled_change), checkpoint.pooled_width, checkpoint.name, "pooled ")
-            edits[POOLED_KEY] = partial(_mapped, change=scaled.pooled_change)
+            edits[POOLED_KEY] = partial(mapped, change=scaled.pooled_change)
         return edits
 
     def tensors(self, dtype: EditDType = "float32") -> dict[str, NewTensor]:
@@ -342,13 +343,6 @@ def check_width(width: int, wanted: int, name: str, kind: str = "") -> None:
     """BadInput where a map of `width` meets embeddings of another."""
     if width != wanted:
         raise BadInput(f"The map is for {kind}embeddings of width {width}; those of {name} have {wanted}.")
-
-
-def _mapped(weight: Tensor, change: Tensor) -> Tensor:
-    """W M = W + W change, on the first columns where the weight has more than the map."""
-    weight = weight.double()
-    mapped = weight[:, : len(change)]
-    return torch.cat([mapped + mapped @ change, weight[:, len(change) :]], dim=1)
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """`trce map`: stage 1, a concept erased from a checkpoint in closed form."""
 
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +8,19 @@ import typer
 
 from trce_cli.commands.options import (
     CheckpointName,
+    Config,
     Device,
     DryRun,
+    EditDType,
+    Energy,
     Force,
+    Forms,
     Json,
+    Link,
     Output,
     Presets,
     Quiet,
+    Rank,
     Revision,
     Variant,
     check_dtype,
@@ -75,8 +80,14 @@ def map_(
             show_default=False,
         ),
     ] = None,
+    forms: Forms = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    edit_dtype: EditDType = None,
     revision: Revision = None,
     variant: Variant = None,
+    config: Config = None,
+    link: Link = False,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -85,9 +96,11 @@ def map_(
     """Erase concepts from a checkpoint in closed form, in seconds (stage 1).
 
     The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer.
-    The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights.
+    The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
+    or what --as names.
     """
-    from trce_cli.checkpoint import check_output, open_checkpoint
+    from trce_cli.checkpoint import open_checkpoint
+    from trce_cli.outputs import choose_outputs, lora_lines, notes, total_bytes, write_outputs
     from trce_cli.prior import choose_prior
     from trce_cli.settings import check_family, choose_settings, plan
 
@@ -96,46 +109,50 @@ def map_(
     chosen = load_presets(presets)
     given = {"preserve": preserve, "token_weights": _token_weights(token_weights), "strength": strength}
     settings, remarks = choose_settings(given, chosen)
-    source = open_checkpoint(checkpoint, revision, variant)
+    source = open_checkpoint(checkpoint, revision, variant, config)
     check_family(source)
-    check_output(source, output, force)
+    outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
+    outputs.check(source)
     benign = choose_prior(source, prior, console.note)
     pairs = prompt_pairs(chosen)
-    for remark in remarks + source.notes():
+    for remark in remarks + notes(source, outputs):
         console.note(remark)
     if dry_run:
         planned = plan(source, output, pairs, benign, settings)
+        planned["disk_bytes"] = total_bytes(source, outputs)
         console.show(_plan_table(planned))
-        console.result({"dry_run": True, "output": output, **planned})
+        console.result({"dry_run": True, "output": output, "outputs": dict(outputs.paths), **planned})
         return
 
     import torch
 
-    from trce_cli.checkpoint import write_patched
+    from trce_cli.api import solved_map
     from trce_cli.mapping import solve
-    from trce_cli.provenance import provenance_files, record
 
     where, precision = resolve_device(device), resolve_dtype(dtype) or torch.float32
-    megabytes = round(source.total_bytes() / 1e6)
     with console.progress() as progress:
         solution = solve(source, pairs, benign, settings, where, precision, progress.stage)
-        hashing = progress.stage("Hashing the original", megabytes, "MB")
+        hashing = progress.stage("Hashing the original", round(source.total_bytes() / 1e6), "MB")
         source.hashes(lambda count: hashing(count / 1e6))
     console.show(_guard_table(solution.figures))
-    resolved = asdict(settings) | {
-        "prior": benign.source,
-        "prior_sha256": benign.sha256(),
-        "device": str(where),
-        "dtype": str(precision).removeprefix("torch."),
-    }
-    entry = record("map", source, chosen, resolved, solution.figures, seconds=perf_counter() - start)
-    files = provenance_files(source, entry)
-    edits = dict.fromkeys(source.projection_keys(), solution.text_map.edit)
+    seconds = perf_counter() - start
+    edit = solved_map(source, chosen, settings, benign, solution, where, precision, seconds)
     with console.progress() as progress:
-        writing = progress.stage("Writing", megabytes, "MB")
-        write_patched(source, output, edits, files, force, report=lambda count: writing(count / 1e6))
-    console.note(f"Wrote {output} in {perf_counter() - start:.1f} s.")
-    console.result({"output": output, **entry})
+        writing = progress.stage("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
+        lora = write_outputs(
+            source,
+            edit.weight_edits(source),
+            edit.made,
+            outputs,
+            edit,
+            lambda count: writing(count / 1e6),
+        )
+    for line in lora_lines(lora) if lora else []:
+        console.note(line)
+    where_to = ", ".join(map(str, outputs.paths.values()))
+    console.note(f"Wrote {where_to} in {perf_counter() - start:.1f} s.")
+    result = {"output": output, "outputs": dict(outputs.paths), **edit.made.history[-1]}
+    console.result(result | ({"lora": lora} if lora else {}))
 
 
 def _token_weights(text: str | None) -> tuple[float, ...] | None:
