@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli.checkpoint import open_checkpoint, write_patched
+from trce_cli.edits import Made, Map
 from trce_cli.inspection import compare, describe, readers
-from trce_cli.provenance import provenance_files, record
+from trce_cli.provenance import history, provenance_files, record
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -69,7 +70,7 @@ def test_diff_finds_the_changed_tensor_and_its_size(tiny_sd1: Path, edited: Path
     assert not found["only_b"]
     shown = trce("diff", tiny_sd1, edited).out
     assert KEY in shown
-    assert f"1 tensors differ, {found['equal']} are equal." in shown
+    assert f"Tensors that differ: 1. Equal: {found['equal']}." in shown
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -109,3 +110,22 @@ def test_diff_of_variants_compares_values(tiny_sd1: Path, tmp_path: Path) -> Non
     assert found.differing
     assert max(row.relative for row in found.differing if "unet/" in row.name) < 1e-3
     assert not found.reshaped
+
+
+def test_an_edit_tells_what_it_is_for_and_whether_it_fits(
+    tiny_sd1: Path, tiny_sd2: Path, edited: Path, tmp_path: Path, trce
+) -> None:
+    checkpoint = open_checkpoint(str(edited))
+    made = Made(checkpoint.family, checkpoint.text_encoder_hash(), tuple(history(checkpoint)))
+    path = Map(made, 0.01 * torch.eye(32, dtype=torch.float64)).save(tmp_path / "map.safetensors")
+    found = describe(str(path))
+    assert found["kind"] == "a map of text embeddings"
+    assert found["family"] == "SD 1.x"
+    assert found["text_encoder"] == checkpoint.text_encoder_hash()
+    assert [entry["edit"] for entry in found["history"]] == ["map"]
+    assert describe(str(tiny_sd1), edit=path)["fits"] is True
+    other = describe(str(tiny_sd2), edit=path)
+    assert other["fits"] is False
+    assert "SD 2.x" in other["why_not"]
+    assert "fits" in trce("inspect", tiny_sd1, "--edit", path).out
+    assert trce("inspect", path, "--edit", path).status == 2

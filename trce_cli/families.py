@@ -144,6 +144,7 @@ def not_a_checkpoint(keys: Collection[str]) -> str | None:
 
 
 _OTHER_FILES = {
+    "trce_map.": "a map of text embeddings",
     "lora_": "a LoRA",
     "unet.": "a LoRA",
     "down_blocks.": "the U-Net of a diffusers folder",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.errors import BadInput
 from trce_cli.families import not_a_checkpoint
 from trce_cli.provenance import history
 from trce_cli.safetensors_file import Report, SafetensorsFile, no_report
@@ -19,25 +20,25 @@ Readers = Mapping[str, Callable[[], "torch.Tensor"]]
 
 
 def describe(
-    name: str, revision: str | None = None, variant: str | None = None, config: Path | None = None
+    name: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    config: Path | None = None,
+    edit: Path | None = None,
 ) -> dict[str, Any]:
     """What `name` is: a checkpoint, or another safetensors file such as a LoRA; plain JSON values.
 
-    Of a checkpoint: layout, family, dtype, sizes, the hash of its text encoders, its edit history, and what
-    an edited copy would leave out. An edit fits every checkpoint of that hash. Of another file: what its keys
-    say it is, tensors, dtypes and metadata. Raises `BadInput` where it is neither.
+    Of a checkpoint: layout, family, dtype, sizes, the hash of its text encoders, its edit history, what an
+    edited copy would leave out, and whether `edit`, a map or LoRA file, fits it. Of another file: what its
+    keys say it is, tensors, dtypes and metadata, and of an edit what it was made for. Raises `BadInput` where
+    it is neither.
     """
     if file := _other_file(name):
-        return {
-            "path": str(file.path),
-            "kind": not_a_checkpoint(file.tensors),
-            "bytes": file.size,
-            "tensors": len(file.tensors),
-            "dtypes": sorted({info.dtype for info in file.tensors.values()}),
-            "metadata": dict(file.metadata),
-        }
+        if edit:
+            raise BadInput(f"{name} is no checkpoint, so no edit can fit it.")
+        return _describe_file(file)
     checkpoint = open_checkpoint(name, revision, variant, config)
-    return {
+    found = {
         "path": str(checkpoint.path),
         "kind": "checkpoint",
         "layout": checkpoint.layout,
@@ -53,6 +54,39 @@ def describe(
         "left_out": dict(checkpoint.left_out),
         "history": history(checkpoint),
     }
+    return found | ({"edit": str(edit), **_fit(checkpoint, edit)} if edit else {})
+
+
+def _fit(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    from trce_cli.edits import check_fits, open_edit
+
+    edit = open_edit(path)
+    try:
+        edit.weight_edits(checkpoint)
+        check_fits(edit, checkpoint)
+    except BadInput as error:
+        return {"fits": False, "why_not": error.message}
+    return {"fits": True}
+
+
+def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
+    from trce_cli.edits import HISTORY, open_edit
+
+    try:
+        made = open_edit(file.path).made
+    except BadInput:  # no edit, or not one that can be applied
+        made = None
+    found: dict[str, Any] = {
+        "path": str(file.path),
+        "kind": not_a_checkpoint(file.tensors),
+        "bytes": file.size,
+        "tensors": len(file.tensors),
+        "dtypes": sorted({info.dtype for info in file.tensors.values()}),
+        "metadata": {key: value for key, value in file.metadata.items() if key != HISTORY or not made},
+    }
+    if made:
+        found |= {"family": made.family.name, "text_encoder": made.text_encoder, "history": [*made.history]}
+    return found
 
 
 def _other_file(name: str) -> SafetensorsFile | None:

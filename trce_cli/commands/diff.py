@@ -41,8 +41,8 @@ def diff(
     ):
         if names:
             more = ", ..." if len(names) > 3 else ""
-            console.show(f"{len(names)} {what}: {', '.join(names[:3])}{more}")
-    console.show(f"{len(found.differing)} tensors differ, {found.equal} are equal.")
+            console.show(f"Tensors that {what}: {len(names)} ({', '.join(names[:3])}{more})")
+    console.show(f"Tensors that differ: {len(found.differing)}. Equal: {found.equal}.")
     console.result(asdict(found))
 
 
@@ -51,7 +51,10 @@ def _table(found: "Comparison") -> "Table":
 
     hidden = len(found.differing) - ROWS
     caption = f"and {hidden} more, which --json lists" if hidden > 0 else None
-    table = Table("tensor", "shape", "largest change", "relative change", caption=caption)
+    table = Table(caption=caption)
+    table.add_column("tensor", overflow="fold")  # the ends of the names tell them apart
+    for heading in ("shape", "largest change", "relative change"):
+        table.add_column(heading, no_wrap=True)
     for row in found.differing[:ROWS]:
         shape = " x ".join(map(str, row.shape))
         table.add_row(row.name, shape, f"{row.largest:.3g}", f"{row.relative:.3g}")

@@ -1,5 +1,6 @@
 """`trce inspect`: what a checkpoint or file is, and what was done to it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,15 @@ def inspect(
             show_default=False,
         ),
     ],
+    edit: Annotated[
+        Path | None,
+        typer.Option(
+            "--edit",
+            metavar="FILE",
+            help="Also tell whether this map or LoRA fits the checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
     config: Config = None,
     revision: Revision = None,
     variant: Variant = None,
@@ -30,7 +40,7 @@ def inspect(
     from trce_cli.inspection import describe
 
     console = Console(json, quiet)
-    found = describe(path, revision, variant, config)
+    found = describe(path, revision, variant, config, edit)
     console.show(_table(found))
     if history := found.get("history"):
         console.show(_history_table(history))
@@ -47,6 +57,8 @@ def _table(found: dict[str, Any]) -> "Table":
         name = key.replace("_", " ")
         if key == "bytes":
             name, value = "size", f"{value:,} bytes"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
         elif isinstance(value, int):
             value = f"{value:,}"
         elif isinstance(value, dict):
