@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate import ROLES, SCHEMA
 from trce_cli.images import whole_file
 from trce_cli.metrics import pareto
+from trce_cli.pictures import ROLES
+from trce_cli.results import SCHEMA
 
 PAGE, COMPARISON = "report.html", "comparison.json"
 SHOWN = 60  # pairs of a suite; more make a page that browsers labour at
@@ -141,6 +142,7 @@ def compare_results(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows += originals.values()
     common = set.intersection(*(set(row["figures"]) for row in rows))
     columns = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+    columns.sort(key=lambda name: (name.endswith(".clip_score"), not name.startswith("asr.")))
     roles = {suite["name"]: suite["role"] for each in evaluations for suite in each["suites"]}
     harms = [name for name in common if name[:4] == "asr." and roles[name[4:]] in ("attack", "own")]
     benefits = [name for name in common if name.endswith(".kept")]
@@ -196,7 +198,7 @@ def figure(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share in per cent with one digit; a dash for no number."""
-    return "—" if value is None else f"{100 * value:.1f} %"
+    return "—" if value is None else f"{100 * value:.1f}\u00a0%"
 
 
 def seconds(value: float | None) -> str:

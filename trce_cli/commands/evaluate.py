@@ -213,7 +213,8 @@ def evaluate(
 
     from trce_cli.checkpoint import open_checkpoint
     from trce_cli.evaluate import evaluate as run
-    from trce_cli.evaluate import join_team, prepare
+    from trce_cli.evaluate import join_team
+    from trce_cli.evaluation import prepare
     from trce_cli.generate import default_dtype
     from trce_cli.report import read_results, write_report
 
@@ -306,6 +307,8 @@ def results_table(results: dict[str, Any]) -> "Table":
                 rate(verdict["erased"]),
                 f"-{change['lost']} +{change['gained']}, p {change['p_value']:.2g}",
             )
+        if suite["role"] == "attack":  # the rest is about what should survive
+            continue
         if kept := suite.get("kept"):
             accuracy, change = kept["accuracy"], kept["change"]
             table.add_row(
