@@ -62,7 +62,7 @@ class InceptionFeatures:
 
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # the latter of a torchvision for another torch
             raise BadInput(
                 f"torch-fidelity cannot be used: {error}.",
                 "pip install 'trce[fid]', or leave --inception out.",
@@ -75,6 +75,8 @@ class InceptionFeatures:
             )
         except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, pickle.UnpicklingError):  # its text advises to run what is in there
+                reason = "it holds something other than weights"
             raise BadInput(
                 f"{weights} does not hold FID's Inception weights: {reason}",
                 "It is torch-fidelity's weights-inception-2015-12-05-6726825d.pth.",
