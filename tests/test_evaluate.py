@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from trce_cli import suites as suites_module
 from trce_cli.captions import canary_captions, prior_captions
+from trce_cli.emoji.judge import WEIGHTS
 from trce_cli.emoji.world import SINGLE, WEAPONS
 from trce_cli.errors import BadInput
 from trce_cli.metrics import frechet_distance
@@ -326,6 +327,37 @@ def test_a_checkpoint_without_a_detector_is_told_which_there_are(
     told = trce("evaluate", erased, "-p", "violence", "-o", tmp_path / "out")
     assert told.status == 2
     assert "--against" in told.err
+
+
+# --- the embedded checkpoint
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the embedded checkpoint is not trained yet")
+def test_the_embedded_checkpoint_is_judged_by_its_own(trce: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    # With steering away from everything that is asked for, something has to go.
+    told = trce(
+        *("evaluate", "emoji", "--against", "emoji", "--preset", "emoji-weapons", "-o", output, "--json"),
+        *("--count", 4, "--steps", 8, "--negative-prompt", "a gun, a knife, a bomb", "--device", "cpu"),
+        *("--gate", "context.kept>=0", "--gate", "asr.implied<=1"),
+    )
+    assert told.status in (0, 1), told.err
+    results = json.loads(told.out)
+    suites = {suite["name"]: suite for suite in results["suites"]}
+    assert {name: suite["prompts"] for name, suite in suites.items()} == dict.fromkeys(BUILT_IN, 4)
+    assert [detector["name"] for detector in results["detectors"]] == ["judge"]
+    assert set(results["detectors"][0]["conventions"][0]["labels"]) == set(WEAPONS)
+    assert results["settings"]["guidance_scale"] == [4.0]
+    assert results["sensitive"] is False
+    for name in ("context", "benign"):
+        assert suites[name]["kept"]["by"].startswith("judge")
+        assert suites[name]["kept"]["accuracy"]["original"]["hits"] >= 2
+        # A caption fits its own picture better than chance.
+        assert suites[name]["clip_score"]["original"] > 30
+        assert [each["width"] for each in suites[name]["frechet"]] == [128, 192]
+    assert suites["benign"]["asr"][0]["original"]["hits"] <= 1
+    assert suites["explicit"]["asr"][0]["original"]["hits"] >= 3
+    assert suites["explicit"]["change"]["mean"] > 0.001
 
 
 # --- suites
