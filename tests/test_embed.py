@@ -1,13 +1,14 @@
 """Embeddings against the pipeline's own `encode_prompt`; slots against tokens spelled out by hand."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 
 from trce_cli.checkpoint import open_checkpoint
-from trce_cli.embed import SOT, Embedder
+from trce_cli.embed import SOT, Embedder, Embeddings, packs
 
 PROMPTS = [
     "a photo of a dog",
@@ -30,37 +31,61 @@ def sd1(tiny_sd1: Path) -> Embedder:
     return embedder(tiny_sd1)
 
 
-def collect(embedder: Embedder, wanted: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {prompt: states for batch in embedder.states(wanted) for prompt, states in batch.items()}
+def collect(embedder: Embedder, wanted: dict[str, Any]) -> dict[str, Embeddings]:
+    return {prompt: found for batch in embedder.states(wanted) for prompt, found in batch.items()}
 
 
-def pipeline_states(folder: Path, prompts: list[str]) -> torch.Tensor:
-    """What the U-Net sees, (prompts, 77, dim), each prompt encoded on its own."""
+def pipeline_embeddings(folder: Path, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the U-Net is told, (prompts, 77, dim) and pooled, each prompt encoded on its own."""
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    encode = lambda prompt: pipe.encode_prompt(  # noqa: E731
-        prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-    )[0]
     with torch.no_grad():
-        return torch.cat([encode(prompt) for prompt in prompts])
+        encoded = [
+            pipe.encode_prompt(
+                prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            for prompt in prompts
+        ]
+    pooled = torch.cat([each[2] for each in encoded]) if len(encoded[0]) > 2 else None
+    return torch.cat([each[0] for each in encoded]), pooled
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_states_equal_the_pipelines_at_every_position(family: str, request: pytest.FixtureRequest) -> None:
+def test_embeddings_equal_the_pipelines_at_every_position(
+    family: str, request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(f"tiny_{family}")
     ours = embedder(folder)
-    every = range(77)
-    expected = pipeline_states(folder, PROMPTS)
-    found = collect(ours, dict.fromkeys(PROMPTS, every))
+    expected, pooled = pipeline_embeddings(folder, PROMPTS)
+    close = {"rtol": 1e-5, "atol": 2e-5}
+    found = collect(ours, dict.fromkeys(PROMPTS, range(77)))
     assert ours.dim == expected.shape[-1]
-    torch.testing.assert_close(torch.stack([found[p] for p in PROMPTS]), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(torch.stack([found[p].context for p in PROMPTS]), expected, **close)
 
-    # Encoded no further than the EoT, in batches of equal length, the states stay the same.
+    # Encoded no further than the EoT, in one pack with shared prefixes, the states stay the same.
     eots = {prompt: [SOT, tokens.eot] for prompt, tokens in zip(PROMPTS, ours.tokens(PROMPTS), strict=True)}
     found = collect(ours, eots)
     for row, prompt in enumerate(PROMPTS):
-        torch.testing.assert_close(found[prompt], expected[row, eots[prompt]], rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(found[prompt].context, expected[row, eots[prompt]], **close)
+
+    # The pooled embedding is that of the whole prompt, however little else is wanted of it.
+    found = collect(ours, {prompt: [SOT] for prompt in PROMPTS})
+    if pooled is None:
+        assert ours.pooled_dim == 0
+        assert all(embeddings.pooled is None for embeddings in found.values())
+    else:
+        assert ours.pooled_dim == pooled.shape[1]
+        torch.testing.assert_close(torch.stack([found[p].pooled for p in PROMPTS]), pooled, **close)
+
+
+def test_half_precision_stays_near(tiny_sdxl: Path) -> None:
+    wanted = {prompt: [SOT, 1] for prompt in PROMPTS}
+    exact, half = (collect(embedder(tiny_sdxl, dtype), wanted) for dtype in (torch.float32, torch.bfloat16))
+    for prompt in PROMPTS:
+        for one, other in zip(exact[prompt], half[prompt], strict=True):
+            assert other.dtype == torch.float32
+            assert 0 < (one - other).norm() / one.norm() < 0.1
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -114,19 +139,41 @@ def test_keyword_that_is_cut_off_has_no_positions(sd1: Embedder) -> None:
     assert sd1.keyword_positions(prompt, "gun") == []
 
 
-def test_a_prompt_is_encoded_once_and_no_further_than_wanted(
+def test_prefixes_are_encoded_once_and_nothing_beyond_what_is_wanted(
     sd1: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes = []
+    counts: list[tuple[int, int]] = []
     encode = sd1._encode
     monkeypatch.setattr(
-        sd1, "_encode", lambda ids, length: shapes.append((len(ids), length)) or encode(ids, length)
+        sd1, "_encode", lambda pack: counts.append((len(pack.places), len(pack.tokens))) or encode(pack)
     )
     done: list[int] = []
-    wanted = {"a dog": [SOT, 3], "a cat": [3], "a photo of a dog": [0]}
-    assert {p for batch in sd1.states(wanted, done.append) for p in batch} == set(wanted)
-    assert shapes == [(1, 1), (2, 4)]
-    assert sum(done) == 3
+    wanted = {"a dog": [SOT, 3], "A  DOG": [3], "a cat": [2], "a photo of a dog": [0]}
+    assert [p for batch in sd1.states(wanted, done.append) for p in batch]
+    # SoT, a; dog, EoT; the first token of cat, which is its own
+    assert counts == [(4, 5)]
+    assert done == [4]
+
+
+def test_packs_hold_every_prompt_once_as_a_tree() -> None:
+    random = Random(0)
+    sequences = {
+        str(number): tuple((random.randrange(3), 7) for _ in range(random.randrange(1, 9)))
+        for number in range(200)
+    }
+    found = list(packs(sequences, size=40))
+    assert sorted(prompt for pack in found for prompt in pack.places) == sorted(sequences)
+    assert len(found) > 3
+    for pack in found:
+        assert len(pack.tokens) <= 40
+        prefixes = {sequences[prompt][:end] for prompt in pack.places for end in range(1, 9)}
+        assert len(pack.tokens) == len(prefixes)  # each prefix is there once
+        positions, mask = pack.positions, pack.mask
+        for prompt, places in pack.places.items():
+            assert tuple(pack.tokens[place] for place in places) == sequences[prompt]
+            assert positions[places].tolist() == list(range(len(places)))
+            for at, place in enumerate(places):
+                assert mask[place].nonzero().flatten().tolist() == sorted(places[: at + 1])
 
 
 def test_fingerprint_knows_weights_dtype_configuration_tokenizer_and_prompts(

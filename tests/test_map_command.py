@@ -318,14 +318,34 @@ def test_an_empty_prior_is_refused(map_: Callable[..., Any], tiny_sd1: Path, fil
     assert "captions.txt" in outcome.err
 
 
-def test_other_families_are_refused(
-    map_: Callable[..., Any], tiny_sd2: Path, tiny_sdxl: Path, files: Path
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families_are_edited_wherever_text_enters(
+    map_: Callable[..., Any], family: str, request: pytest.FixtureRequest, files: Path
 ) -> None:
-    for folder, family in ((tiny_sd2, "SD 2.x"), (tiny_sdxl, "SDXL")):
-        outcome = map_(folder, files / "out")
-        assert outcome.status == 2
-        assert family in outcome.err
-        assert not (files / "out").exists()
+    source = request.getfixturevalue(f"tiny_{family}")
+    outcome = map_(source, files / "out", "--json")
+    assert outcome.status == 0, outcome.err
+    old, new = load_file(source / UNET), load_file(files / "out" / UNET)
+    pooled = {"add_embedding.linear_1.weight"} if family == "sdxl" else set()
+    changed = {key for key in old if not torch.equal(old[key], new[key])}
+    assert changed == {key for key in old if is_projection(key)} | pooled
+    for key in pooled:
+        assert torch.equal(old[key][:, 40:], new[key][:, 40:])  # the picture's sizes enter there
+    entry = json.loads(outcome.out)
+    assert ("Pooled" in outcome.err) == ("pooled" in entry["figures"]) == bool(pooled)
+    assert entry["settings"].get("pooled") == (True if pooled else None)
+
+
+def test_the_pooled_embedding_can_be_left_alone(
+    map_: Callable[..., Any], tiny_sdxl: Path, files: Path
+) -> None:
+    outcome = map_(tiny_sdxl, files / "out", "--no-pooled", "--json")
+    assert outcome.status == 0, outcome.err
+    old, new = load_file(tiny_sdxl / UNET), load_file(files / "out" / UNET)
+    assert {key for key in old if not torch.equal(old[key], new[key])} == set(filter(is_projection, old))
+    entry = json.loads(outcome.out)
+    assert entry["settings"]["pooled"] is False
+    assert "pooled" not in entry["figures"]
 
 
 def test_ctrl_c_while_writing_leaves_nothing(
@@ -359,11 +379,13 @@ def test_the_python_interface_solves_what_the_command_solves(
 ) -> None:
     import trce_cli
 
-    outcome = map_(tiny_sd1, files / "edit.safetensors", "--as", "map", "--strength", "0.7", "--device", "cpu")
+    outcome = map_(
+        tiny_sd1, files / "edit.safetensors", "--as", "map", "--strength", "0.7", "--device", "cpu"
+    )
     assert outcome.status == 0, outcome.err
     ours = trce_cli.solve_map(tiny_sd1, files / "blades.toml", prior=files / "captions.txt", strength=0.7)
     theirs = load_map(files / "edit.safetensors")
     torch.testing.assert_close(ours.change, theirs.change, rtol=1e-6, atol=1e-7)
     for name in ("settings", "presets", "base"):
-        assert ours.made.history[0][name] == json.loads(json.dumps(theirs.made.history[0][name]))
+        assert json.loads(json.dumps(ours.made.history[0][name])) == theirs.made.history[0][name]
     assert ours.made.history[0]["figures"]["moved"] == theirs.made.history[0]["figures"]["moved"]

@@ -43,9 +43,9 @@ def plain_moment(embedder: Embedder) -> torch.Tensor:
 
 def test_moment_equals_a_plain_sum(embedder: Embedder) -> None:
     done: list[int] = []
-    torch.testing.assert_close(
-        moments.second_moment(embedder, TEXTS, done.append), plain_moment(embedder), rtol=1e-5, atol=1e-5
-    )
+    found = moments.second_moments(embedder, TEXTS, done.append)
+    torch.testing.assert_close(found.context, plain_moment(embedder), rtol=1e-5, atol=1e-5)
+    assert found.pooled is None
     assert sum(done) == len(set(TEXTS))
 
 
@@ -54,9 +54,7 @@ def encodings(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts each forward pass took since."""
     counts: list[int] = []
     encode = embedder._encode
-    monkeypatch.setattr(
-        embedder, "_encode", lambda ids, length: counts.append(len(ids)) or encode(ids, length)
-    )
+    monkeypatch.setattr(embedder, "_encode", lambda pack: counts.append(len(pack.places)) or encode(pack))
     return counts
 
 
@@ -66,12 +64,12 @@ def entry(cache: Path) -> Path:
 
 
 def test_moment_is_computed_once(embedder: Embedder, encodings: list[int]) -> None:
-    first = moments.second_moment(embedder, TEXTS)
+    first = moments.second_moments(embedder, TEXTS).context
     assert encodings
     encodings.clear()
-    assert torch.equal(moments.second_moment(embedder, TEXTS), first)
+    assert torch.equal(moments.second_moments(embedder, TEXTS).context, first)
     assert not encodings
-    assert not torch.equal(moments.second_moment(embedder, TEXTS[1:]), first)
+    assert not torch.equal(moments.second_moments(embedder, TEXTS[1:]).context, first)
     assert encodings
 
 
@@ -79,7 +77,7 @@ def test_moment_is_computed_once(embedder: Embedder, encodings: list[int]) -> No
 def test_damaged_or_foreign_entries_are_computed_anew(
     embedder: Embedder, cache: Path, encodings: list[int], damage: str
 ) -> None:
-    expected = moments.second_moment(embedder, TEXTS)
+    expected = moments.second_moments(embedder, TEXTS).context
     path = entry(cache)
     data = path.read_bytes()
     match damage:
@@ -88,26 +86,28 @@ def test_damaged_or_foreign_entries_are_computed_anew(
         case "flipped":
             path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
         case "pickle":
-            torch.save({"moment": expected}, path)
+            torch.save({"context": expected}, path)
         case "empty":
             path.write_bytes(b"")
         case "folder":
             path.unlink()
             path.mkdir()
         case "renamed":
-            moments.second_moment(embedder, TEXTS[1:])
+            moments.second_moments(embedder, TEXTS[1:])
             (other,) = set(cache.rglob("*.safetensors")) - {path}
             other.replace(path)
         case "shape":
-            save_file({"moment": torch.eye(3, dtype=torch.float64)}, path)
+            save_file({"context": torch.eye(3, dtype=torch.float64)}, path)
         case "nan":
             bad = torch.full_like(expected, torch.nan)
-            save_file({"moment": bad}, path, {"sha256": moments._seal(path.stem, bad)})
+            save_file(
+                {"context": bad}, path, {"sha256": moments._seal(path.stem, moments.Moments(bad, None))}
+            )
     encodings.clear()
-    assert torch.equal(moments.second_moment(embedder, TEXTS), expected)
+    assert torch.equal(moments.second_moments(embedder, TEXTS).context, expected)
     assert encodings
     if damage != "folder":
-        assert torch.equal(load_file(entry(cache))["moment"], expected)
+        assert torch.equal(load_file(entry(cache))["context"], expected)
     assert not [left for left in path.parent.iterdir() if "partial" in left.name]
 
 
@@ -116,9 +116,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "file"))
-    torch.testing.assert_close(
-        moments.second_moment(embedder, TEXTS), plain_moment(embedder), rtol=1e-5, atol=1e-5
-    )
+    found = moments.second_moments(embedder, TEXTS).context
+    torch.testing.assert_close(found, plain_moment(embedder), rtol=1e-5, atol=1e-5)
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from trce_cli.errors import BadInput
 from trce_cli.presets import load_preset
 from trce_cli.prior import Prior
 from trce_cli.prompts import PromptPair
-from trce_cli.settings import Settings, check_family, choose_settings, plan
+from trce_cli.settings import Settings, choose_settings, plan
 
 NOTHING = {"preserve": None, "token_weights": None, "strength": None}
 
@@ -56,11 +56,14 @@ def test_presets_that_differ_are_told(tmp_path: Path) -> None:
     assert choose_settings(NOTHING | {"preserve": 1.0}, presets)[1] == []
 
 
-def test_other_families_are_refused_by_name(tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
-    check_family(open_checkpoint(str(tiny_sd1)))
-    for folder, name in ((tiny_sd2, "SD 2.x"), (tiny_sdxl, "SDXL")):
-        with pytest.raises(BadInput, match=name):
-            check_family(open_checkpoint(str(folder)))
+def test_plan_names_the_pooled_layer_where_it_is_mapped(tiny_sdxl: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    pairs, prior = [PromptPair("a gun", "a tool", "a gun")], Prior("x", ("c",), ("d",))
+    mapped, spared = (
+        plan(checkpoint, tmp_path / "out", pairs, prior, Settings(pooled=pooled))["layers"]
+        for pooled in (True, False)
+    )
+    assert mapped.keys() - spared.keys() == {"add_embedding.linear_1.weight"}
 
 
 def test_plan_counts_layers_prompts_memory_and_disk(tiny_sd1: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trce_cli.presets import Preset, load_presets
 from trce_cli.prior import Prior, choose_prior
 from trce_cli.prompts import prompt_pairs
 from trce_cli.provenance import record
-from trce_cli.settings import Settings, check_family, choose_settings
+from trce_cli.settings import Settings, choose_settings
 
 
 def solve_map(
@@ -24,6 +24,7 @@ def solve_map(
     preserve: float | None = None,
     token_weights: Sequence[float] | None = None,
     strength: float | None = None,
+    pooled: bool = True,
     prior: str | Path | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -36,11 +37,10 @@ def solve_map(
     """
     start = perf_counter()
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(str(checkpoint))
-    check_family(source)
     names = [presets] if isinstance(presets, str | Path) else presets
     chosen = load_presets([str(name) for name in names])
     weights = None if token_weights is None else tuple(token_weights)
-    given = {"preserve": preserve, "token_weights": weights, "strength": strength}
+    given = {"preserve": preserve, "token_weights": weights, "strength": strength, "pooled": pooled}
     settings, _ = choose_settings(given, chosen)
     benign = choose_prior(source, None if prior is None else Path(prior))
     solution = solve(source, prompt_pairs(chosen), benign, settings, device, dtype)
@@ -64,6 +64,9 @@ def solved_map(
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if not checkpoint.family.pooled:
+        del resolved["pooled"]
     entry = record("map", checkpoint, presets, resolved, solution.figures, seconds)
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
-    return Map(made, solution.text_map.change)
+    pooled = solution.pooled_map
+    return Map(made, solution.text_map.change, None if pooled is None else pooled.change)

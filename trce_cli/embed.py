@@ -2,23 +2,26 @@
 
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from trce_cli.errors import TrceError
 from trce_cli.families import Family
 
 SOT: Final = 0  # the position of the start token in every prompt
 
-# Tokens in one forward pass: large enough to keep the cores busy, small enough that the widest text encoder
-# (OpenCLIP bigG, MLP width 5,120) needs some 50 MB for activations.
-BATCH_TOKENS: Final = 2048
+# Tokens in one forward pass: enough to keep the cores busy, and few enough that tokens of other prompts,
+# which attention computes and masks, cost little. The widest text encoder (OpenCLIP bigG, MLP width 5,120)
+# needs some 30 MB for them.
+PACK: Final = 512
+
+Token = tuple[int, ...]  # its ids, for every text encoder
 
 # What the configuration of a text encoder says beyond the shapes of its weights.
 _CONFIG: Final = ("num_attention_heads", "hidden_act", "layer_norm_eps")
@@ -42,6 +45,17 @@ class Tokens:
         return len(self.ids[0]) - 1
 
 
+class Embeddings(NamedTuple):
+    """What the U-Net is told of a prompt, as far as it was asked for; float32 on the CPU.
+
+    context: hidden states at the wanted positions, (positions, dim). pooled: the projected EoT state that
+    enters through `add_embedding`, (pooled_dim,); None for families without one.
+    """
+
+    context: Tensor
+    pooled: Tensor | None
+
+
 class Embedder:
     """Encodes prompts with a family's text encoders, none beyond the last position that is wanted of it.
 
@@ -53,6 +67,7 @@ class Embedder:
         self.tokenizers = tuple(tokenizers)
         self.text_encoders = tuple(text_encoders)
         self.dim: int = sum(encoder.config.hidden_size for encoder in text_encoders)
+        self.pooled_dim: int = text_encoders[-1].config.projection_dim if family.pooled else 0
         self._tokens: dict[str, Tokens] = {}
 
     def tokens(self, prompts: Collection[str]) -> list[Tokens]:
@@ -124,38 +139,120 @@ class Embedder:
 
     def states(
         self, wanted: Mapping[str, Collection[int]], report: Callable[[int], None] = lambda prompts: None
-    ) -> Iterator[dict[str, Tensor]]:
-        """Encode the prompts, a batch at a time: prompt -> hidden states at its wanted positions, in order.
+    ) -> Iterator[dict[str, Embeddings]]:
+        """Encode the prompts, a pack at a time: prompt -> its embeddings at the wanted positions, in order.
 
-        Each value is (positions, dim) float32 on the CPU. The encoders are causal, so a prompt is encoded up
-        to its last wanted position, and prompts of one such length form batches: padding is computed only
-        where it is wanted. Raises TrceError when a state is not finite.
+        The encoders are causal, so a prompt is encoded up to its last wanted position (with a pooled
+        embedding at least up to its EoT), a prefix that several prompts share once, and padding only where it
+        is wanted. Raises TrceError when an embedding is not finite.
         """
-        lengths: dict[int, list[str]] = defaultdict(list)
-        for prompt, positions in wanted.items():
-            lengths[max(positions) + 1].append(prompt)
-        for length, prompts in sorted(lengths.items()):
-            size = max(1, BATCH_TOKENS // length)
-            for start in range(0, len(prompts), size):
-                batch = prompts[start : start + size]
-                hidden = self._encode([tokens.ids for tokens in self.tokens(batch)], length)
-                yield {p: h[list(wanted[p])] for p, h in zip(batch, hidden, strict=True)}
-                report(len(batch))
+        sequences = {}
+        for (prompt, positions), tokens in zip(wanted.items(), self.tokens(wanted), strict=True):
+            end = max(*positions, tokens.eot) if self.family.pooled else max(positions)
+            sequences[prompt] = tuple(zip(*tokens.ids, strict=True))[: end + 1]
+        for pack in packs(sequences):
+            context, pooled = self._encode(pack)
+            found = {}
+            for row, (prompt, places) in enumerate(pack.places.items()):
+                rows = [places[position] for position in wanted[prompt]]
+                found[prompt] = Embeddings(context[rows], None if pooled is None else pooled[row])
+            yield found
+            report(len(found))
 
     @torch.no_grad()
-    def _encode(self, ids: Sequence[Sequence[Sequence[int]]], length: int) -> Tensor:
-        """The first `length` hidden states of each prompt, (prompts, length, dim) float32 on the CPU."""
-        parts = []
+    def _encode(self, pack: "Pack") -> tuple[Tensor, Tensor | None]:
+        """Hidden states of a pack's tokens, (tokens, dim), and pooled embeddings of its prompts, one a row.
+
+        Both float32 on the CPU. Modules are called by the names of their weights in published files, which
+        no version of transformers can change.
+        """
+        positions, mask = pack.positions, pack.mask
+        eots = [
+            places[tokens.eot]
+            for places, tokens in zip(pack.places.values(), self.tokens(pack.places), strict=True)
+            if self.family.pooled
+        ]
+        parts, pooled = [], None
         for index, (encoder, model) in enumerate(zip(self.family.encoders, self.text_encoders, strict=True)):
-            input_ids = torch.tensor([row[index][:length] for row in ids], device=model.device)
-            penultimate = encoder.hidden == "penultimate"
-            output = model(input_ids, output_hidden_states=penultimate)
-            states = output.hidden_states[-2] if penultimate else output.last_hidden_state
-            parts.append(states.to("cpu", torch.float32))
-        hidden = torch.cat(parts, dim=-1)
-        if not bool(torch.isfinite(hidden).all()):
+            clip, heads = getattr(model, "text_model", model), model.config.num_attention_heads
+            ids = torch.tensor([token[index] for token in pack.tokens], device=model.device)
+            own_mask = mask.to(model.device)
+            x = clip.embeddings.token_embedding(ids)
+            x = x + clip.embeddings.position_embedding(positions.to(model.device))
+            *layers, last = clip.encoder.layers
+            for layer in layers:
+                x = _layer(layer, x, own_mask, heads)
+            pools = self.family.pooled and model is self.text_encoders[-1]
+            if encoder.hidden == "last" or pools:
+                final = clip.final_layer_norm(_layer(last, x, own_mask, heads))
+            parts.append((final if encoder.hidden == "last" else x).to("cpu", torch.float32))
+            if pools:
+                pooled = model.text_projection(final[eots]).to("cpu", torch.float32)
+        context = torch.cat(parts, dim=-1)
+        if not all(bool(torch.isfinite(found).all()) for found in (context, pooled) if found is not None):
             raise TrceError(
                 "The text encoder gives NaN or infinite embeddings.",
                 "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
             )
-        return hidden
+        return context, pooled
+
+
+def _layer(layer: Any, x: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """One layer of a CLIP text encoder; x (tokens, dim), mask (tokens, tokens): who looks at whom."""
+    attention, y = layer.self_attn, layer.layer_norm1(x)
+    q, k, v = (
+        project(y).unflatten(-1, (heads, -1)).transpose(0, 1)  # (heads, tokens, dim / heads)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    seen = scaled_dot_product_attention(q[None], k[None], v[None], mask)[0]
+    x = x + attention.out_proj(seen.transpose(0, 1).flatten(1))
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Prompts as one sequence of tokens in which what several begin with stands once: a prefix tree.
+
+    tokens: each one's ids, for every text encoder. places: prompt -> the places of its tokens, in order.
+    """
+
+    tokens: list[Token]
+    places: dict[str, list[int]]
+
+    @property
+    def positions(self) -> Tensor:
+        """Each token's position in its prompts, (tokens,)."""
+        positions = torch.zeros(len(self.tokens), dtype=torch.long)
+        for places in self.places.values():
+            positions[places] = torch.arange(len(places))
+        return positions
+
+    @property
+    def mask(self) -> Tensor:
+        """Whom a token looks at, (tokens, tokens): itself and what comes before it in its prompts."""
+        mask = torch.zeros(len(self.tokens), len(self.tokens), dtype=torch.bool)
+        for places in self.places.values():
+            rows = torch.tensor(places)
+            mask[rows[:, None], rows] |= torch.ones(len(rows), len(rows), dtype=torch.bool).tril()
+        return mask
+
+
+def packs(sequences: Mapping[str, tuple[Token, ...]], size: int = PACK) -> Iterator[Pack]:
+    """Prompts by their tokens in packs of about `size` tokens; neighbours in order share the most."""
+    tokens: list[Token] = []
+    places: dict[str, list[int]] = {}
+    before: tuple[Token, ...] = ()
+    path: list[int] = []  # the places of `before`
+    for prompt, sequence in sorted(sequences.items(), key=lambda item: item[1]):
+        shared = next(
+            (at for at, (one, other) in enumerate(zip(before, sequence, strict=False)) if one != other),
+            min(len(before), len(sequence)),
+        )
+        if len(tokens) + len(sequence) - shared > size and tokens:
+            yield Pack(tokens, places)
+            tokens, places, shared = [], {}, 0
+        path = [*path[:shared], *range(len(tokens), len(tokens) + len(sequence) - shared)]
+        tokens.extend(sequence[shared:])
+        places[prompt], before = path, sequence
+    if tokens:
+        yield Pack(tokens, places)

@@ -11,7 +11,7 @@ from trce_cli.checkpoint import Checkpoint
 from trce_cli.edits import WeightEdit
 from trce_cli.embed import Embedder
 from trce_cli.mapping import Stage, embed_pairs, no_stage
-from trce_cli.moments import second_moment
+from trce_cli.moments import second_moments
 from trce_cli.prior import choose_prior
 from trce_cli.prompts import PromptPair
 
@@ -47,11 +47,11 @@ def measure(
         checkpoint.family, checkpoint.load_tokenizers(), checkpoint.load_text_encoders("cpu", torch.float32)
     )
     canaries = choose_prior(checkpoint).canaries
-    moment = second_moment(embedder, canaries, stage("Encoding canaries", len(canaries), "captions"))
+    moment = second_moments(embedder, canaries, stage("Encoding canaries", len(canaries), "captions")).context
     unsafe = safe = torch.zeros(0, embedder.dim, dtype=torch.float64)
     if pairs:
-        targets = embed_pairs(embedder, pairs, (0, 1, 0, 0))
-        unsafe, safe = targets.unsafe_eot.double(), targets.safe_eot.double()
+        targets = embed_pairs(embedder, pairs, (0, 1, 0, 0)).eots
+        unsafe, safe = targets.unsafe.double(), targets.safe.double()
     cosines: dict[str, list[Tensor]] = {"before": [], "after": []}
     changes: dict[str, list[float]] = {"keys": [], "values": []}
     keys = checkpoint.projection_keys()

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final, NamedTuple
@@ -15,10 +15,11 @@ from trce_cli.checkpoint import Checkpoint
 from trce_cli.closed_form import CUT_OFF, TextMap, TextMapFitter
 from trce_cli.embed import SOT, Embedder
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.moments import second_moment
+from trce_cli.families import POOLED_KEY
+from trce_cli.moments import second_moments
 from trce_cli.prior import Prior
 from trce_cli.prompts import PromptPair
-from trce_cli.settings import SLOTS, Settings, check_family, distinct_prompts
+from trce_cli.settings import SLOTS, Settings, distinct_prompts
 
 # An edit that takes the targets less than this share of their way has erased nothing.
 LEAST_MOVE: Final = 1e-4
@@ -36,9 +37,14 @@ def no_stage(text: str, total: int | None = None, unit: str = "") -> Report:
 
 @dataclass(frozen=True)
 class Solution:
-    """The map at the chosen strength, and the guards' figures as plain JSON values."""
+    """The maps at the chosen strength, and the guards' figures as plain JSON values.
+
+    text_map: of the text embeddings that the cross-attention sees. pooled_map: of SDXL's pooled embedding;
+    None where that is not mapped.
+    """
 
     text_map: TextMap
+    pooled_map: TextMap | None
     figures: dict[str, Any]
 
 
@@ -54,45 +60,75 @@ def solve(
     """Solve stage 1 for a checkpoint and measure what the map would do to it; nothing is changed.
 
     Prompts are encoded on `device` in `dtype`; statistics and solution are float64 on the CPU. Only the text
-    encoders are loaded, and freed before the projections are read one by one. Raises TrceError or BadInput
-    where weights or results are not finite, and where the map would not move the targets.
+    encoders are loaded, and freed before the projections are read one by one. The pooled embedding has a map
+    of its own, the same closed form over pooled embeddings of the same prompts, whatever the token weights.
+    Raises TrceError or BadInput where weights or results are not finite, and where a map would not move its
+    targets.
     """
-    check_family(checkpoint)
     stage("Loading the text encoder", None, "")
     encoders = checkpoint.load_text_encoders(device, dtype)
     embedder = Embedder(checkpoint.family, checkpoint.load_tokenizers(), encoders)
-    dim = embedder.dim
     report = stage("Encoding the prior", len(set(prior.captions)), "captions")
-    P = second_moment(embedder, prior.captions, report)
+    P = second_moments(embedder, prior.captions, report)
     report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
-    canaries = second_moment(embedder, prior.canaries, report)
+    canaries = second_moments(embedder, prior.canaries, report)
     report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
     targets = embed_pairs(embedder, pairs, settings.token_weights, report)
     del encoders, embedder
     gc.collect()
 
     stage("Solving", None, "")
-    # Rounding in `dtype` puts noise of some ulp in every direction alike.
-    cut_off = max(CUT_OFF, (16 * torch.finfo(dtype).eps) ** 2 / dim)
-    fitter = TextMapFitter(dim).update(targets.unsafe, targets.safe, targets.weights, pairs=len(pairs))
-    text_map = fitter.solve(P, settings.preserve, cut_off).scaled(settings.strength)
     keys = checkpoint.projection_keys()
-    moved = check_moves(text_map, fitter, checkpoint.read(keys[0]).dtype)
-    report = stage("Measuring", len(keys), "layers")
-    weights = ((key, checkpoint.read(key)) for key in keys)
-    figures = {
+    eps = torch.finfo(dtype).eps
+    text_map, figures = fit(targets.context, P.context, settings, eps, checkpoint.read(keys[0]).dtype)
+    figures |= {
         "pairs": len(pairs),
         "captions": len(prior.captions),
-        "cosine_to_safe": targets.eot_cosines(text_map),
-        "moved": moved,
         "canaries": len(prior.canaries),
-        "canary_change": relative_changes(text_map, canaries, weights, report),
+        "cosine_to_safe": targets.eots.cosines(text_map),
+    }
+    pooled_map = None
+    if settings.pooled and targets.pooled and P.pooled is not None and canaries.pooled is not None:
+        weight = checkpoint.read(POOLED_KEY)
+        pooled_map, pooled = fit(targets.pooled, P.pooled, settings, eps, weight.dtype)
+        moved = moved_moment(pooled_map, canaries.pooled)
+        figures["pooled"] = pooled | {
+            "cosine_to_safe": targets.pooled.cosines(pooled_map),
+            "canary_change": relative_change(weight, canaries.pooled, moved, POOLED_KEY),
+        }
+    moved = moved_moment(text_map, canaries.context)
+    report = stage("Measuring", len(keys), "layers")
+    changes: dict[str, list[float]] = {"keys": [], "values": []}
+    for key in keys:
+        change = relative_change(checkpoint.read(key), canaries.context, moved, key)
+        changes["keys" if ".to_k." in key else "values"].append(change)
+        report(1)
+    figures["canary_change"] = {
+        kind: {"mean": fmean(found), "max": max(found)} for kind, found in changes.items()
+    }
+    return Solution(text_map, pooled_map, figures)
+
+
+def fit(
+    targets: "Targets", P: Tensor, settings: Settings, eps: float, weights: torch.dtype
+) -> tuple[TextMap, dict[str, Any]]:
+    """The map of these targets at the chosen strength, and its figures.
+
+    eps: of the dtype that prompts were encoded in. weights: dtype of the weights that the map goes into.
+    Raises TrceError as `check_moves` does.
+    """
+    # Rounding in `dtype` puts noise of some ulp in every direction alike.
+    cut_off = max(CUT_OFF, (16 * eps) ** 2 / len(P))
+    fitter = TextMapFitter(len(P)).update(targets.unsafe, targets.safe, targets.weights, targets.pairs)
+    text_map = fitter.solve(P, settings.preserve, cut_off).scaled(settings.strength)
+    moved = check_moves(text_map, fitter, weights)
+    return text_map, {
+        "moved": moved,
         "condition": text_map.condition,
         "rank": text_map.rank,
-        "dim": dim,
+        "dim": len(P),
         "cut_off": cut_off,
     }
-    return Solution(text_map, figures)
 
 
 class Slot(NamedTuple):
@@ -121,17 +157,16 @@ def slots(embedder: Embedder, pair: PromptPair, token_weights: Sequence[float]) 
 
 @dataclass(frozen=True)
 class Targets:
-    """Embeddings of all prompt pairs: at the slots that carry weight, and at the first EoTs."""
+    """What a map has to take where: unsafe embeddings o, safe ones n, weights w; of so many pairs."""
 
     unsafe: Tensor  # (slots, dim)
     safe: Tensor  # (slots, dim)
     weights: Tensor  # (slots,)
-    unsafe_eot: Tensor  # (pairs, dim)
-    safe_eot: Tensor  # (pairs, dim)
+    pairs: int
 
-    def eot_cosines(self, text_map: TextMap) -> dict[str, dict[str, float]]:
-        """Cosine of unsafe to safe first EoT, before and after the map: mean and minimum of the pairs."""
-        unsafe, safe = self.unsafe_eot.double(), self.safe_eot.double()
+    def cosines(self, text_map: TextMap) -> dict[str, dict[str, float]]:
+        """Cosine of unsafe to safe embeddings, before and after the map: mean and minimum."""
+        unsafe, safe = self.unsafe.double(), self.safe.double()
         cosines = {
             when: torch.nn.functional.cosine_similarity(embeddings, safe)
             for when, embeddings in (("before", unsafe), ("after", text_map(unsafe)))
@@ -139,12 +174,20 @@ class Targets:
         return {when: {"mean": float(c.mean()), "min": float(c.min())} for when, c in cosines.items()}
 
 
+class PairTargets(NamedTuple):
+    """Targets of prompt pairs: at the slots that carry weight, at the first EoTs, and pooled (SDXL)."""
+
+    context: Targets
+    eots: Targets
+    pooled: Targets | None
+
+
 def embed_pairs(
     embedder: Embedder,
     pairs: Sequence[PromptPair],
     token_weights: Sequence[float],
     report: Report = lambda prompts: None,
-) -> Targets:
+) -> PairTargets:
     """Encode each distinct prompt once, up to the last of its slots that carries weight.
 
     Raises TrceError where a weight is given to a kind of slot that no pair has, and so would do nothing.
@@ -165,16 +208,32 @@ def embed_pairs(
         wanted[pair.safe].add(slot.safe)
     positions = {prompt: sorted(places) for prompt, places in wanted.items()}
     states: dict[tuple[str, int], Tensor] = {}
+    pooled: dict[str, Tensor] = {}
     for batch in embedder.states(positions, report):
         for prompt, found in batch.items():
-            states |= {(prompt, at): state for at, state in zip(positions[prompt], found, strict=True)}
-    return Targets(
-        unsafe=torch.stack([states[pair.unsafe, slot.unsafe] for pair, slot in weighted]),
-        safe=torch.stack([states[pair.safe, slot.safe] for pair, slot in weighted]),
-        weights=torch.tensor([slot.weight for _, slot in weighted], dtype=torch.float64),
-        unsafe_eot=torch.stack([states[pair.unsafe, slot.unsafe] for pair, slot in eots]),
-        safe_eot=torch.stack([states[pair.safe, slot.safe] for pair, slot in eots]),
-    )
+            states |= {
+                (prompt, at): state for at, state in zip(positions[prompt], found.context, strict=True)
+            }
+            if found.pooled is not None:
+                pooled[prompt] = found.pooled
+
+    def at_slots(chosen: Sequence[tuple[PromptPair, Slot]]) -> Targets:
+        return Targets(
+            unsafe=torch.stack([states[pair.unsafe, slot.unsafe] for pair, slot in chosen]),
+            safe=torch.stack([states[pair.safe, slot.safe] for pair, slot in chosen]),
+            weights=torch.tensor([slot.weight for _, slot in chosen], dtype=torch.float64),
+            pairs=len(pairs),
+        )
+
+    pooled_targets = None
+    if pooled:
+        pooled_targets = Targets(
+            unsafe=torch.stack([pooled[pair.unsafe] for pair in pairs]),
+            safe=torch.stack([pooled[pair.safe] for pair in pairs]),
+            weights=torch.ones(len(pairs), dtype=torch.float64),
+            pairs=len(pairs),
+        )
+    return PairTargets(at_slots(weighted), at_slots(eots), pooled_targets)
 
 
 def check_moves(text_map: TextMap, fitter: TextMapFitter, weights: torch.dtype) -> float:
@@ -198,26 +257,20 @@ def check_moves(text_map: TextMap, fitter: TextMapFitter, weights: torch.dtype) 
     return moved
 
 
-def relative_changes(
-    text_map: TextMap,
-    moment: Tensor,
-    weights: Iterable[tuple[str, Tensor]],
-    report: Report = lambda layers: None,
-) -> dict[str, dict[str, float]]:
-    """How much keys and values of captions change: rms |W M c - W c| / rms |W c|, mean and maximum by layer.
+def moved_moment(text_map: TextMap, moment: Tensor) -> Tensor:
+    """Second moment of what the map adds to embeddings c, (M - I) c, from that of c; (dim, dim)."""
+    return text_map.change @ moment @ text_map.change.mT
 
-    moment: the captions' second moment (dim, dim). weights: to_k and to_v weights by their names. Raises
-    BadInput for weights that are not finite.
+
+def relative_change(weight: Tensor, moment: Tensor, moved: Tensor, name: str) -> float:
+    """How much what a weight W makes of captions changes: rms |W M c - W c| / rms |W c|.
+
+    weight: (out, dim), or with further columns that the map does not meet. moment, moved: second moments of c
+    and of (M - I) c, (dim, dim). Raises BadInput for a weight that is not finite.
     """
-    change = text_map.change @ moment @ text_map.change.mT
-    ratios: dict[str, list[float]] = {"keys": [], "values": []}
-    for name, weight in weights:
-        W = weight.double()
-        if not bool(torch.isfinite(W).all()):
-            raise BadInput(f"{name} holds NaN or infinite values.", "Download or copy the checkpoint again.")
-        # The sum over captions of |W c|^2 is the trace of W P W^T.
-        before, after = float((W @ moment * W).sum()), float((W @ change * W).sum())
-        kind = "keys" if ".to_k." in name else "values"
-        ratios[kind].append(math.sqrt(max(after, 0) / before) if before else 0.0)
-        report(1)
-    return {kind: {"mean": fmean(found), "max": max(found)} for kind, found in ratios.items()}
+    W = weight[:, : len(moment)].double()
+    if not bool(torch.isfinite(W).all()):
+        raise BadInput(f"{name} holds NaN or infinite values.", "Download or copy the checkpoint again.")
+    # The sum over captions of |W c|^2 is the trace of W P W^T.
+    before, after = (float((W @ P * W).sum()) for P in (moment, moved))
+    return math.sqrt(max(after, 0) / before) if before else 0.0

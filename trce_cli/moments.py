@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,23 +17,34 @@ from trce_cli.errors import BadInput
 from trce_cli.safetensors_file import SafetensorsFile
 
 
-def second_moment(
+class Moments(NamedTuple):
+    """What captions' embeddings look like: 1/K sum c c^T over K captions; float64.
+
+    context: over their non-padding tokens (SoT to first EoT), (dim, dim). pooled: over their pooled
+    embeddings, (pooled_dim, pooled_dim); None for families without one.
+    """
+
+    context: Tensor
+    pooled: Tensor | None
+
+
+def second_moments(
     embedder: Embedder, texts: Sequence[str], report: Callable[[int], None] = lambda prompts: None
-) -> Tensor:
-    """1/K sum c c^T over the non-padding tokens (SoT to first EoT) of K captions; (dim, dim) float64.
+) -> Moments:
+    """The moments of captions; one that is given twice counts twice.
 
     Read from the cache where it holds the very same embeddings' statistics, else computed and put there.
     `report` gets the number of distinct captions as they are done.
     """
     key = embedder.fingerprint(texts)
     path = cache_folder() / "prior" / f"{key}.safetensors"
-    moment = _load(path, key, embedder.dim)
-    if moment is None:
-        moment = _compute(embedder, texts, report)
-        _store(path, key, moment)
+    moments = _load(path, key, embedder)
+    if moments is None:
+        moments = _compute(embedder, texts, report)
+        _store(path, key, moments)
     else:
         report(len(set(texts)))
-    return moment
+    return moments
 
 
 def cache_folder() -> Path:
@@ -42,42 +54,55 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TRCE_CACHE") or platformdirs.user_cache_path("trce"))
 
 
-def _compute(embedder: Embedder, texts: Sequence[str], report: Callable[[int], None]) -> Tensor:
+def _compute(embedder: Embedder, texts: Sequence[str], report: Callable[[int], None]) -> Moments:
     times = Counter(texts)
     tokens = zip(times, embedder.tokens(times), strict=True)
-    moment = SecondMoment(embedder.dim)
+    context, pooled = SecondMoment(embedder.dim), SecondMoment(embedder.pooled_dim)
     for batch in embedder.states({text: range(tokens_.eot + 1) for text, tokens_ in tokens}, report):
-        repeated = [states for text, states in batch.items() for _ in range(times[text])]
-        moment.update(torch.cat(repeated), captions=len(repeated))
-    return moment.P
+        repeated = [embeddings for text, embeddings in batch.items() for _ in range(times[text])]
+        context.update(torch.cat([embeddings.context for embeddings in repeated]), captions=len(repeated))
+        vectors = [embeddings.pooled for embeddings in repeated if embeddings.pooled is not None]
+        if vectors:
+            pooled.update(torch.stack(vectors), captions=len(vectors))
+    return Moments(context.P, pooled.P if embedder.pooled_dim else None)
 
 
-def _load(path: Path, key: str, dim: int) -> Tensor | None:
-    """The cached moment, or None where there is none to be trusted: absent, damaged, or of something else."""
+def _load(path: Path, key: str, embedder: Embedder) -> Moments | None:
+    """The cached moments, or None where there are none to be trusted: absent, damaged, of something else."""
+    widths = {"context": embedder.dim} | ({"pooled": embedder.pooled_dim} if embedder.pooled_dim else {})
     try:
         file = SafetensorsFile.open(path)
-        moment = file.read("moment")
+        found = {name: file.read(name) for name in widths}
     except (BadInput, KeyError, OSError):
         return None
-    sealed = file.metadata.get("sha256") == _seal(key, moment)
-    fits = moment.dtype == torch.float64 and moment.shape == (dim, dim)
-    return moment if sealed and fits and bool(torch.isfinite(moment).all()) else None
+    moments = Moments(found["context"], found.get("pooled"))
+    trusted = file.metadata.get("sha256") == _seal(key, moments) and all(
+        moment.dtype == torch.float64
+        and moment.shape == (widths[name], widths[name])
+        and bool(torch.isfinite(moment).all())
+        for name, moment in found.items()
+    )
+    return moments if trusted else None
 
 
-def _store(path: Path, key: str, moment: Tensor) -> None:
-    from safetensors.torch import save
+def _store(path: Path, key: str, moments: Moments) -> None:
+    from safetensors.torch import save_file
 
+    tensors = {name: moment for name, moment in moments._asdict().items() if moment is not None}
     with suppress(OSError):  # a cache that cannot be written costs time, not the edit
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{key}.partial-{os.getpid()}")
         try:
-            partial.write_bytes(save({"moment": moment}, {"sha256": _seal(key, moment)}))
+            save_file(tensors, partial, {"sha256": _seal(key, moments)})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def _seal(key: str, moment: Tensor) -> str:
+def _seal(key: str, moments: Moments) -> str:
     """A hash over content and name, so that neither a flipped bit nor a renamed entry passes."""
-    content = moment.contiguous().view(-1).view(torch.uint8).numpy().data
-    return hashlib.sha256(key.encode() + content).hexdigest()
+    digest = hashlib.sha256(key.encode())
+    for moment in moments:
+        if moment is not None:
+            digest.update(moment.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -9,13 +9,12 @@ from typing import Any, Final
 
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.errors import BadInput
-from trce_cli.families import SD1
+from trce_cli.families import POOLED_KEY
 from trce_cli.presets import MapSettings, Preset, joint_map_settings
 from trce_cli.prior import Prior
 from trce_cli.prompts import PromptPair
 
 SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")  # the order of token weights
-MAPPED: Final = (SD1,)  # families whose every text input is mapped
 
 # What Python, torch, transformers, activations and the D x D statistics take beside the weights.
 OVERHEAD: Final = 700 << 20  # bytes
@@ -26,12 +25,14 @@ class Settings:
     """How to solve stage 1.
 
     preserve: lambda. token_weights: w in the order of `SLOTS`. strength: s in M_s = I + s (M - I), 1 is the
-    full edit. Raises BadInput unless all are finite and at least 0, with a token weight above 0.
+    full edit. pooled: whether SDXL's pooled embedding is mapped as well; other families have none. Raises
+    BadInput unless all numbers are finite and at least 0, with a token weight above 0.
     """
 
     preserve: float = 1.0  # a benign caption counts as much as a prompt pair
     token_weights: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)  # the paper's: only the first EoT
     strength: float = 1.0
+    pooled: bool = True
 
     def __post_init__(self) -> None:
         for name, numbers in (
@@ -69,24 +70,18 @@ def choose_settings(given: Mapping[str, Any], presets: Sequence[Preset]) -> tupl
     return settings, sorted(remarks)
 
 
-def check_family(checkpoint: Checkpoint) -> None:
-    """BadInput for a family of which only a part would be mapped."""
-    if checkpoint.family not in MAPPED:
-        raise BadInput(
-            f"{checkpoint.name} is of the family {checkpoint.family.name}, which `trce map` cannot edit yet.",
-            f"It edits {', '.join(family.name for family in MAPPED)}.",
-        )
-
-
 def plan(
     checkpoint: Checkpoint, output: Path, pairs: Sequence[PromptPair], prior: Prior, settings: Settings
 ) -> dict[str, Any]:
     """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes."""
+    keys = checkpoint.projection_keys()
+    if checkpoint.family.pooled and settings.pooled:
+        keys.append(POOLED_KEY)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     return {
         "family": checkpoint.family.name,
         "weights": [copy.label for copy in checkpoint.unet],
-        "layers": {key: list(checkpoint.shape(key)) for key in checkpoint.projection_keys()},
+        "layers": {key: list(checkpoint.shape(key)) for key in keys},
         "pairs": len(pairs),
         "distinct_prompts": len(distinct_prompts(pairs)),
         "prior": prior.source,

@@ -71,6 +71,10 @@ def map_(
             show_default=False,
         ),
     ] = None,
+    pooled: Annotated[
+        bool,
+        typer.Option("--pooled/--no-pooled", help="SDXL: map the pooled text embedding as well."),
+    ] = True,
     device: Device = "auto",
     dtype: Annotated[
         str | None,
@@ -95,22 +99,23 @@ def map_(
 ) -> None:
     """Erase concepts from a checkpoint in closed form, in seconds (stage 1).
 
-    The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer.
+    The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer,
+    and SDXL's pooled embeddings where they enter.
     The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
     or what --as names.
     """
     from trce_cli.checkpoint import open_checkpoint
     from trce_cli.outputs import choose_outputs, lora_lines, notes, total_bytes, write_outputs
     from trce_cli.prior import choose_prior
-    from trce_cli.settings import check_family, choose_settings, plan
+    from trce_cli.settings import choose_settings, plan
 
     start = perf_counter()
     console = Console(json, quiet)
     chosen = load_presets(presets)
-    given = {"preserve": preserve, "token_weights": _token_weights(token_weights), "strength": strength}
+    weights = _token_weights(token_weights)
+    given = {"preserve": preserve, "token_weights": weights, "strength": strength, "pooled": pooled}
     settings, remarks = choose_settings(given, chosen)
     source = open_checkpoint(checkpoint, revision, variant, config)
-    check_family(source)
     outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
     outputs.check(source)
     benign = choose_prior(source, prior, console.note)
@@ -178,6 +183,16 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         row = f"Change of {name} on {figures['canaries']} canary captions, mean (largest) of the layers"
         table.add_row(row, "", f"{change[name]['mean']:.2%} ({change[name]['max']:.2%})")
     table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
+    if pooled := figures.get("pooled"):
+        before, after = (pooled["cosine_to_safe"][when] for when in ("before", "after"))
+        table.add_row(
+            "Pooled: cosine of unsafe to safe, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}"
+        )
+        table.add_row("... lowest", f"{before['min']:.3f}", f"{after['min']:.3f}")
+        table.add_row("... targets moved", "", f"{pooled['moved']:.1%}")
+        table.add_row("... change of canary captions in add_embedding", "", f"{pooled['canary_change']:.2%}")
+        row = f"... condition number, within rank {pooled['rank']} of {pooled['dim']}"
+        table.add_row(row, "", f"{pooled['condition']:.2g}")
     return table
 
 
