@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import trce_cli
 from trce_cli import BadInput, Map, TrceError, load_map
-from trce_cli.checkpoint import open_checkpoint
+from trce_cli.checkpoint import open_checkpoint, write_patched
 from trce_cli.edits import Lora, Made, combine, open_edit
 from trce_cli.families import FAMILIES, POOLED_KEY
-from trce_cli.lora import Size, factor, recovered_map
+from trce_cli.lora import Size, factor, recovered_map, since
 from trce_cli.outputs import write_edit_file
 from trce_cli.presets import load_preset
 from trce_cli.provenance import record
@@ -331,11 +331,31 @@ def test_other_changed_weights_have_factors_of_their_own_in_the_same_file(
         torch.testing.assert_close(lora[key](weight), edits[key](weight), rtol=1e-5, atol=1e-6)
 
 
-def test_a_map_is_recovered_from_the_weights_it_changed(sd1_map: Map, tiny_sd1: Path) -> None:
-    checkpoint = open_checkpoint(str(tiny_sd1))
-    edits = sd1_map.weight_edits(checkpoint)
-    found = recovered_map(checkpoint, lambda key: edits[key](checkpoint.read(key)).float(), sd1_map.made)
+def test_a_lora_of_both_stages_is_found_from_the_weights(
+    sd1_map: Map, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    """Stage 1 is in the checkpoint already, stage 2 comes on top; the LoRA is for the original."""
+    original = open_checkpoint(str(tiny_sd1))
+    mapped = open_checkpoint(
+        str(write_patched(original, tmp_path / "mapped", sd1_map.weight_edits(original), {}))
+    )
+    found = recovered_map(original, mapped, sd1_map.made)
     torch.testing.assert_close(found.change, sd1_map.change, rtol=1e-4, atol=1e-5)
+    query = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
+    change = low_rank(16, 4, 9)
+    edits, text_map = since(original, mapped, {query: partial(torch.add, change)}, sd1_map.made)
+    made = factor(original, edits, sd1_map.made, text_map, Size(energy=0.99999))
+    assert (made.figures["shared_rank"], made.figures["max_rank"], made.figures["layers"]) == (3, 4, 33)
+    write_edit_file(tmp_path / "lora.safetensors", made.tensors, made.metadata)
+    lora = open_edit(tmp_path / "lora.safetensors").weight_edits(original)
+    assert lora.keys() == {query, *original.projection_keys()}
+    for key, edit in lora.items():
+        wanted = mapped.read(key).double() + (change if key == query else 0)
+        torch.testing.assert_close(edit(original.read(key)), wanted, rtol=1e-3, atol=1e-4)
+    nothing, none = since(original, original, {}, sd1_map.made)
+    assert none is None
+    with pytest.raises(TrceError, match="changes no weight"):
+        factor(original, nothing, sd1_map.made, none)
 
 
 def test_loras_of_other_tools_are_read(tiny_sdxl: Path, tmp_path: Path) -> None:

@@ -71,6 +71,31 @@ def furthest(a, b):
     return max(float((one[key] - other[key]).abs().max()) for key in one)
 
 
+def test_a_lora_holds_both_stages(trce, mapped, whole, preset, tiny_sd1, tmp_path):
+    forms = ("--as", "lora", "--as", "diffusers", "--energy", "1", "--json")
+    outcome = trce(*arguments(mapped, preset, tmp_path / "out", *forms))
+    assert outcome.status == 0, outcome.err
+    assert furthest(tmp_path / "out", whole) < 1e-6
+    lora = tmp_path / "out.lora.safetensors"
+    result = json.loads(outcome.out)
+    assert result["outputs"] == {"diffusers": str(tmp_path / "out"), "lora": str(lora)}
+    assert result["lora"]["truncation_error"]["change"]["max"] < 0.01
+    biases = [key for key in result["lora"]["left_out"] if key.endswith("bias")]
+    assert biases == result["lora"]["left_out"]
+    assert trce("apply", lora, tiny_sd1, "-o", tmp_path / "applied").status == 0
+    one, other = load_file(tmp_path / "applied" / WEIGHTS), load_file(whole / WEIGHTS)
+    for key in one.keys() - set(biases):
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=1e-4)
+    history = json.loads((tmp_path / "applied/trce.json").read_text())["history"][0]["edits"][0]["history"]
+    assert [entry["edit"] for entry in history] == ["map", "steer"]
+
+
+def test_a_map_cannot_hold_what_steering_does(trce, mapped, preset, tmp_path):
+    outcome = trce(*arguments(mapped, preset, tmp_path / "out.safetensors", "--as", "map"))
+    assert outcome.status == 2
+    assert "--as lora" in outcome.err
+
+
 def test_the_plan_is_told_and_nothing_is_written(trce, mapped, preset, tiny_sd1, tmp_path):
     told = trce(*arguments(mapped, preset, tmp_path / "out", "--dry-run", "--json", "--batch-size", 3))
     assert told.status == 0
@@ -189,7 +214,7 @@ def killed_run(args: list[str], file: str, count: int, during: bool) -> None:
 
     training_state.write_tensors = trajectories.write_tensors = counted
     if file == "output":
-        steer.write_patched = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
+        steer.write_outputs = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
     sys.exit(main(args))
 
 

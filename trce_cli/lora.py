@@ -4,7 +4,7 @@ A map changes every projection W by W (M - I), so one SVD M - I = U S V^T serves
 the same for all of them, and up = W U S. Weights that a map does not change have an SVD each.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -184,16 +184,37 @@ def _norm(matrix: Tensor) -> float:
     return float(torch.linalg.norm(matrix))
 
 
-def recovered_map(base: Checkpoint, edited: Callable[[str], Tensor], made: Made) -> Map:
-    """The map M that took the projections of `base` to the edited ones, by least squares over all of them.
+def since(
+    original: Checkpoint, edited: Checkpoint, edits: Mapping[str, WeightEdit], made: Made
+) -> tuple[dict[str, WeightEdit], Map | None]:
+    """What leads from the original to the edited checkpoint with `edits` on top, as `factor` takes it.
 
-    edited: how to read an edited weight by its diffusers key. Exact up to the rounding of the weights where
-    there is such a map. Minimises sum |W M - W'|^2: M - I = (sum W^T W)^+ sum W^T (W' - W).
+    The map among it, if any, is found from the projections that it changed. Both have the same U-Net.
     """
-    gram = moved = torch.zeros(())
+    keys = [*original.projection_keys(), *([POOLED_KEY] if original.family.pooled else []), *edits]
+    total: dict[str, WeightEdit] = {
+        key: partial(_instead, edited, key, edits.get(key)) for key in dict.fromkeys(keys)
+    }
+    mapped = any(not torch.equal(original.read(key), edited.read(key)) for key in original.projection_keys())
+    return total, recovered_map(original, edited, made) if mapped else None
+
+
+def _instead(edited: Checkpoint, key: str, edit: WeightEdit | None, weight: Tensor) -> Tensor:
+    found = edited.read(key).float()
+    return found if edit is None else edit(found)
+
+
+def recovered_map(base: Checkpoint, edited: Checkpoint, made: Made) -> Map:
+    """The map M that took the projections of `base` to those of `edited`, by least squares over all of them.
+
+    Exact up to the rounding of the weights where there is such a map: the minimiser of sum |W M - W'|^2 is
+    M - I = (sum W^T W)^+ sum W^T (W' - W).
+    """
+    width = base.context_width
+    gram, moved = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
     for key in base.projection_keys():
         weight = base.read(key).double()
-        gram = gram + weight.mT @ weight
-        moved = moved + weight.mT @ (edited(key).double() - weight)
+        gram += weight.mT @ weight
+        moved += weight.mT @ (edited.read(key).double() - weight)
     inverse, _, _ = pseudo_inverse(gram, CUT_OFF)
     return Map(made, inverse @ moved)

@@ -10,7 +10,7 @@ from trce_cli.checkpoint import Checkpoint, Form, check_output, whole_or_not_at_
 from trce_cli.conversion import left_behind, write_converted
 from trce_cli.edits import EDIT_DTYPES, EditDType, Made, Map, WeightEdit
 from trce_cli.errors import BadInput
-from trce_cli.lora import Size, factor
+from trce_cli.lora import Size, factor, since
 from trce_cli.provenance import provenance_files
 from trce_cli.safetensors_file import NewTensor, Report, no_report, write_tensors
 
@@ -96,16 +96,19 @@ def write_outputs(
     outputs: Outputs,
     text_map: Map | None = None,
     report: Report = no_report,
+    original: Checkpoint | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write the edited checkpoint, or the edit, in every form, each whole or not at all.
 
     edits: diffusers key -> function from the old weight to the new one. made: how the edit was made; the last
     entry of its history goes into checkpoints, all of it into edit files. text_map: where given, what the
     edits are on all weights that a map changes. report: called with bytes written, `total_bytes` in all.
-    Returns the figures of the LoRA where one was written. Errors are those of `write_patched`, and BadInput
-    for a map where the edit is more than one.
+    original: what a LoRA is for, where the checkpoint is edited already; it then holds what was done before
+    as well. files: more files for the folder. Returns the figures of the LoRA where one was written. Errors
+    are those of `write_patched`, and BadInput for a map where the edit is more than one.
     """
-    files = provenance_files(checkpoint, made.history[-1])
+    beside = provenance_files(checkpoint, made.history[-1]) | dict(files or {})
     figures: dict[str, Any] = {}
     for form, path in outputs.paths.items():
         if form == "map":
@@ -113,13 +116,16 @@ def write_outputs(
                 raise BadInput("This edit is more than a map of text embeddings.", "Write it --as lora.")
             write_edit_file(path, text_map.tensors(outputs.dtype), made.metadata("map"), outputs.force)
         elif form == "lora":
-            lora = factor(checkpoint, edits, made, text_map, outputs.size, outputs.dtype)
+            parts = edits, text_map
+            if original is not None:
+                parts = since(original, checkpoint, edits, made)
+            lora = factor(original or checkpoint, parts[0], made, parts[1], outputs.size, outputs.dtype)
             write_edit_file(path, lora.tensors, lora.metadata, outputs.force)
             figures = dict(lora.figures)
         elif form == checkpoint.layout:
-            write_patched(checkpoint, path, edits, files, outputs.force, outputs.link, report)
+            write_patched(checkpoint, path, edits, beside, outputs.force, outputs.link, report)
         else:
-            write_converted(checkpoint, path, edits, files, outputs.force, report)
+            write_converted(checkpoint, path, edits, beside, outputs.force, report)
     return figures
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli import training_state
-from trce_cli.checkpoint import Checkpoint, check_output, write_patched
+from trce_cli.checkpoint import Checkpoint
 from trce_cli.contrastive import Contrast, contrastive_loss, regulariser
 from trce_cli.denoiser import (
     Conditioning,
@@ -36,10 +36,12 @@ from trce_cli.denoiser import (
     predict,
     trainable,
 )
+from trce_cli.edits import Made
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.outputs import Outputs, choose_outputs, total_bytes, write_outputs
 from trce_cli.presets import Preset, SteerSettings
 from trce_cli.processes import on_main
-from trce_cli.provenance import provenance_files, record
+from trce_cli.provenance import history, record
 from trce_cli.trajectories import Kind, Plan, Recipe, States, TrajectorySet, identify, prepare
 
 if TYPE_CHECKING:
@@ -175,9 +177,13 @@ def steer(
     gradient_checkpointing: bool = False,
     max_drift: float = 0.2,
     force: bool = False,
+    outputs: Outputs | None = None,
     stage: Stage = lambda text, total, unit: lambda *done: None,
 ) -> dict[str, Any]:
     """Prepare, train, measure and write `output`; returns the entry that was added to its history.
+
+    outputs: what to write and where, else `output` as a checkpoint in the layout of `erased`. A LoRA among
+    them is for the teacher, of both stages; its figures are returned as `lora` beside the entry.
 
     Killed at any moment and called again with the same arguments, it goes on where it was. Only the main
     process touches files. Raises BadInput and TrceError, in the end also where the model drifted more than
@@ -194,7 +200,7 @@ def steer(
     made_from = on_main(
         accelerator, lambda: identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
     )
-    work = Work(output, made_from, training)
+    work = Work(output, outputs or choose_outputs(erased, output, None, force=force), made_from, training)
     with work.claimed(accelerator, erased, plan, trajectories, force) as stored:
         conditioning = encode(erased, plan.prompts, accelerator.device)
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[training.mixed_precision]
@@ -216,7 +222,7 @@ def steer(
             accelerator,
             lambda: _finish(
                 accelerator, model, erased, teacher, presets, stored, conditioning, training, work,
-                max_drift, force, began, stage,
+                max_drift, began, stage,
             ),
         )  # fmt: skip
     return entry
@@ -414,7 +420,6 @@ def _finish(
     training: Training,
     work: "Work",
     max_drift: float,
-    force: bool,
     began: float,
     stage: Stage,
 ) -> dict[str, Any]:
@@ -456,21 +461,21 @@ def _finish(
     )
     from trce_cli.curves import loss_curves
 
-    files = provenance_files(erased, entry)
-    files |= {LOG: (work.folder / LOG).read_bytes(), CURVES: loss_curves(log, training.regularisation)}
-    report = stage("Writing", round(erased.total_bytes() / 1e6), "MB")
-    write_patched(
+    files = {LOG: (work.folder / LOG).read_bytes(), CURVES: loss_curves(log, training.regularisation)}
+    report = stage("Writing", round(total_bytes(erased, work.outputs) / 1e6), "MB")
+    lora = write_outputs(
         erased,
-        work.output,
         {key: partial(torch.add, change) for key, change in changes.items()},
-        files,
-        force=force,
+        Made(erased.family, erased.text_encoder_hash(), (*history(erased), entry)),
+        work.outputs,
         report=lambda count: report(count / 1e6),
+        original=teacher,
+        files=files,
     )
-    if erased.layout == "single-file":  # which has no room for them
-        for name in (LOG, CURVES):
-            work.output.with_name(f"{work.output.stem}.{name}").write_bytes(files[name])
-    return entry
+    if "diffusers" not in work.outputs.paths:  # a single file has no room for them
+        for name, content in files.items():
+            work.output.with_name(f"{work.output.stem}.{name}").write_bytes(content)
+    return entry | ({"lora": lora} if lora else {})
 
 
 def _ends(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -573,8 +578,11 @@ def _mean_position(stored: TrajectorySet, predictions: Sequence[Tensor]) -> floa
 class Work:
     """The hidden folder beside the output with an unfinished run: its arguments, state, log, trajectories."""
 
-    def __init__(self, output: Path, made_from: Mapping[str, Any], training: Training) -> None:
+    def __init__(
+        self, output: Path, outputs: Outputs, made_from: Mapping[str, Any], training: Training
+    ) -> None:
         self.output = Path(os.path.realpath(output.expanduser()))
+        self.outputs = outputs
         self.folder = self.output.with_name(f".{self.output.name}.steer")
         self.arguments = {"set": dict(made_from), "training": asdict(training)}
 
@@ -596,7 +604,7 @@ class Work:
         handles: list[int] = []
 
         def claim() -> TrajectorySet:
-            check_output(erased, self.output, force)
+            self.outputs.check(erased)
             fresh = not self.folder.exists()
             try:
                 if not fresh:

@@ -11,10 +11,15 @@ from trce_cli.commands.options import (
     Config,
     Device,
     DryRun,
+    EditDType,
+    Energy,
+    Forms,
     Json,
+    Link,
     Output,
     Presets,
     Quiet,
+    Rank,
     Revision,
     Seed,
     Variant,
@@ -148,6 +153,11 @@ def steer(
     revision: Revision = None,
     variant: Variant = None,
     config: Config = None,
+    forms: Forms = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    edit_dtype: EditDType = None,
+    link: Link = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace an existing output, or an unfinished run of other arguments."),
@@ -184,8 +194,9 @@ def steer(
         raise BadInput(f"{log_with} is not installed.", f"pip install {log_with}")
 
     from trce_cli import steer as stage2
-    from trce_cli.checkpoint import check_output, open_checkpoint
+    from trce_cli.checkpoint import open_checkpoint
     from trce_cli.denoiser import check_same_model
+    from trce_cli.outputs import choose_outputs, lora_lines, notes
     from trce_cli.prior import choose_prior
     from trce_cli.trajectories import plan_trajectories
 
@@ -193,8 +204,11 @@ def steer(
     source = open_checkpoint(erased, revision, variant, config)
     original = _teacher(console, source, teacher, config)
     check_same_model(original, source)
+    outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
+    if "map" in outputs.paths:
+        raise BadInput("What `trce steer` changes is no map of text embeddings.", "Use --as lora.")
     if main:
-        check_output(source, output, force)
+        outputs.check(source)
     plan = plan_trajectories(source, chosen, choose_prior(source).canaries, recipe)
     planned = stage2.estimate(source, plan, training)
     if dry_run:
@@ -207,7 +221,7 @@ def steer(
         f"{planned['unsafe_states']:,} unsafe and {planned['unconditional_states']:,} unconditional states: "
         f"{_size(planned['trajectory_bytes'])} in {where}; {planned['steps']:,} steps."
     )
-    for note in source.notes():
+    for note in notes(source, outputs):
         console.note(note)
     logs = output.parent / f"{output.name}-logs" if log_with else None
     accelerator = stage2.make_accelerator(resolve_device(device), mixed_precision, log_with, logs)
@@ -226,6 +240,7 @@ def steer(
             gradient_checkpointing=gradient_checkpointing,
             max_drift=max_drift,
             force=force,
+            outputs=outputs,
             stage=progress.stage,
         )
     accelerator.end_training()
@@ -235,8 +250,11 @@ def steer(
     moved = entry["figures"]["unsafe"]
     if moved["prompt_after"] <= moved["prompt_before"]:
         console.warn("On held-out states the predictions did not move toward the safe concepts.")
-    console.note(f"Wrote {output} in {entry['seconds']:.1f} s.")
-    console.result({"output": str(output), **entry})
+    for line in lora_lines(entry["lora"]) if "lora" in entry else []:
+        console.note(line)
+    where_to = ", ".join(map(str, outputs.paths.values()))
+    console.note(f"Wrote {where_to} in {entry['seconds']:.1f} s.")
+    console.result({"output": output, "outputs": dict(outputs.paths), **entry})
 
 
 def _teacher(console: Console, source: "Checkpoint", name: str | None, config: Path | None) -> "Checkpoint":
