@@ -231,3 +231,18 @@ def test_maps_that_do_not_fit_a_pipeline_are_refused(pipe: Any, tiny_sd1: Path, 
     with pytest.raises(BadInput, match="no U-Net"):
         random_map(tiny_sd1).apply_to(object())  # type: ignore[arg-type]
     assert not pipe.unet._forward_pre_hooks
+
+
+def test_the_documented_examples_run(tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my-checkpoint").symlink_to(tiny_sd1)
+    text = (Path(__file__).parent.parent / "docs/api.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert names["erased"].images[0] != names["original"].images[0]
+    assert not names["pipe"].unet._forward_pre_hooks
+    assert names["weapons"].made.history[-1]["figures"]["cosine_to_safe"]

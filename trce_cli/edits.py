@@ -77,6 +77,11 @@ class Map:
         """M, (dim, dim) float64."""
         return torch.eye(len(self.change), dtype=torch.float64) + self.change
 
+    @cached_property
+    def single(self) -> tuple[Tensor, Tensor | None]:
+        """Both changes in float32, as live pipelines use them; made once."""
+        return self.change.float(), None if self.pooled_change is None else self.pooled_change.float()
+
     def scaled(self, strength: float) -> "Map":
         """M_s = I + s (M - I): 0 changes nothing, 1 is the full edit; more than 1 goes beyond."""
         check_strength(strength)

@@ -63,13 +63,11 @@ def apply(text_map: "Map", pipe: "DiffusionPipeline", strength: float) -> None:
         return
     name = f"the {type(pipe).__name__}"
     check_width(len(text_map.change), unet.config.cross_attention_dim, name)
-    changes: list[Tensor | None] = [text_map.change.float(), None]
     if text_map.pooled_change is not None:
         sizes = 6 * unet.config.addition_time_embed_dim  # of SDXL's size, crop and target size
         pooled_width = unet.config.projection_class_embeddings_input_dim - sizes
         check_width(len(text_map.pooled_change), pooled_width, name, "pooled ")
-        changes[1] = text_map.pooled_change.float()
-    hook = Hook(changes, strength)
+    hook = Hook(list(text_map.single), strength)
     # On weights a later map acts on embeddings first: W M_a M_b e.
     hook.handle = unet.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
     text_map._hooks[unet] = hook
