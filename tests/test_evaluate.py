@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import tiny
 from trce_cli import suites as suites_module
 from trce_cli.captions import canary_captions, prior_captions
 from trce_cli.emoji.judge import WEIGHTS
@@ -183,6 +184,17 @@ def check_clip(suite: dict[str, Any], lines: list[dict[str, str]], output: Path,
         features[line["role"]].append(getattr(raw, "pooler_output", raw)[0].numpy())
     expected = frechet_distance(features["erased"], features["original"])
     assert suite["frechet"][0]["erased"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_single_file_is_evaluated_as_its_folder(
+    trce: Run, tiny_sd1: Path, tmp_path: Path, reds: None
+) -> None:
+    single = tiny.single_file("sd1", tiny_sd1, tmp_path / "model.safetensors")
+    arguments = ["evaluate", single, "--against", tiny_sd1, "--config", tiny_sd1, "--preset", "weapons"]
+    arguments += ["--detector", "reds", "--suite", "explicit", "--count", 2, "--steps", 2, "--device", "cpu"]
+    told = trce(*arguments, "-o", tmp_path / "out", "--json")
+    assert told.status == 0, told.err
+    assert json.loads(told.out)["figures"]["explicit.change"] < 1e-4
 
 
 def test_a_stopped_run_is_taken_up(evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint import open_checkpoint
+from trce_cli.checkpoint import open_checkpoint, write_patched
 from trce_cli.cli import main
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.generate import (
@@ -52,8 +52,6 @@ def pipeline(tiny_sd1: Path) -> Any:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_image_depends_on_nothing_but_its_own_record(pipeline: Any, tiny_sd1: Path, scheduler: str) -> None:
-    if scheduler == "lms":
-        pytest.importorskip("scipy")
     records = plan(tiny_sd1, scheduler=scheduler, images_per_prompt=2)
     one, three = drawn(pipeline, records, 1), drawn(pipeline, records[::-1], 3)
     alone = drawn(pipeline, records[3:4], 5)
@@ -120,6 +118,56 @@ def test_folder_with_fp16_files_only(tmp_path: Path) -> None:
     pipeline = load_pipeline(checkpoint, CPU, torch.float32)
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
     assert next(iter(drawn(pipeline, plan(folder)[:1], 1).values())).std() > 1
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_single_file_and_folder_draw_the_same_before_and_after_an_edit(
+    request: pytest.FixtureRequest, family: tiny.FamilyKey, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")
+    single = tiny.single_file(family, folder, tmp_path / "original.safetensors", ema=family == "sd1")
+    layouts = [open_checkpoint(str(folder)), open_checkpoint(str(single), config=folder)]
+    edits = dict.fromkeys(layouts[0].projection_keys(), lambda weight: weight * -0.5)
+    outputs = [
+        write_patched(checkpoint, tmp_path / f"erased{checkpoint.path.suffix}", edits, {})
+        for checkpoint in layouts
+    ]
+    layouts += [open_checkpoint(str(output), config=folder) for output in outputs]
+    images = []
+    for checkpoint in layouts:
+        planned = plan_images(PROMPTS[:2], {"image": checkpoint}, Settings(steps=2))
+        pipeline = load_pipeline(checkpoint, CPU, torch.float32)
+        images.append(
+            np.stack(list(drawn(pipeline, identify(planned, {"image": checkpoint}, ""), 2).values()))
+        )
+    assert abs(images[0] - images[1]).max() <= 1  # of 255
+    assert abs(images[2] - images[3]).max() <= 1
+    assert abs(images[0] - images[2]).max() > 5
+
+
+def test_single_files_that_do_not_fit_their_config_are_refused(tiny_sd1: Path, tmp_path: Path) -> None:
+    whole = load_file(tiny.single_file("sd1", tiny_sd1, tmp_path / "whole.safetensors"))
+    wide = Path(shutil.copytree(tiny_sd1, tmp_path / "wide"))
+    config = json.loads((wide / "vae/config.json").read_text())
+    (wide / "vae/config.json").write_text(json.dumps({**config, "block_out_channels": [8, 16]}))
+    bias = "first_stage_model.decoder.conv_out.bias"
+    cases = [
+        ({key: value for key, value in whole.items() if not key.startswith("first_stage")}, "holds no VAE"),
+        (
+            {key: value for key, value in whole.items() if key != bias},
+            "lacks the weight decoder.conv_out.bias",
+        ),
+        ({**whole, bias: whole[bias] * float("nan")}, "NaN"),
+        ({key: value for key, value in whole.items() if not key.endswith("out.2.bias")}, "conv_out.bias"),
+        (whole, "asks for [16"),
+    ]
+    for number, (state, says) in enumerate(cases):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(state, path)
+        checkpoint = open_checkpoint(str(path), config=wide if state is whole else tiny_sd1)
+        with pytest.raises(BadInput) as caught:
+            load_pipeline(checkpoint, CPU, torch.float32)
+        assert says in caught.value.message
 
 
 def damage(folder: Path, part: str, key: str, value: float | None) -> None:
@@ -270,6 +318,33 @@ def test_command_compares_resumes_and_refuses(
     stored = read_image(output / files[0])
     assert stored is not None
     assert stored.guidance_scale == 3.0
+
+
+def test_command_compares_a_single_file_with_a_folder(
+    tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "cache"))
+    single = tiny.single_file("sd1", tiny_sd1, tmp_path / "one.safetensors")
+    config = Path(shutil.copytree(tiny_sd1, tmp_path / "config"))
+    output = tmp_path / "out"
+    arguments = ["--compare", str(tiny_sd1), "--config", str(config), "--steps", "2", "--device", "cpu"]
+    arguments += ["-o", str(output), "--json"]
+    assert main(["generate", str(single), "a knife", *arguments]) == 0
+    hashes = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert hashes["original"] != hashes["erased"]
+    one, other = (np.asarray(Image.open(output / f"0001-seed0-{role}.png"), dtype=int) for role in hashes)
+    assert abs(one - other).max() <= 1
+
+    single = single.rename(tmp_path / "renamed.safetensors")
+    (config / "unet/diffusion_pytorch_model.safetensors").unlink()  # never looked at
+    assert main(["generate", str(single), "a knife", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 2
+    scheduler = config / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+    assert main(["generate", str(single), "a knife", *arguments]) == 2  # its pictures are others
+    assert "checkpoint sha256" in capsys.readouterr().err
+    assert main(["generate", str(single), "a knife", "-o", str(tmp_path / "x")]) == 2
+    assert "--config" in capsys.readouterr().err
 
 
 def test_stopped_run_is_taken_up_where_it_was(

@@ -80,7 +80,7 @@ def _write_folder(
     """A single file as a folder, with the configurations and tokenizers of its `config_folder`."""
     parts: dict[str, Tensors] = {
         "unet/diffusion_pytorch_model": _unet(checkpoint, edits),
-        "vae/diffusion_pytorch_model": _vae_of_single_file(checkpoint),
+        "vae/diffusion_pytorch_model": vae_of_single_file(checkpoint),
     }
     for encoder in checkpoint.encoders:
         parts[f"{encoder.spec.folder}/model"] = {
@@ -138,12 +138,16 @@ def _edited(edit: Edit, file: SafetensorsFile, name: str) -> "torch.Tensor":
     return rounded_edit(edit, file.read(name), f"{name} in {file.path}")
 
 
-def _vae_of_single_file(checkpoint: Checkpoint) -> Tensors:
+def vae_of_single_file(checkpoint: Checkpoint) -> Tensors:
+    """The VAE's weights by their diffusers names; BadInput for a file without a VAE."""
     file = checkpoint.unet_files[0]
     keys = [key.removeprefix(VAE) for key in file.tensors if key.startswith(VAE)]
     if not keys:
-        raise BadInput(f"{file.path} holds no VAE ({VAE}...), which a diffusers folder needs.")
-    depth = 1 + max(int(key.split(".")[2]) for key in keys if key.startswith("decoder.up."))
+        raise BadInput(
+            f"{file.path} holds no VAE ({VAE}...), which drawing and a diffusers folder need.",
+            "Get the form of this checkpoint that has its VAE in it.",
+        )
+    depth = 1 + max((int(key.split(".")[2]) for key in keys if key.startswith("decoder.up.")), default=0)
     tensors = {}
     for key in keys:
         info, name = file.tensors[VAE + key], vae_from_ldm(key, depth)

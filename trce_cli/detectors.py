@@ -214,7 +214,7 @@ class SafetyChecker:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessor
 
-        folder = request.original.folder / "safety_checker"
+        folder = request.original.config_folder / "safety_checker"
         weights = next(folder.glob("*.safetensors"), None)
         if weights is None:
             raise BadInput(
@@ -226,7 +226,7 @@ class SafetyChecker:
                 folder, use_safetensors=True, local_files_only=True
             ).eval()
             self._processor = CLIPImageProcessor.from_pretrained(
-                request.original.folder / "feature_extractor"
+                request.original.config_folder / "feature_extractor"
             )
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ from trce_cli.safetensors_file import hash_file
 
 if TYPE_CHECKING:  # planning needs none of them, so a wrong setting is refused at once
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import AutoencoderKL, DiffusionPipeline
 
 # Names that users know -> diffusers' classes.
 SCHEDULERS = {
@@ -123,7 +123,12 @@ def identify(
 def pixel_files(checkpoint: Checkpoint) -> dict[str, Path]:
     """The files that a picture depends on, by relative name: weights, tokenizers and configs."""
     encoders = [part for spec in checkpoint.family.encoders for part in (spec.folder, spec.tokenizer)]
-    return checkpoint_files(checkpoint, "unet", "vae", "scheduler", *encoders)
+    parts = ("unet", "vae", "scheduler", *encoders)
+    if checkpoint.layout == "diffusers":
+        return checkpoint_files(checkpoint, *parts)
+    beside = [path for part in parts for path in checkpoint.config_folder.glob(f"{part}/*")]
+    texts = {f"{path.parent.name}/{path.name}": path for path in beside if path.suffix in (".json", ".txt")}
+    return {"checkpoint.safetensors": checkpoint.path, **texts}  # by whatever name the file goes
 
 
 def check(settings: Settings, prompts: Sequence[Prompt]) -> None:
@@ -189,9 +194,9 @@ class Traits:
 
 def traits(checkpoint: Checkpoint) -> Traits:
     """Size, steps and scheduler from the checkpoint's configs, without its weights."""
-    model_index = read_json(checkpoint.folder / "model_index.json")
-    vae = read_json(checkpoint.folder / "vae/config.json")
-    scheduler = read_json(checkpoint.folder / "scheduler/scheduler_config.json")
+    model_index = read_json(checkpoint.config_folder / "model_index.json")
+    vae = read_json(checkpoint.config_folder / "vae/config.json")
+    scheduler = read_json(checkpoint.config_folder / "scheduler/scheduler_config.json")
     blocks, sample = vae.get("block_out_channels"), checkpoint.unet_config.get("sample_size")
     size = sample if isinstance(sample, list) else [sample, sample]
     steps, entry = scheduler.get("num_train_timesteps", 1000), model_index.get("scheduler")
@@ -227,6 +232,8 @@ def load_pipeline(
     import diffusers
     import transformers
 
+    from trce_cli.denoiser import load_unet
+
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
@@ -239,9 +246,11 @@ def load_pipeline(
         parts |= {"add_watermarker": False}
     else:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if checkpoint.layout == "single-file":  # its config folder may be another checkpoint, with its weights
+        parts |= {"unet": load_unet(checkpoint, device, dtype), "vae": load_vae(checkpoint, device, dtype)}
     try:
         pipeline = pipeline_class.from_pretrained(
-            checkpoint.folder,
+            checkpoint.config_folder,
             dtype=dtype,
             variant=weight_variant(checkpoint),
             use_safetensors=True,
@@ -260,6 +269,36 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_slicing()
     return pipeline.to(device)
+
+
+def load_vae(checkpoint: Checkpoint, device: "torch.device", dtype: "torch.dtype") -> "AutoencoderKL":
+    """The autoencoder of a single file; BadInput where it does not fit its config or is not finite."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from trce_cli.conversion import vae_of_single_file
+
+    where = checkpoint.config_folder / "vae/config.json"
+    try:
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(read_json(where))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{where} cannot be used: {str(error).strip().splitlines()[0]}") from error
+    found, state = vae_of_single_file(checkpoint), {}
+    for key, parameter in vae.named_parameters():
+        if key not in found:
+            raise BadInput(f"The VAE of {checkpoint.path} lacks the weight {key} that {where} asks for.")
+        if found[key].shape != parameter.shape:
+            raise BadInput(
+                f"{key} of the VAE in {checkpoint.path} has shape {list(found[key].shape)}; "
+                f"{where} asks for {list(parameter.shape)}."
+            )
+        weight = found[key].make()
+        if not bool(weight.isfinite().all()):
+            raise BadInput(f"{key} of the VAE in {checkpoint.path} holds NaN or infinite values.")
+        state[key] = weight.to(device, dtype)
+    vae.load_state_dict(state, assign=True)
+    return vae.eval()
 
 
 def weight_variant(checkpoint: Checkpoint) -> str | None:

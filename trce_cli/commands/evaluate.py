@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trce_cli.commands.options import (
+    Config,
     Device,
     Json,
     Output,
@@ -31,7 +32,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[CHECKPOINT]",
-            help="The erased one: `emoji`, a diffusers folder, a hub id. After --compare further results.",
+            help="The erased one: `emoji`, a diffusers folder, a .safetensors file, a hub id. After "
+            "--compare further results.",
             show_default=False,
         ),
     ] = None,
@@ -184,6 +186,7 @@ def evaluate(
     ] = None,
     revision: Revision = None,
     variant: Variant = None,
+    config: Config = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the pictures of another evaluation in the output folder.")
     ] = False,
@@ -221,7 +224,8 @@ def evaluate(
     earlier = [read_results(path) for path in others]
     team = join_team(device)
     console = Console(json and team.is_main_process, quiet or not team.is_main_process)
-    original, erased = open_checkpoint(against), open_checkpoint(names[0], revision, variant)
+    original = open_checkpoint(against, config=config)
+    erased = open_checkpoint(names[0], revision, variant, config)
     for opened in (original, erased):
         if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
             raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")

@@ -8,6 +8,7 @@ import typer
 
 from trce_cli.commands.options import (
     CheckpointName,
+    Config,
     Device,
     Json,
     Output,
@@ -118,6 +119,7 @@ def generate(
     ] = None,
     revision: Revision = None,
     variant: Variant = None,
+    config: Config = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the images of another run in the output folder.")
     ] = False,
@@ -150,8 +152,8 @@ def generate(
         raise BadInput("--where and --limit choose rows of a file.", "Name it with --prompts.")
     if seed is not None and (replaced := sum(prompt.seed is not None for prompt in wanted)):
         console.note(f"--seed {seed} replaces the seeds of {replaced} rows.")
-    checkpoints = {"original": open_checkpoint(compare)} if compare else {}
-    checkpoints["erased" if compare else "image"] = open_checkpoint(checkpoint, revision, variant)
+    checkpoints = {"original": open_checkpoint(compare, config=config)} if compare else {}
+    checkpoints["erased" if compare else "image"] = open_checkpoint(checkpoint, revision, variant, config)
     for opened in checkpoints.values():
         if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
             raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")

@@ -55,7 +55,7 @@ CheckpointName = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="`emoji` (the embedded one), a diffusers folder, or a hub id.",
+        help="`emoji` (the embedded one), a diffusers folder, a .safetensors file, or a hub id.",
         show_default=False,
     ),
 ]
