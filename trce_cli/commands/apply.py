@@ -31,7 +31,7 @@ def apply(
     edits: Annotated[
         list[Path],
         typer.Argument(
-            metavar="EDIT...",
+            metavar="EDIT",
             help="Maps and LoRAs in .safetensors files, in the order in which they act.",
             show_default=False,
         ),
