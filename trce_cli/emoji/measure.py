@@ -23,16 +23,19 @@ BATCH = 32
 class Eye:
     """One checkpoint's pipeline with the judge, to draw suites and look at them."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, seed: int = 0) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, seed: int = 0, negative_prompt: str = ""
+    ) -> None:
         self._checkpoint = checkpoint
         self._pipeline = load_pipeline(checkpoint, device, torch.float32)
         self._judge = Judge()
         self._seed = seed
+        self._negative_prompt = negative_prompt
 
     def draw(self, prompts: Sequence[SuitePrompt]) -> np.ndarray:
         """Pictures of the prompts, RGB uint8 (count, 64, 64, 3); prompt i is drawn from seed + i."""
         wanted = [Prompt(p.text, seed=self._seed + i) for i, p in enumerate(prompts)]
-        settings = Settings(steps=STEPS, guidance_scale=GUIDANCE)
+        settings = Settings(steps=STEPS, guidance_scale=GUIDANCE, negative_prompt=self._negative_prompt)
         records = plan_images(wanted, {"": self._checkpoint}, settings)
         pictures = {record.index: image for record, image in draw(self._pipeline, records, BATCH)}
         return np.stack([np.asarray(pictures[i + 1]) for i in range(len(prompts))])

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from trce_cli.emoji import folder
+from trce_cli.emoji.training.card import write_card
 from trce_cli.emoji.training.data import make_sprites
 from trce_cli.emoji.training.export import export
 from trce_cli.emoji.training.judge import JudgeTask
@@ -18,9 +19,9 @@ RECIPES = {
     "clip": Recipe(steps=400, batch_size=128, lr=1e-3, warmup=100, ema=0.99),
     "vae": Recipe(steps=2300, batch_size=16, lr=2e-3, warmup=200, ema=0.995),
     "judge": Recipe(steps=2500, batch_size=64, lr=2e-3, ema=0.995),
-    "unet": Recipe(steps=7000, batch_size=64, lr=1e-3, warmup=300, ema=0.999),
+    "unet": Recipe(steps=3600, batch_size=64, lr=1e-3, warmup=300, ema=0.999),
 }
-STAGES = ("sprites", "tokenizer", "clip", "vae", "latents", "judge", "unet", "export")
+STAGES = ("sprites", "tokenizer", "clip", "vae", "latents", "judge", "unet", "export", "card")
 
 
 def main() -> None:
@@ -55,6 +56,8 @@ def main() -> None:
                 fit(UNetTask(work, RECIPES["unet"]), work, arguments.processes)
             case "export":
                 export(work, folder())
+            case "card":
+                write_card(work)
             case _:
                 parser.error(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
 

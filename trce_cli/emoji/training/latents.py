@@ -50,7 +50,11 @@ def make_latents(work: Path) -> None:
                     ((vae.decode((z + noise) / scale).sample.float().clamp(-1, 1) + 1) * 127.5).round().byte()
                 )
     described = json.dumps([[*s.objects, s.background] for s in scenes])
-    save_file({"latents": torch.cat(latents), "decoded": torch.cat(decoded)}, path, {"scenes": described})
+    save_file(
+        {"latents": torch.cat(latents).contiguous(), "decoded": torch.cat(decoded).contiguous()},
+        path,
+        {"scenes": described},
+    )
 
 
 def load_latents(work: Path) -> tuple[dict[str, Tensor], list[Scene]]:
