@@ -7,6 +7,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ def make_sprites(work: Path) -> Path:
                 assert member is not None
                 icons = Path(folder) / "icons.json"
                 icons.write_bytes(member.read())
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **render_sprites(icons))
+            buffer, arrays = io.BytesIO(), dict[str, Any](render_sprites(icons))
+            np.savez_compressed(buffer, **arrays)
         path.write_bytes(buffer.getvalue())
     return path
 

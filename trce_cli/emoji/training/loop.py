@@ -10,8 +10,10 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from trce_cli import training_state
 
 SAVE_EVERY = 90.0  # seconds: what a kill can cost
 
@@ -87,7 +89,9 @@ def _steps(task: Task, work: Path, rank: int, world: int) -> Iterator[dict[str, 
         parameters, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )
     state = work / f"{task.name}.state.safetensors"
-    start = _load(state, model, average, optimizer) if state.exists() else 0
+    kept = {f"model.{key}": value for key, value in model.state_dict().items()}
+    kept |= {f"average.{index}": value for index, value in enumerate(average)}
+    start = training_state.load(state, kept, optimizer)[0] if state.exists() else 0
     saved = began = time.monotonic()
     totals: dict[str, float] = {}
     for step in range(start, recipe.steps):
@@ -113,7 +117,7 @@ def _steps(task: Task, work: Path, rank: int, world: int) -> Iterator[dict[str, 
             yield {"step": step + 1, **totals, "seconds": time.monotonic() - began}
             totals = {}
         if rank == 0 and time.monotonic() - saved > SAVE_EVERY:
-            _save(state, step + 1, model, average, optimizer)
+            training_state.save(state, step + 1, kept, optimizer)
             saved = time.monotonic()
     if rank == 0:
         with torch.no_grad():
@@ -123,29 +127,3 @@ def _steps(task: Task, work: Path, rank: int, world: int) -> Iterator[dict[str, 
             {k: v.contiguous() for k, v in model.state_dict().items()}, work / f"{task.name}.safetensors"
         )
         state.unlink(missing_ok=True)
-
-
-def _save(
-    path: Path, step: int, model: nn.Module, average: list[Tensor], optimizer: torch.optim.Optimizer
-) -> None:
-    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
-    tensors |= {f"average.{i}": a for i, a in enumerate(average)}
-    moments = optimizer.state_dict()["state"]
-    tensors |= {
-        f"optimizer.{i}.{k}": v.contiguous() for i, entry in moments.items() for k, v in entry.items()
-    }
-    save_file(tensors, path, {"step": str(step)})  # atomic: a temporary file and a rename
-
-
-def _load(path: Path, model: nn.Module, average: list[Tensor], optimizer: torch.optim.Optimizer) -> int:
-    tensors = load_file(path)
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    for i, a in enumerate(average):
-        a.copy_(tensors[f"average.{i}"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(state[0]["step"])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,7 +167,7 @@ class TextTask:
     def build(self) -> nn.Module:
         return Clip(text_config(self.work / "tokenizer"))
 
-    def loss(self, model: nn.Module, count: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, count: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         rng = Random(seed)
         scenes = [random_scene(rng, 0.5) for _ in range(count)]
         texts = [caption(s, rng, "held") for s in scenes + scenes]

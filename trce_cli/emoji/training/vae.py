@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -35,7 +36,7 @@ class VaeTask:
     def build(self) -> nn.Module:
         return build_vae()
 
-    def loss(self, model: nn.Module, count: int, seed: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, model: Any, count: int, seed: int) -> tuple[Tensor, dict[str, float]]:
         rng = Random(seed)
         generator = torch.Generator().manual_seed(seed)
         target = images([random_scene(rng, 0.5) for _ in range(count)], self.work, rng)
