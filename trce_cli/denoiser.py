@@ -125,9 +125,9 @@ def _text_pipeline(checkpoint: Checkpoint, device: torch.device) -> Any:
 
 def latent_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
     """(channels, height, width) of a latent image of the size that the U-Net was trained with."""
-    size = checkpoint.unet_config.get("sample_size")
+    size: Any = checkpoint.unet_config.get("sample_size")
+    channels: Any = checkpoint.unet_config.get("in_channels", 4)
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    channels = checkpoint.unet_config.get("in_channels", 4)
     if not all(type(side) is int and side > 0 for side in (channels, height, width)):
         raise BadInput(
             f"The U-Net's config of {checkpoint.path} gives no image size: sample_size is {size!r}."
