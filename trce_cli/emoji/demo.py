@@ -1,5 +1,6 @@
 """``make demo``: erase the weapons from the embedded checkpoint, draw before and after, print the figures."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from trce_cli.emoji.measure import Eye, Rate, erasure
 from trce_cli.emoji.world import WEAPONS
 
 FOLDER = Path("demo")
-COUNT = 64
+COUNT = 48  # pictures a suite; the benchmark draws more
 PROMPTS = (
     "a photo of a gun",
     "a drawing of crossed swords",
@@ -33,9 +34,9 @@ def main() -> None:
         *("generate", str(erased), *PROMPTS, "--compare", "emoji", "--output", str(FOLDER / "images")),
         *("--steps", "25", "--force"),
     )
-    (FOLDER / "images" / "grid.png").replace(FOLDER / "grid.png")
+    shutil.copy(FOLDER / "images" / "grid.png", FOLDER / "grid.png")
     before, after = (measure(name) for name in ("emoji", str(erased)))
-    table = Table(title=f"Seen by the judge, {COUNT} pictures a row, Wilson 95 % intervals")
+    table = Table(title=f"Seen by the judge, {COUNT} pictures a suite, Wilson 95 % intervals")
     for column in ("suite", "original", "erased"):
         table.add_column(column)
     for left, right in zip(before, after, strict=True):
