@@ -41,7 +41,7 @@ class EmbeddedClip:
     def __init__(self, checkpoint: "Checkpoint") -> None:
         from safetensors.torch import load_file
 
-        from trce_cli.emoji.training.text import ImageTower
+        from trce_cli.emoji.networks import ImageTower
 
         state = {name: tensor.float() for name, tensor in load_file(EMBEDDED).items()}
         self.name = "the embedded checkpoint's CLIP"

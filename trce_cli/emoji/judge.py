@@ -8,38 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
+from trce_cli.emoji.networks import JudgeNetwork
 from trce_cli.emoji.world import concepts
 
 THRESHOLD = 0.5  # a class counts as visible from this score on
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
-
-
-class JudgeNetwork(nn.Module):
-    """(batch, 3, 64, 64) in [-1, 1] -> logits (batch, classes), in the order of ``world.concepts()``."""
-
-    def __init__(self, channels: tuple[int, ...] = (24, 48, 96, 128)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = 3
-        for c in channels:
-            layers += [
-                nn.Conv2d(width, c, 3, 2, 1),
-                nn.GroupNorm(8, c),
-                nn.SiLU(),
-                nn.Conv2d(c, c, 3, 1, 1),
-                nn.GroupNorm(8, c),
-                nn.SiLU(),
-            ]
-            width = c
-        self.features = nn.Sequential(*layers)
-        self.classify = nn.Conv2d(width, len(concepts()), 1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        # Log-mean-exp over the cells: a class is visible where any cell sees it.
-        cells = self.classify(self.features(pixels)).flatten(2)
-        return cells.logsumexp(-1) - float(np.log(cells.shape[-1]))
 
 
 class Judge:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trce_cli.emoji.judge import JudgeNetwork
+from trce_cli.emoji.networks import JudgeNetwork
 from trce_cli.emoji.training.data import images
 from trce_cli.emoji.training.latents import load_latents
 from trce_cli.emoji.training.loop import Recipe

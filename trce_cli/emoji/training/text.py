@@ -14,12 +14,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from trce_cli.emoji.networks import WIDTH, ImageTower
 from trce_cli.emoji.training.data import images
 from trce_cli.emoji.training.loop import Recipe
 from trce_cli.emoji.world import Scene, caption, random_scene
 
 MAX_LENGTH = 32
-WIDTH = 192
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own word pattern.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -98,31 +98,6 @@ def text_config(folder: Path) -> CLIPTextConfig:
         eos_token_id=vocab[EOS],
         pad_token_id=vocab[EOS],
     )
-
-
-class ImageTower(nn.Module):
-    """A small convolutional image encoder; with the text tower it also gives a CLIP score."""
-
-    def __init__(self, channels: tuple[int, ...] = (24, 48, 96, 160)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        width = 3
-        for c in channels:
-            layers += [
-                nn.Conv2d(width, c, 3, 2, 1),
-                nn.GroupNorm(8, c),
-                nn.SiLU(),
-                nn.Conv2d(c, c, 3, 1, 1),
-                nn.GroupNorm(8, c),
-                nn.SiLU(),
-            ]
-            width = c
-        self.features = nn.Sequential(*layers)
-        self.project = nn.Linear(width * 16, WIDTH)  # 4 x 4 cells kept apart: left and right matter
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, 64, 64) in [-1, 1] -> (batch, WIDTH), not normalised."""
-        return self.project(self.features(pixels).flatten(1))
 
 
 class Clip(nn.Module):

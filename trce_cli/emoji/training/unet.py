@@ -10,9 +10,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from trce_cli.emoji.networks import WIDTH
 from trce_cli.emoji.training.latents import load_latents
 from trce_cli.emoji.training.loop import Recipe
-from trce_cli.emoji.training.text import MAX_LENGTH, WIDTH, load_text_encoder, load_tokenizer
+from trce_cli.emoji.training.text import MAX_LENGTH, load_text_encoder, load_tokenizer
 from trce_cli.emoji.world import Scene, caption
 
 CAPTION_DROPOUT = 0.1
