@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 import tiny
 from trce_cli import suites as suites_module
 from trce_cli.captions import canary_captions, prior_captions
-from trce_cli.emoji.judge import WEIGHTS
 from trce_cli.emoji.world import SINGLE, WEAPONS
 from trce_cli.errors import BadInput
 from trce_cli.metrics import frechet_distance
@@ -344,7 +343,6 @@ def test_a_checkpoint_without_a_detector_is_told_which_there_are(
 # --- the embedded checkpoint
 
 
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the embedded checkpoint is not trained yet")
 def test_the_embedded_checkpoint_is_judged_by_its_own(trce: Run, tmp_path: Path) -> None:
     output = tmp_path / "out"
     # With steering away from everything that is asked for, something has to go.
