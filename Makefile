@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: $(INSTALLED)  ## Erase the weapons from the embedded checkpoint and draw b
 
 test: $(INSTALLED)  ## Run the tests (ARGS="-m slow" for those that take minutes, ARGS="tests/test_cli.py" for one file)
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED)  ## Measure what each stage erases from the embedded checkpoint and what it keeps (an hour)
+	$(BIN)/python benchmarks/erasure.py
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .

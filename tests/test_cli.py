@@ -129,7 +129,7 @@ def test_ctrl_c_exits_with_130():
     script = """
 import os, signal, sys
 from trce_cli.cli import app, main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit it ignored
 @app.command("wait")
 def wait() -> None:
     os.kill(os.getpid(), signal.SIGINT)
