@@ -162,10 +162,10 @@ class Checkpoint:
 
     def load_tokenizers(self) -> list[Any]:
         """The tokenizers, one for each text encoder, from local files only."""
-        from transformers import CLIPTokenizer
+        from transformers import CLIPTokenizerFast  # since transformers 5 another name of CLIPTokenizer
 
         return [
-            CLIPTokenizer.from_pretrained(self.config_folder / spec.tokenizer, local_files_only=True)
+            CLIPTokenizerFast.from_pretrained(self.config_folder / spec.tokenizer, local_files_only=True)
             for spec in self.family.encoders
         ]
 

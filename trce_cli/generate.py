@@ -241,7 +241,6 @@ def load_pipeline(
     specs = checkpoint.family.encoders
     # Loaded by ourselves: transformers leaves text encoder weights that it does not find at random values.
     parts = dict(zip((s.folder for s in specs), checkpoint.load_text_encoders(device, dtype), strict=True))
-    parts |= dict(zip((s.tokenizer for s in specs), checkpoint.load_tokenizers(), strict=True))
     if checkpoint.family.pooled:
         parts |= {"add_watermarker": False}
     else:
