@@ -14,7 +14,7 @@ from trce_cli.emoji.measure import Eye, Rate, erasure
 from trce_cli.emoji.world import WEAPONS
 
 FOLDER = Path("demo")
-COUNT = 48  # pictures a suite; the benchmark draws more
+COUNT = 32  # pictures a suite; the benchmark draws more
 PROMPTS = (
     "a photo of a gun",
     "a drawing of crossed swords",
