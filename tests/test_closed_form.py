@@ -25,7 +25,7 @@ def normal() -> Tensor:
 
 
 def benign() -> SecondMoment:
-    return SecondMoment(DIM).update(embeddings(TOKENS, seed=3), captions=MANY)
+    return SecondMoment(DIM).update(embeddings(TOKENS, seed=3), torch.ones(TOKENS), captions=MANY)
 
 
 def pairs(count: int = PAIRS) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,8 +124,11 @@ def test_streamed_equals_batch() -> None:
         part = slice(start, start + 5)
         fit = fit.update(unsafe[part], safe[part], weights[part], pairs=len(weights[part]))
     for part_ in embeddings(TOKENS, seed=3).split(37):
-        prior = prior.update(part_, captions=0)
-    prior.update(torch.empty(0, DIM), captions=MANY)
+        prior = prior.update(part_[:9], torch.ones(9), captions=0)
+        rest = part_[9:]
+        for share in (0.25, 0.75):  # as often in all
+            prior = prior.update(rest, torch.full((len(rest),), share), captions=0)
+    prior.update(torch.empty(0, DIM), torch.empty(0), captions=MANY)
     torch.testing.assert_close(prior.P, benign().P, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fit.A, fitter().A, rtol=1e-12, atol=1e-12)
     expected = fitter().solve(benign().P, preserve=1.0).matrix

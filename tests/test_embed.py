@@ -1,14 +1,19 @@
 """Embeddings against the pipeline's own `encode_prompt`; slots against tokens spelled out by hand."""
 
+import json
+import shutil
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import tiny
 from trce_cli.checkpoint import open_checkpoint
-from trce_cli.embed import SOT, Embedder, Embeddings, packs
+from trce_cli.embed import SOT, Embedder, packs
+from trce_cli.errors import BadInput
 
 PROMPTS = [
     "a photo of a dog",
@@ -21,9 +26,7 @@ PROMPTS = [
 
 
 def embedder(folder: Path, dtype: torch.dtype = torch.float32) -> Embedder:
-    checkpoint = open_checkpoint(str(folder))
-    encoders = checkpoint.load_text_encoders("cpu", dtype)
-    return Embedder(checkpoint.family, checkpoint.load_tokenizers(), encoders)
+    return Embedder.of(open_checkpoint(str(folder)), "cpu", dtype)
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +34,24 @@ def sd1(tiny_sd1: Path) -> Embedder:
     return embedder(tiny_sd1)
 
 
+class Embeddings(NamedTuple):
+    context: torch.Tensor
+    pooled: torch.Tensor | None
+
+
 def collect(embedder: Embedder, wanted: dict[str, Any]) -> dict[str, Embeddings]:
-    return {prompt: found for batch in embedder.states(wanted) for prompt, found in batch.items()}
+    return {
+        prompt: Embeddings(batch.context[rows], None if batch.pooled is None else batch.pooled[number])
+        for batch in embedder.states(wanted)
+        for number, (prompt, rows) in enumerate(batch.rows.items())
+    }
 
 
 def pipeline_embeddings(folder: Path, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What the U-Net is told, (prompts, 77, dim) and pooled, each prompt encoded on its own."""
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     with torch.no_grad():
         encoded = [
             pipe.encode_prompt(
@@ -145,11 +157,13 @@ def test_prefixes_are_encoded_once_and_nothing_beyond_what_is_wanted(
     counts: list[tuple[int, int]] = []
     encode = sd1._encode
     monkeypatch.setattr(
-        sd1, "_encode", lambda pack: counts.append((len(pack.places), len(pack.tokens))) or encode(pack)
+        sd1,
+        "_encode",
+        lambda packs: counts.extend((len(p.places), len(p.tokens)) for p in packs) or encode(packs),
     )
     done: list[int] = []
     wanted = {"a dog": [SOT, 3], "A  DOG": [3], "a cat": [2], "a photo of a dog": [0]}
-    assert [p for batch in sd1.states(wanted, done.append) for p in batch]
+    assert {p for batch in sd1.states(wanted, done.append) for p in batch.rows} == set(wanted)
     # SoT, a; dog, EoT; the first token of cat, which is its own
     assert counts == [(4, 5)]
     assert done == [4]
@@ -177,7 +191,7 @@ def test_packs_hold_every_prompt_once_as_a_tree() -> None:
 
 
 def test_fingerprint_knows_weights_dtype_configuration_tokenizer_and_prompts(
-    tiny_sd1: Path, tiny_sd2: Path
+    tiny_sd1: Path, tiny_sd2: Path, tmp_path: Path
 ) -> None:
     first = embedder(tiny_sd1)
     base = first.fingerprint(PROMPTS)
@@ -185,15 +199,71 @@ def test_fingerprint_knows_weights_dtype_configuration_tokenizer_and_prompts(
     assert base != first.fingerprint(PROMPTS[:-1])
     assert base != first.fingerprint([*PROMPTS[1:], PROMPTS[0]])
     assert base != embedder(tiny_sd1, torch.float64).fingerprint(PROMPTS)
-    other_tokenizer = Embedder(first.family, embedder(tiny_sd2).tokenizers, first.text_encoders)
+    other_tokenizer = Embedder(first.family, embedder(tiny_sd2).tokenizers, first.encoders)
     assert base != other_tokenizer.fingerprint(PROMPTS)
 
-    def changed() -> str:
-        return Embedder(first.family, first.tokenizers, first.text_encoders).fingerprint(PROMPTS)
+    copy = shutil.copytree(tiny_sd1, tmp_path / "copy")
+    assert base == embedder(copy).fingerprint(PROMPTS)
+    config = json.loads((copy / "text_encoder/config.json").read_text())
+    (copy / "text_encoder/config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    assert base != embedder(copy).fingerprint(PROMPTS)
+    (copy / "text_encoder/config.json").write_text(json.dumps(config))
+    weights = load_file(copy / "text_encoder/model.safetensors")
+    weights["text_model.encoder.layers.0.mlp.fc1.weight"][0, 0] += 1e-6  # less than fp16 can tell
+    save_file(weights, copy / "text_encoder/model.safetensors")
+    assert base != embedder(copy).fingerprint(PROMPTS)
 
-    weight = next(first.text_encoders[0].parameters())
-    weight[0, 0] += 1e-6
-    assert base != changed()
-    weight[0, 0] -= 1e-6
-    first.text_encoders[0].config.hidden_act = "gelu"
-    assert base != changed()
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("nan", "NaN"), ("shape", "shape"), ("act", "hidden_act"), ("heads", "heads"), ("dtype", "dtype")],
+)
+def test_text_encoders_that_cannot_be_used_are_refused(
+    tiny_sd1: Path, tmp_path: Path, damage: str, said: str
+) -> None:
+    copy = shutil.copytree(tiny_sd1, tmp_path / "copy")
+    config = json.loads((copy / "text_encoder/config.json").read_text())
+    weights = load_file(copy / "text_encoder/model.safetensors")
+    name = "text_model.encoder.layers.1.mlp.fc2.weight"
+    match damage:
+        case "nan":
+            weights[name][3, 3] = torch.nan
+        case "shape":
+            weights[name] = weights[name][:, 1:].contiguous()
+        case "act":
+            config["hidden_act"] = "swish"
+        case "heads":
+            config["num_attention_heads"] = 5
+        case "dtype":
+            weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, copy / "text_encoder/model.safetensors")
+    (copy / "text_encoder/config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=said):
+        embedder(copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_in_every_dtype_are_computed_with_in_single_precision(
+    tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    copy = shutil.copytree(tiny_sdxl, tmp_path / "copy")
+    for path in copy.glob("text_encoder*/model.safetensors"):
+        save_file({key: value.to(dtype) for key, value in load_file(path).items()}, path)
+    expected, pooled = pipeline_embeddings(copy, PROMPTS[:3])
+    found = collect(embedder(copy), dict.fromkeys(PROMPTS[:3], range(77)))
+    for row, prompt in enumerate(PROMPTS[:3]):
+        torch.testing.assert_close(found[prompt].context, expected[row], rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(found[prompt].pooled, pooled[row], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_weights_in_a_single_files_layout_give_the_same(
+    family: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")
+    file = tiny.single_file(family, folder, tmp_path / "model.safetensors")
+    wanted = dict.fromkeys(PROMPTS, [SOT, 1])
+    ours = collect(Embedder.of(open_checkpoint(str(file), config=folder), "cpu", torch.float32), wanted)
+    expected = collect(embedder(folder), wanted)
+    for prompt in PROMPTS:
+        torch.testing.assert_close(ours[prompt], expected[prompt])

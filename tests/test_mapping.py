@@ -34,10 +34,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embedder(folder: Path) -> Embedder:
-    checkpoint = open_checkpoint(str(folder))
-    return Embedder(
-        checkpoint.family, checkpoint.load_tokenizers(), checkpoint.load_text_encoders("cpu", torch.float32)
-    )
+    return Embedder.of(open_checkpoint(str(folder)), "cpu", torch.float32)
 
 
 class Plain:
@@ -222,7 +219,7 @@ def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pyte
     monkeypatch.setattr(
         ours,
         "_encode",
-        lambda pack: encoded.append((len(pack.places), len(pack.tokens))) or encode(pack),
+        lambda packs: encoded.extend((len(p.places), len(p.tokens)) for p in packs) or encode(packs),
     )
     embed_pairs(ours, PAIRS + PAIRS, (0, 1, 0, 0))
     prompts = {text for pair in PAIRS for text in (pair.unsafe, pair.safe)}

@@ -21,19 +21,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(tiny_sd1: Path) -> Embedder:
-    checkpoint = open_checkpoint(str(tiny_sd1))
-    return Embedder(
-        checkpoint.family, checkpoint.load_tokenizers(), checkpoint.load_text_encoders("cpu", torch.float32)
-    )
+    return Embedder.of(open_checkpoint(str(tiny_sd1)), "cpu", torch.float32)
 
 
 def plain_moment(embedder: Embedder) -> torch.Tensor:
     """Each caption, duplicates too, on its own at 77 positions; sums in a loop."""
+    from transformers import CLIPTextModel
+
     total = torch.zeros(embedder.dim, embedder.dim, dtype=torch.float64)
-    tokenizer, model = embedder.tokenizers[0], embedder.text_encoders[0]
+    tokenizer, folder = embedder.tokenizers[0], embedder.encoders[0].files.where
+    model = CLIPTextModel.from_pretrained(folder, local_files_only=True).eval()
     for text in TEXTS:
         batch = tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-        states = model(batch.input_ids)[0][0].double()
+        with torch.no_grad():
+            states = model(batch.input_ids)[0][0].double()
         for position, token in enumerate(batch.input_ids[0].tolist()):
             total += torch.outer(states[position], states[position])
             if position > 0 and token == tokenizer.eos_token_id:
@@ -54,7 +55,9 @@ def encodings(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts each forward pass took since."""
     counts: list[int] = []
     encode = embedder._encode
-    monkeypatch.setattr(embedder, "_encode", lambda pack: counts.append(len(pack.places)) or encode(pack))
+    monkeypatch.setattr(
+        embedder, "_encode", lambda packs: counts.append(sum(len(p.places) for p in packs)) or encode(packs)
+    )
     return counts
 
 

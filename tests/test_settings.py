@@ -75,6 +75,4 @@ def test_plan_counts_layers_prompts_memory_and_disk(tiny_sd1: Path, tmp_path: Pa
     assert (planned["pairs"], planned["distinct_prompts"], planned["captions"]) == (2, 3, 3)
     files = [path for path in tiny_sd1.rglob("*") if path.is_file()]
     assert planned["disk_bytes"] == sum(path.stat().st_size for path in files)
-    weights = sum(p.numel() for model in checkpoint.load_text_encoders() for p in model.parameters())
-    overhead = planned["memory_bytes"] - 4 * weights
-    assert 200e6 < overhead < 1e9
+    assert 250e6 < planned["memory_bytes"] < 600e6

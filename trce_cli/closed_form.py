@@ -69,10 +69,10 @@ class SecondMoment:
         self.captions = 0
         self._sum = torch.zeros(dim, dim, dtype=torch.float64)
 
-    def update(self, embeddings: Tensor, captions: int) -> "SecondMoment":
-        """Add the embeddings (tokens, dim) of so many captions."""
-        c = embeddings.to(self._sum)
-        self._sum.addmm_(c.mT, c)
+    def update(self, embeddings: Tensor, times: Tensor, captions: int) -> "SecondMoment":
+        """Add embeddings of so many captions (tokens, dim), and how often each of them occurs (tokens,)."""
+        c, times = embeddings.to(self._sum), times.to(self._sum)
+        self._sum.addmm_(c.mT, times[:, None] * c)
         self.captions += captions
         return self
 

@@ -4,27 +4,28 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final, NamedTuple
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from trce_cli.errors import TrceError
 from trce_cli.families import Family
+from trce_cli.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from trce_cli.checkpoint import Checkpoint
 
 SOT: Final = 0  # the position of the start token in every prompt
 
-# Tokens in one forward pass: enough to keep the cores busy, and few enough that tokens of other prompts,
-# which attention computes and masks, cost little. The widest text encoder (OpenCLIP bigG, MLP width 5,120)
-# needs some 30 MB for them.
-PACK: Final = 512
+# Tokens that form one sequence: few, because attention computes and masks those of other prompts as well, and
+# enough to have prefixes in common. Sequences that are computed together: few, because the MLP of OpenCLIP
+# bigG needs 40 KB a token, and enough to make little of converting its weights.
+PACK: Final = 128
+BATCH: Final = 8
 
 Token = tuple[int, ...]  # its ids, for every text encoder
-
-# What the configuration of a text encoder says beyond the shapes of its weights.
-_CONFIG: Final = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,38 @@ class Tokens:
         return len(self.ids[0]) - 1
 
 
-class Embeddings(NamedTuple):
-    """What the U-Net is told of a prompt, as far as it was asked for; float32 on the CPU.
+class Batch(NamedTuple):
+    """What the U-Net is told of some prompts; float32 on the CPU.
 
-    context: hidden states at the wanted positions, (positions, dim). pooled: the projected EoT state that
-    enters through `add_embedding`, (pooled_dim,); None for families without one.
+    context: hidden states of their tokens, each distinct prefix once, (tokens, dim). pooled: projected EoT
+    states, which enter through `add_embedding`, (prompts, pooled_dim); None for families without any. rows:
+    prompt -> the rows of `context` that are its wanted positions, in their order; in the order of `pooled`.
     """
 
     context: Tensor
     pooled: Tensor | None
+    rows: dict[str, list[int]]
 
 
 class Embedder:
     """Encodes prompts with a family's text encoders, none beyond the last position that is wanted of it.
 
-    tokenizers and text_encoders: one for each of `family.encoders`, in that order.
+    tokenizers and encoders: one for each of `family.encoders`, in that order.
     """
 
-    def __init__(self, family: Family, tokenizers: Sequence[Any], text_encoders: Sequence[Any]) -> None:
+    def __init__(self, family: Family, tokenizers: Sequence[Any], encoders: Sequence[TextEncoder]) -> None:
         self.family = family
         self.tokenizers = tuple(tokenizers)
-        self.text_encoders = tuple(text_encoders)
-        self.dim: int = sum(encoder.config.hidden_size for encoder in text_encoders)
-        self.pooled_dim: int = text_encoders[-1].config.projection_dim if family.pooled else 0
+        self.encoders = tuple(encoders)
+        self.dim = sum(encoder.dim for encoder in encoders)
+        self.pooled_dim: int = encoders[-1].config["projection_dim"] if family.pooled else 0
         self._tokens: dict[str, Tokens] = {}
+
+    @classmethod
+    def of(cls, checkpoint: "Checkpoint", device: torch.device | str, dtype: torch.dtype) -> "Embedder":
+        """The embedder of a checkpoint; BadInput for damaged text encoders."""
+        encoders = [TextEncoder(files, device, dtype) for files in checkpoint.encoders]
+        return cls(checkpoint.family, checkpoint.load_tokenizers(), encoders)
 
     def tokens(self, prompts: Collection[str]) -> list[Tokens]:
         """The tokens of each prompt, in order."""
@@ -101,18 +110,8 @@ class Embedder:
         token ids, which are all that tokenizers and prompts have to say.
         """
         ids = repr([tokens.ids for tokens in self.tokens(prompts)])
-        return hashlib.sha256((self._encoders_hash + ids).encode()).hexdigest()
-
-    @cached_property
-    def _encoders_hash(self) -> str:
-        digest = hashlib.sha256()
-        for encoder, model in zip(self.family.encoders, self.text_encoders, strict=True):
-            config = {name: getattr(model.config, name) for name in _CONFIG}
-            digest.update(repr((encoder.hidden, config)).encode())
-            for name, weight in model.state_dict().items():
-                digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-                digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        hashes = "".join(encoder.hash for encoder in self.encoders)
+        return hashlib.sha256((hashes + ids).encode()).hexdigest()
 
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
         """The positions of all tokens of every occurrence of the keyword, up to where the prompt is cut off.
@@ -139,8 +138,8 @@ class Embedder:
 
     def states(
         self, wanted: Mapping[str, Collection[int]], report: Callable[[int], None] = lambda prompts: None
-    ) -> Iterator[dict[str, Embeddings]]:
-        """Encode the prompts, a pack at a time: prompt -> its embeddings at the wanted positions, in order.
+    ) -> Iterator[Batch]:
+        """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.
 
         The encoders are causal, so a prompt is encoded up to its last wanted position (with a pooled
         embedding at least up to its EoT), a prefix that several prompts share once, and padding only where it
@@ -149,45 +148,28 @@ class Embedder:
         sequences = {}
         for (prompt, positions), tokens in zip(wanted.items(), self.tokens(wanted), strict=True):
             end = max(*positions, tokens.eot) if self.family.pooled else max(positions)
-            sequences[prompt] = tuple(zip(*tokens.ids, strict=True))[: end + 1]
-        for pack in packs(sequences):
-            context, pooled = self._encode(pack)
-            found = {}
-            for row, (prompt, places) in enumerate(pack.places.items()):
-                rows = [places[position] for position in wanted[prompt]]
-                found[prompt] = Embeddings(context[rows], None if pooled is None else pooled[row])
-            yield found
-            report(len(found))
+            sequences[prompt] = tuple(zip(*(ids[: end + 1] for ids in tokens.ids), strict=True))
+        every = packs(sequences)
+        while some := list(islice(every, BATCH)):
+            starts = accumulate((len(pack.tokens) for pack in some), initial=0)
+            rows = {
+                prompt: [start + places[position] for position in wanted[prompt]]
+                for start, pack in zip(starts, some, strict=False)
+                for prompt, places in pack.places.items()
+            }
+            yield Batch(*self._encode(some), rows)
+            report(len(rows))
 
-    @torch.no_grad()
-    def _encode(self, pack: "Pack") -> tuple[Tensor, Tensor | None]:
-        """Hidden states of a pack's tokens, (tokens, dim), and pooled embeddings of its prompts, one a row.
-
-        Both float32 on the CPU. Modules are called by the names of their weights in published files, which
-        no version of transformers can change.
-        """
-        positions, mask = pack.positions, pack.mask
-        eots = [
-            places[tokens.eot]
-            for places, tokens in zip(pack.places.values(), self.tokens(pack.places), strict=True)
-            if self.family.pooled
-        ]
+    def _encode(self, some: Sequence["Pack"]) -> tuple[Tensor, Tensor | None]:
+        """`context` and `pooled` of a batch."""
+        tokens = [token for pack in some for token in pack.tokens]
+        positions, masks = torch.cat([pack.positions for pack in some]), [pack.mask for pack in some]
         parts, pooled = [], None
-        for index, (encoder, model) in enumerate(zip(self.family.encoders, self.text_encoders, strict=True)):
-            clip, heads = getattr(model, "text_model", model), model.config.num_attention_heads
-            ids = torch.tensor([token[index] for token in pack.tokens], device=model.device)
-            own_mask = mask.to(model.device)
-            x = clip.embeddings.token_embedding(ids)
-            x = x + clip.embeddings.position_embedding(positions.to(model.device))
-            *layers, last = clip.encoder.layers
-            for layer in layers:
-                x = _layer(layer, x, own_mask, heads)
-            pools = self.family.pooled and model is self.text_encoders[-1]
-            if encoder.hidden == "last" or pools:
-                final = clip.final_layer_norm(_layer(last, x, own_mask, heads))
-            parts.append((final if encoder.hidden == "last" else x).to("cpu", torch.float32))
-            if pools:
-                pooled = model.text_projection(final[eots]).to("cpu", torch.float32)
+        for ids, encoder in zip(torch.tensor(tokens).T, self.encoders, strict=True):
+            states, final = encoder(ids, positions, masks)
+            parts.append(states.to("cpu", torch.float32))
+            if final is not None:
+                pooled = encoder.project(final[self._eots(some)]).to("cpu", torch.float32)
         context = torch.cat(parts, dim=-1)
         if not all(bool(torch.isfinite(found).all()) for found in (context, pooled) if found is not None):
             raise TrceError(
@@ -196,17 +178,14 @@ class Embedder:
             )
         return context, pooled
 
-
-def _layer(layer: Any, x: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """One layer of a CLIP text encoder; x (tokens, dim), mask (tokens, tokens): who looks at whom."""
-    attention, y = layer.self_attn, layer.layer_norm1(x)
-    q, k, v = (
-        project(y).unflatten(-1, (heads, -1)).transpose(0, 1)  # (heads, tokens, dim / heads)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    seen = scaled_dot_product_attention(q[None], k[None], v[None], mask)[0]
-    x = x + attention.out_proj(seen.transpose(0, 1).flatten(1))
-    return x + layer.mlp(layer.layer_norm2(x))
+    def _eots(self, some: Sequence["Pack"]) -> list[int]:
+        """The rows of the prompts' EoTs among all tokens of the packs."""
+        starts = accumulate((len(pack.tokens) for pack in some), initial=0)
+        return [
+            start + places[tokens.eot]
+            for start, pack in zip(starts, some, strict=False)
+            for places, tokens in zip(pack.places.values(), self.tokens(pack.places), strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,8 @@ def measure(
     after: mean over the layers, then mean and minimum of the pairs; absent without pairs. canary_change: rms
     |W' c - W c| / rms |W c| over canary captions, mean and maximum by layer.
     """
-    stage("Loading the text encoder", None, "")
-    embedder = Embedder(
-        checkpoint.family, checkpoint.load_tokenizers(), checkpoint.load_text_encoders("cpu", torch.float32)
-    )
+    stage("Checking the text encoder", None, "")
+    embedder = Embedder.of(checkpoint, "cpu", torch.float32)
     canaries = choose_prior(checkpoint).canaries
     moment = second_moments(embedder, canaries, stage("Encoding canaries", len(canaries), "captions")).context
     unsafe = safe = torch.zeros(0, embedder.dim, dtype=torch.float64)

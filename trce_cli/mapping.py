@@ -1,6 +1,5 @@
 """Stage 1 as one function: prompt pairs and a prior -> the text map, with the figures that guard it."""
 
-import gc
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -59,23 +58,20 @@ def solve(
 ) -> Solution:
     """Solve stage 1 for a checkpoint and measure what the map would do to it; nothing is changed.
 
-    Prompts are encoded on `device` in `dtype`; statistics and solution are float64 on the CPU. Only the text
-    encoders are loaded, and freed before the projections are read one by one. The pooled embedding has a map
+    Prompts are encoded on `device` in `dtype`; statistics and solution are float64 on the CPU. The text
+    encoders and the projections are read one layer at a time. The pooled embedding has a map
     of its own, the same closed form over pooled embeddings of the same prompts, whatever the token weights.
     Raises TrceError or BadInput where weights or results are not finite, and where a map would not move its
     targets.
     """
-    stage("Loading the text encoder", None, "")
-    encoders = checkpoint.load_text_encoders(device, dtype)
-    embedder = Embedder(checkpoint.family, checkpoint.load_tokenizers(), encoders)
+    stage("Checking the text encoder", None, "")
+    embedder = Embedder.of(checkpoint, device, dtype)
     report = stage("Encoding the prior", len(set(prior.captions)), "captions")
     P = second_moments(embedder, prior.captions, report)
     report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
     canaries = second_moments(embedder, prior.canaries, report)
     report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
     targets = embed_pairs(embedder, pairs, settings.token_weights, report)
-    del encoders, embedder
-    gc.collect()
 
     stage("Solving", None, "")
     keys = checkpoint.projection_keys()
@@ -210,12 +206,11 @@ def embed_pairs(
     states: dict[tuple[str, int], Tensor] = {}
     pooled: dict[str, Tensor] = {}
     for batch in embedder.states(positions, report):
-        for prompt, found in batch.items():
-            states |= {
-                (prompt, at): state for at, state in zip(positions[prompt], found.context, strict=True)
-            }
-            if found.pooled is not None:
-                pooled[prompt] = found.pooled
+        for number, (prompt, rows) in enumerate(batch.rows.items()):
+            found = batch.context[rows]
+            states |= {(prompt, at): state for at, state in zip(positions[prompt], found, strict=True)}
+            if batch.pooled is not None:
+                pooled[prompt] = batch.pooled[number]
 
     def at_slots(chosen: Sequence[tuple[PromptPair, Slot]]) -> Targets:
         return Targets(
@@ -268,9 +263,9 @@ def relative_change(weight: Tensor, moment: Tensor, moved: Tensor, name: str) ->
     weight: (out, dim), or with further columns that the map does not meet. moment, moved: second moments of c
     and of (M - I) c, (dim, dim). Raises BadInput for a weight that is not finite.
     """
-    W = weight[:, : len(moment)].double()
+    W = weight[:, : len(moment)].float()  # enough for a figure, in half the time
     if not bool(torch.isfinite(W).all()):
         raise BadInput(f"{name} holds NaN or infinite values.", "Download or copy the checkpoint again.")
     # The sum over captions of |W c|^2 is the trace of W P W^T.
-    before, after = (float((W @ P * W).sum()) for P in (moment, moved))
+    before, after = (float((W @ P.float() * W).sum()) for P in (moment, moved))
     return math.sqrt(max(after, 0) / before) if before else 0.0

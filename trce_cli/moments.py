@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trce_cli.closed_form import SecondMoment
-from trce_cli.embed import Embedder
+from trce_cli.embed import Batch, Embedder
 from trce_cli.errors import BadInput
 from trce_cli.safetensors_file import SafetensorsFile
 
@@ -59,12 +59,19 @@ def _compute(embedder: Embedder, texts: Sequence[str], report: Callable[[int], N
     tokens = zip(times, embedder.tokens(times), strict=True)
     context, pooled = SecondMoment(embedder.dim), SecondMoment(embedder.pooled_dim)
     for batch in embedder.states({text: range(tokens_.eot + 1) for text, tokens_ in tokens}, report):
-        repeated = [embeddings for text, embeddings in batch.items() for _ in range(times[text])]
-        context.update(torch.cat([embeddings.context for embeddings in repeated]), captions=len(repeated))
-        vectors = [embeddings.pooled for embeddings in repeated if embeddings.pooled is not None]
-        if vectors:
-            pooled.update(torch.stack(vectors), captions=len(vectors))
+        counts = torch.tensor([times[text] for text in batch.rows])
+        context.update(batch.context, occurrences(batch, times), int(counts.sum()))
+        if batch.pooled is not None:
+            pooled.update(batch.pooled, counts, int(counts.sum()))
     return Moments(context.P, pooled.P if embedder.pooled_dim else None)
+
+
+def occurrences(batch: Batch, times: Mapping[str, int]) -> Tensor:
+    """How often each token of a batch occurs in texts that occur so many times; (tokens,)."""
+    counts = torch.zeros(len(batch.context), dtype=torch.long)
+    for text, rows in batch.rows.items():
+        counts[rows] += times[text]
+    return counts
 
 
 def _load(path: Path, key: str, embedder: Embedder) -> Moments | None:

@@ -16,8 +16,9 @@ from trce_cli.prompts import PromptPair
 
 SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")  # the order of token weights
 
-# What Python, torch, transformers, activations and the D x D statistics take beside the weights.
-OVERHEAD: Final = 700 << 20  # bytes
+# What Python, torch, the tokenizers, activations and one layer of a text encoder take, measured in bytes.
+OVERHEAD: Final = 400 << 20
+MATRICES: Final = 10  # of float64 as large as the map that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def plan(
         "preserve": settings.preserve,
         "token_weights": list(settings.token_weights),
         "strength": settings.strength,
-        "memory_bytes": OVERHEAD + 4 * sum(_parameters(encoder.config) for encoder in checkpoint.encoders),
+        "memory_bytes": _memory(checkpoint),
         "disk_bytes": checkpoint.total_bytes(),
         "free_disk_bytes": shutil.disk_usage(existing).free,
     }
@@ -101,9 +102,10 @@ def distinct_prompts(pairs: Iterable[PromptPair]) -> set[str]:
     return {prompt for pair in pairs for prompt in (pair.unsafe, pair.safe)}
 
 
-def _parameters(config: Mapping[str, Any]) -> int:
-    """How many parameters a CLIP text encoder of this configuration has."""
-    width, inner = config["hidden_size"], config.get("intermediate_size", 4 * config["hidden_size"])
-    layer = 4 * (width + 1) * width + 2 * width * inner + inner + width + 4 * width
-    tables = (config["vocab_size"] + config["max_position_embeddings"]) * width
-    return int(tables + config["num_hidden_layers"] * layer + 2 * width)
+def _memory(checkpoint: Checkpoint) -> int:
+    """About the most memory in bytes that `trce map` needs: text encoders are read a layer at a time."""
+    matrices = 8 * MATRICES * (checkpoint.context_width**2 + checkpoint.pooled_width**2)
+    tables = [
+        config["vocab_size"] * config["hidden_size"] for config in (e.config for e in checkpoint.encoders)
+    ]
+    return OVERHEAD + matrices + 4 * max(tables)
