@@ -262,7 +262,7 @@ def test_weights_in_a_single_files_layout_give_the_same(
 ) -> None:
     folder = request.getfixturevalue(f"tiny_{family}")
     file = tiny.single_file(family, folder, tmp_path / "model.safetensors")
-    wanted = dict.fromkeys(PROMPTS, [SOT, 1])
+    wanted = dict.fromkeys(PROMPTS, (SOT, 1))
     ours = collect(Embedder.of(open_checkpoint(str(file), config=folder), "cpu", torch.float32), wanted)
     expected = collect(embedder(folder), wanted)
     for prompt in PROMPTS:
