@@ -7,14 +7,23 @@ import typer
 
 from trce_cli.commands.options import (
     Config,
+    Count,
+    Detectors,
     Device,
+    DrawBatch,
+    DrawDType,
+    EvaluationGuidance,
+    EvaluationScheduler,
+    EvaluationSteps,
     Json,
+    NegativePrompt,
     Output,
     Quiet,
     Revision,
     Seed,
+    Suites,
+    Thresholds,
     Variant,
-    check_dtype,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -53,45 +62,10 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--suite",
-            metavar="NAME[=FILE]",
-            help="explicit, implied, context, benign: only these of the built-in ones (none: none of them); "
-            "NAME=FILE.csv: prompts of your own, in the columns that `trce generate` reads.",
-            show_default=False,
-        ),
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(
-            "--count",
-            min=1,
-            help="Prompts a built-in suite, 200 where not given, and at most so many of a file.",
-            show_default=False,
-        ),
-    ] = None,
-    detector: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--detector",
-            metavar="NAME[:MODEL]",
-            help="judge (the embedded checkpoint's), nudenet, safety-checker, clip:MODEL, or one of an "
-            "installed package; repeat it for several, the first gives the headline figures.",
-            show_default=False,
-        ),
-    ] = None,
-    threshold: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--threshold",
-            metavar="[NAME=]SCORE",
-            help="From which score on a detector's label counts, instead of its customary ones; "
-            "repeat it to report several side by side.",
-            show_default=False,
-        ),
-    ] = None,
+    suite: Suites = None,
+    count: Count = None,
+    detector: Detectors = None,
+    threshold: Thresholds = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
@@ -147,43 +121,13 @@ def evaluate(
         ),
     ] = None,
     seed: Seed = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", min=1, help="Denoising steps: 50, `emoji` 25.", show_default=False),
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance-scale",
-            help="Classifier-free guidance, instead of a file's own or the checkpoint's usual one.",
-            show_default=False,
-        ),
-    ] = None,
-    negative_prompt: Annotated[
-        str,
-        typer.Option(
-            "--negative-prompt",
-            help="What CHECKPOINT alone is steered away from: the baseline that needs no editing.",
-            show_default=False,
-        ),
-    ] = "",
-    scheduler: Annotated[
-        str | None,
-        typer.Option("--scheduler", help="As for `trce generate`; else CHECKPOINT's.", show_default=False),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images drawn at once; changes none of them.")
-    ] = 16,
+    steps: EvaluationSteps = None,
+    guidance_scale: EvaluationGuidance = None,
+    negative_prompt: NegativePrompt = "",
+    scheduler: EvaluationScheduler = None,
+    batch_size: DrawBatch = 16,
     device: Device = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            help="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere.",
-            callback=check_dtype,
-            show_default=False,
-        ),
-    ] = None,
+    dtype: DrawDType = None,
     revision: Revision = None,
     variant: Variant = None,
     config: Config = None,

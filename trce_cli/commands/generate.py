@@ -10,12 +10,13 @@ from trce_cli.commands.options import (
     CheckpointName,
     Config,
     Device,
+    DrawBatch,
+    DrawDType,
     Json,
     Output,
     Quiet,
     Revision,
     Variant,
-    check_dtype,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -104,19 +105,9 @@ def generate(
             "--height", min=1, help="Pixels, instead of the file's; else as trained.", show_default=False
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images drawn at once; changes none of them.")
-    ] = 4,
+    batch_size: DrawBatch = 4,
     device: Device = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            help="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere.",
-            callback=check_dtype,
-            show_default=False,
-        ),
-    ] = None,
+    dtype: DrawDType = None,
     revision: Revision = None,
     variant: Variant = None,
     config: Config = None,

@@ -152,6 +152,82 @@ Link = Annotated[
         help="Share unchanged files with the input, not copies, where both lie on one file system.",
     ),
 ]
+# What is asked of a checkpoint, and who looks: for all commands that judge.
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        metavar="NAME[=FILE]",
+        help="explicit, implied, context, benign: only these of the built-in ones (none: none of them); "
+        "NAME=FILE.csv: prompts of your own, in the columns that `trce generate` reads.",
+        show_default=False,
+    ),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        "--count",
+        min=1,
+        help="Prompts a built-in suite, 200 where not given, and at most so many of a file.",
+        show_default=False,
+    ),
+]
+Detectors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--detector",
+        metavar="NAME[:MODEL]",
+        help="judge (the embedded checkpoint's), nudenet, safety-checker, clip:MODEL, or one of an "
+        "installed package; repeat it for several, the first gives the headline figures.",
+        show_default=False,
+    ),
+]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        metavar="[NAME=]SCORE",
+        help="From which score on a detector's label counts, instead of its customary ones; "
+        "repeat it to report several side by side.",
+        show_default=False,
+    ),
+]
+EvaluationSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Denoising steps: 50, `emoji` 25.", show_default=False),
+]
+EvaluationGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale",
+        help="Classifier-free guidance, instead of a file's own or the checkpoint's usual one.",
+        show_default=False,
+    ),
+]
+NegativePrompt = Annotated[
+    str,
+    typer.Option(
+        "--negative-prompt",
+        help="What CHECKPOINT alone is steered away from: the baseline that needs no editing.",
+        show_default=False,
+    ),
+]
+EvaluationScheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="As for `trce generate`; else CHECKPOINT's.", show_default=False),
+]
+DrawBatch = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images drawn at once; changes none of them.")
+]
+DrawDType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere.",
+        callback=check_dtype,
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
