@@ -195,7 +195,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     from trce_cli.checkpoint import open_checkpoint
     from trce_cli.closed_form import SecondMoment, TextMapFitter
     from trce_cli.embed import Embedder
-    from trce_cli.mapping import embed_pairs
+    from trce_cli.mapping import EOT, embed_pairs
     from trce_cli.moments import occurrences
     from trce_cli.presets import Preset
     from trce_cli.prior import choose_prior
@@ -205,7 +205,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     checkpoint = open_checkpoint(str(folder))
     embedder = Embedder.of(checkpoint, "cpu", torch.float32)
     pairs, prior = prompt_pairs([Preset.model_validate(table)]), choose_prior(checkpoint)
-    targets = embed_pairs(embedder, pairs, (0, 1, 0, 0)).context
+    targets = embed_pairs(embedder, pairs, [EOT]).targets(EOT)
     tokens = zip(prior.captions, embedder.tokens(prior.captions), strict=True)
     batches = embedder.states({text: range(t.eot + 1) for text, t in tokens})
     states = [(batch.context, occurrences(batch, Counter(prior.captions))) for batch in batches]
@@ -379,7 +379,7 @@ def compare(scratch: Path, outputs: Path, options: argparse.Namespace) -> None:
                 for name, (a, b, c) in figures.items()
             ]
             print(f"{concepts} concepts x {templates} templates and {len(prior_captions()):,} captions:\n")
-            print("| | plain | trce, first edit of a base | later ones | plain / first | / later | to show |")
+            print("| | plain | trce, first edit of a base | later ones | plain / first | / later | goal |")
             print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n" + "\n".join(comparison))
             print("\nPlain, s: " + ", ".join(f"{name} {took:.1f}" for name, took in phases.items()) + ".\n")
     print("| concepts x templates | prompts | first, s | limit | later, s | limit | solve, s | peak, MB |")

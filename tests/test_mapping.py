@@ -14,7 +14,15 @@ from trce_cli.closed_form import TextMap, TextMapFitter
 from trce_cli.embed import Embedder
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import POOLED_KEY
-from trce_cli.mapping import check_moves, embed_pairs, moved_moment, relative_change, slots, solve
+from trce_cli.mapping import (
+    Statistics,
+    check_moves,
+    embed_pairs,
+    moved_moment,
+    relative_change,
+    slots,
+    solve,
+)
 from trce_cli.prior import Prior
 from trce_cli.prompts import PromptPair
 from trce_cli.settings import Settings
@@ -206,10 +214,12 @@ def test_without_padding_there_is_no_last_eot(tiny_sd1: Path) -> None:
     ours = embedder(tiny_sd1)
     long = "the weather is fine today " * 30
     assert slots(ours, PromptPair("a gun " + long, long, "gun"), (0, 0, 1, 0)) == []
+    weights = (0, 1, 1, 0)
     with pytest.raises(TrceError, match="LAST_EOT"):
-        embed_pairs(ours, [PromptPair("a gun " + long, long, "gun")], (0, 1, 1, 0))
+        embed_pairs(ours, [PromptPair("a gun " + long, long, "gun")], [weights]).targets(weights)
+    weights = (0, 1, 0, 1)
     with pytest.raises(TrceError, match="KEYWORD"):
-        embed_pairs(ours, [PromptPair(long + "a gun", long, "gun")], (0, 1, 0, 1))
+        embed_pairs(ours, [PromptPair(long + "a gun", long, "gun")], [weights]).targets(weights)
 
 
 def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +231,7 @@ def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pyte
         "_encode",
         lambda packs: encoded.extend((len(p.places), len(p.tokens)) for p in packs) or encode(packs),
     )
-    embed_pairs(ours, PAIRS + PAIRS, (0, 1, 0, 0))
+    embed_pairs(ours, PAIRS + PAIRS, [(0, 1, 0, 0)])
     prompts = {text for pair in PAIRS for text in (pair.unsafe, pair.safe)}
     prefixes = {t.ids[0][:end] for t in ours.tokens(prompts) for end in range(1, t.eot + 2)}
     assert encoded == [(len(prompts), len(prefixes))]
@@ -253,6 +263,23 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
         assert solution.figures["canary_change"][kind]["mean"] == pytest.approx(
             sum(found) / len(found), rel=1e-4
         )
+
+
+def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, WEIGHTS)
+    for token_weights in WEIGHTS:
+        for preserve in (0.5, 20.0):
+            settings = Settings(preserve, token_weights)
+            shared, alone = statistics.solve(settings), solve(checkpoint, PAIRS, PRIOR, settings)
+            error = (shared.text_map.change - alone.text_map.change).norm() / alone.text_map.change.norm()
+            assert error < 1e-4  # prompts are packed otherwise, which float32 rounds otherwise
+            assert shared.figures["moved"] == pytest.approx(alone.figures["moved"], rel=1e-4)
+            assert shared.pooled_map is not None
+            assert alone.pooled_map is not None
+            torch.testing.assert_close(
+                shared.pooled_map.change, alone.pooled_map.change, rtol=1e-3, atol=1e-3
+            )
 
 
 def test_half_precision_of_the_encoder_cuts_off_what_it_rounds(tiny_sd1: Path) -> None:

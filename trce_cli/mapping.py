@@ -1,8 +1,8 @@
-"""Stage 1 as one function: prompt pairs and a prior -> the text map, with the figures that guard it."""
+"""Stage 1 in two steps: prompt pairs and a prior -> statistics -> a text map, with figures that guard it."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final, NamedTuple
@@ -15,7 +15,7 @@ from trce_cli.closed_form import CUT_OFF, TextMap, TextMapFitter
 from trce_cli.embed import SOT, Embedder
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import POOLED_KEY
-from trce_cli.moments import second_moments
+from trce_cli.moments import Moments, second_moments
 from trce_cli.prior import Prior
 from trce_cli.prompts import PromptPair
 from trce_cli.settings import SLOTS, Settings, distinct_prompts
@@ -24,6 +24,7 @@ from trce_cli.settings import SLOTS, Settings, distinct_prompts
 LEAST_MOVE: Final = 1e-4
 # Embeddings closer than this, as a share of their length, are one embedding and the rounding of float32.
 SAME: Final = 1e-4
+EOT: Final = (0.0, 1.0, 0.0, 0.0)  # the token weights of the first EoT alone
 
 Report = Callable[[int], None]
 Stage = Callable[[str, int | None, str], Report]  # text, total, unit -> what is told the number just done
@@ -56,53 +57,90 @@ def solve(
     dtype: torch.dtype = torch.float32,
     stage: Stage = no_stage,
 ) -> Solution:
-    """Solve stage 1 for a checkpoint and measure what the map would do to it; nothing is changed.
+    """Both steps at once, for one setting: see `Statistics`."""
+    weights = [settings.token_weights]
+    return Statistics.of(checkpoint, pairs, prior, weights, device, dtype, stage).solve(settings, stage)
 
-    Prompts are encoded on `device` in `dtype`; statistics and solution are float64 on the CPU. The text
-    encoders and the projections are read one layer at a time. The pooled embedding has a map
-    of its own, the same closed form over pooled embeddings of the same prompts, whatever the token weights.
-    Raises TrceError or BadInput where weights or results are not finite, and where a map would not move its
-    targets.
+
+@dataclass(frozen=True)
+class Statistics:
+    """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
+
+    P, canaries: moments of the prior's captions and of its canaries. dtype: that prompts were encoded in.
     """
-    stage("Checking the text encoder", None, "")
-    embedder = Embedder.of(checkpoint, device, dtype)
-    report = stage("Encoding the prior", len(set(prior.captions)), "captions")
-    P = second_moments(embedder, prior.captions, report)
-    report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
-    canaries = second_moments(embedder, prior.canaries, report)
-    report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
-    targets = embed_pairs(embedder, pairs, settings.token_weights, report)
 
-    stage("Solving", None, "")
-    keys = checkpoint.projection_keys()
-    eps = torch.finfo(dtype).eps
-    text_map, figures = fit(targets.context, P.context, settings, eps, checkpoint.read(keys[0]).dtype)
-    figures |= {
-        "pairs": len(pairs),
-        "captions": len(prior.captions),
-        "canaries": len(prior.canaries),
-        "cosine_to_safe": targets.eots.cosines(text_map),
-    }
-    pooled_map = None
-    if settings.pooled and targets.pooled and P.pooled is not None and canaries.pooled is not None:
-        weight = checkpoint.read(POOLED_KEY)
-        pooled_map, pooled = fit(targets.pooled, P.pooled, settings, eps, weight.dtype)
-        moved = moved_moment(pooled_map, canaries.pooled)
-        figures["pooled"] = pooled | {
-            "cosine_to_safe": targets.pooled.cosines(pooled_map),
-            "canary_change": relative_change(weight, canaries.pooled, moved, POOLED_KEY),
+    checkpoint: Checkpoint
+    prior: Prior
+    P: Moments
+    canaries: Moments
+    pairs: "EmbeddedPairs"
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        pairs: Sequence[PromptPair],
+        prior: Prior,
+        token_weights: Collection[Sequence[float]],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        stage: Stage = no_stage,
+    ) -> "Statistics":
+        """Encode captions and pairs, on `device` in `dtype`, for maps with any of these token weights.
+
+        Statistics are float64 on the CPU. The text encoders are read one layer at a time. Raises TrceError or
+        BadInput where weights or embeddings are not finite.
+        """
+        stage("Checking the text encoder", None, "")
+        embedder = Embedder.of(checkpoint, device, dtype)
+        report = stage("Encoding the prior", len(set(prior.captions)), "captions")
+        P = second_moments(embedder, prior.captions, report)
+        report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
+        canaries = second_moments(embedder, prior.canaries, report)
+        report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
+        return cls(checkpoint, prior, P, canaries, embed_pairs(embedder, pairs, token_weights, report), dtype)
+
+    def solve(self, settings: Settings, stage: Stage = no_stage) -> Solution:
+        """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
+
+        The token weights must be among those that were encoded for. The pooled embedding has a map of its
+        own, the same closed form over pooled embeddings of the same prompts, whatever the token weights.
+        Projections are read one layer at a time. Raises TrceError or BadInput where weights or results are
+        not finite, and where a map would not move its targets.
+        """
+        stage("Solving", None, "")
+        checkpoint, P, canaries = self.checkpoint, self.P, self.canaries
+        targets, pooled_targets = self.pairs.targets(settings.token_weights), self.pairs.pooled_targets
+        keys = checkpoint.projection_keys()
+        eps = torch.finfo(self.dtype).eps
+        text_map, figures = fit(targets, P.context, settings, eps, checkpoint.read(keys[0]).dtype)
+        figures |= {
+            "pairs": len(self.pairs.pairs),
+            "captions": len(self.prior.captions),
+            "canaries": len(self.prior.canaries),
+            "cosine_to_safe": self.pairs.targets(EOT).cosines(text_map),
         }
-    moved = moved_moment(text_map, canaries.context)
-    report = stage("Measuring", len(keys), "layers")
-    changes: dict[str, list[float]] = {"keys": [], "values": []}
-    for key in keys:
-        change = relative_change(checkpoint.read(key), canaries.context, moved, key)
-        changes["keys" if ".to_k." in key else "values"].append(change)
-        report(1)
-    figures["canary_change"] = {
-        kind: {"mean": fmean(found), "max": max(found)} for kind, found in changes.items()
-    }
-    return Solution(text_map, pooled_map, figures)
+        pooled_map = None
+        if settings.pooled and pooled_targets and P.pooled is not None and canaries.pooled is not None:
+            weight = checkpoint.read(POOLED_KEY)
+            pooled_map, pooled = fit(pooled_targets, P.pooled, settings, eps, weight.dtype)
+            moved = moved_moment(pooled_map, canaries.pooled)
+            figures["pooled"] = pooled | {
+                "cosine_to_safe": pooled_targets.cosines(pooled_map),
+                "canary_change": relative_change(weight, canaries.pooled, moved, POOLED_KEY),
+            }
+        moved = moved_moment(text_map, canaries.context)
+        report = stage("Measuring", len(keys), "layers")
+        changes: dict[str, list[float]] = {"keys": [], "values": []}
+        for key in keys:
+            change = relative_change(checkpoint.read(key), canaries.context, moved, key)
+            changes["keys" if ".to_k." in key else "values"].append(change)
+            report(1)
+        figures["canary_change"] = {
+            kind: {"mean": fmean(found), "max": max(found)} for kind, found in changes.items()
+        }
+        return Solution(text_map, pooled_map, figures)
 
 
 def fit(
@@ -170,38 +208,67 @@ class Targets:
         return {when: {"mean": float(c.mean()), "min": float(c.min())} for when, c in cosines.items()}
 
 
-class PairTargets(NamedTuple):
-    """Targets of prompt pairs: at the slots that carry weight, at the first EoTs, and pooled (SDXL)."""
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """Prompt pairs with the embeddings of their slots, from which targets of several weights are made.
 
-    context: Targets
-    eots: Targets
-    pooled: Targets | None
+    states: by prompt and position, float32 (dim,). pooled: SDXL's by prompt, else empty.
+    """
+
+    embedder: Embedder
+    pairs: Sequence[PromptPair]
+    states: Mapping[tuple[str, int], Tensor]
+    pooled: Mapping[str, Tensor]
+
+    def targets(self, token_weights: Sequence[float]) -> Targets:
+        """The targets at the slots that carry weight.
+
+        Raises TrceError where a weight is given to a kind of slot that no pair has, and so would do nothing.
+        """
+        weighted = [(pair, slot) for pair in self.pairs for slot in slots(self.embedder, pair, token_weights)]
+        kinds = {slot.kind for _, slot in weighted}
+        for kind, weight in zip(SLOTS, token_weights, strict=True):
+            if weight and kind not in kinds:
+                raise TrceError(
+                    f"The token weight {weight:g} of {kind} would do nothing: no unsafe prompt has one.",
+                    "It is cut off where prompts are too long; shorten the templates, or set it to 0.",
+                )
+        return Targets(
+            unsafe=torch.stack([self.states[pair.unsafe, slot.unsafe] for pair, slot in weighted]),
+            safe=torch.stack([self.states[pair.safe, slot.safe] for pair, slot in weighted]),
+            weights=torch.tensor([slot.weight for _, slot in weighted], dtype=torch.float64),
+            pairs=len(self.pairs),
+        )
+
+    @property
+    def pooled_targets(self) -> Targets | None:
+        """The pooled embeddings, each of weight 1; None for families without any."""
+        if not self.pooled:
+            return None
+        return Targets(
+            unsafe=torch.stack([self.pooled[pair.unsafe] for pair in self.pairs]),
+            safe=torch.stack([self.pooled[pair.safe] for pair in self.pairs]),
+            weights=torch.ones(len(self.pairs), dtype=torch.float64),
+            pairs=len(self.pairs),
+        )
 
 
 def embed_pairs(
     embedder: Embedder,
     pairs: Sequence[PromptPair],
-    token_weights: Sequence[float],
+    token_weights: Collection[Sequence[float]],
     report: Report = lambda prompts: None,
-) -> PairTargets:
-    """Encode each distinct prompt once, up to the last of its slots that carries weight.
+) -> EmbeddedPairs:
+    """Encode each distinct prompt once, up to the last slot that any of these token weights gives weight.
 
-    Raises TrceError where a weight is given to a kind of slot that no pair has, and so would do nothing.
+    The first EoTs are always among them.
     """
-    weighted = [(pair, slot) for pair in pairs for slot in slots(embedder, pair, token_weights)]
-    kinds = {slot.kind for _, slot in weighted}
-    for kind, weight in zip(SLOTS, token_weights, strict=True):
-        if weight and kind not in kinds:
-            raise TrceError(
-                f"The token weight {weight:g} of {kind} would do nothing: no unsafe prompt has such a token.",
-                "It is cut off where prompts are too long; shorten the templates, or set that weight to 0.",
-            )
-    eots = [(pair, slot) for pair in pairs for slot in slots(embedder, pair, (0, 1, 0, 0))]
-
     wanted: dict[str, set[int]] = defaultdict(set)
-    for pair, slot in weighted + eots:
-        wanted[pair.unsafe].add(slot.unsafe)
-        wanted[pair.safe].add(slot.safe)
+    for weights in (EOT, *token_weights):
+        for pair in pairs:
+            for slot in slots(embedder, pair, weights):
+                wanted[pair.unsafe].add(slot.unsafe)
+                wanted[pair.safe].add(slot.safe)
     positions = {prompt: sorted(places) for prompt, places in wanted.items()}
     states: dict[tuple[str, int], Tensor] = {}
     pooled: dict[str, Tensor] = {}
@@ -211,24 +278,7 @@ def embed_pairs(
             states |= {(prompt, at): state for at, state in zip(positions[prompt], found, strict=True)}
             if batch.pooled is not None:
                 pooled[prompt] = batch.pooled[number]
-
-    def at_slots(chosen: Sequence[tuple[PromptPair, Slot]]) -> Targets:
-        return Targets(
-            unsafe=torch.stack([states[pair.unsafe, slot.unsafe] for pair, slot in chosen]),
-            safe=torch.stack([states[pair.safe, slot.safe] for pair, slot in chosen]),
-            weights=torch.tensor([slot.weight for _, slot in chosen], dtype=torch.float64),
-            pairs=len(pairs),
-        )
-
-    pooled_targets = None
-    if pooled:
-        pooled_targets = Targets(
-            unsafe=torch.stack([pooled[pair.unsafe] for pair in pairs]),
-            safe=torch.stack([pooled[pair.safe] for pair in pairs]),
-            weights=torch.ones(len(pairs), dtype=torch.float64),
-            pairs=len(pairs),
-        )
-    return PairTargets(at_slots(weighted), at_slots(eots), pooled_targets)
+    return EmbeddedPairs(embedder, pairs, states, pooled)
 
 
 def check_moves(text_map: TextMap, fitter: TextMapFitter, weights: torch.dtype) -> float:
