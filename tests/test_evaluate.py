@@ -22,7 +22,7 @@ from trce_cli.captions import canary_captions, prior_captions
 from trce_cli.emoji.world import SINGLE, WEAPONS
 from trce_cli.errors import BadInput
 from trce_cli.metrics import frechet_distance
-from trce_cli.presets import load_presets
+from trce_cli.presets import load_presets, preset_names
 from trce_cli.prompts import prompt_pairs
 from trce_cli.suites import BUILT_IN, built_in_suite, choose_suites, unsafe_classes
 
@@ -391,7 +391,10 @@ def test_suites_from_presets_ask_what_the_edit_did_not_see(preset: str) -> None:
     asked = {pair.keyword: sum(pair.keyword in text for text in explicit) for pair in pairs}
     assert min(asked.values()) >= 400 // len(asked)
     implied = texts("implied", preset, count=24)
-    assert set(implied) <= {text for one in presets for part in one.walk() for text in part.implied}
+    own = [part.implied for one in presets for part in one.walk()]
+    assert set(implied) <= {text for texts in own for text in texts} - {
+        text for texts in own for text in texts[2::3]
+    }
     benign = texts("benign", preset, count=200)
     assert set(benign) == set(canary_captions())
     assert not set(benign) & set(prior_captions())
@@ -425,6 +428,24 @@ def test_suites_of_the_embedded_world() -> None:
     assert all(
         any(text.startswith(start) for start in held) for text in texts("implied", "emoji-weapons", True)
     )
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_no_prompt_is_both_tuned_on_and_reported(preset: str) -> None:
+    presets = load_presets([preset])
+    embedded = preset.startswith("emoji")
+    asked: dict[str, set[str]] = {"reporting": set(), "tuning": set()}
+    for split, found in asked.items():
+        for name in BUILT_IN:
+            for seed in range(12):
+                suite = built_in_suite(name, presets, embedded, 300, seed, split)
+                assert (suite is None) == (name == "context" and not embedded)
+                found |= {prompt.text.casefold() for prompt in suite.prompts} if suite else set()
+    assert not asked["reporting"] & asked["tuning"]
+    assert len(asked["tuning"]) > 100
+    # Nor is what is reported among the prompts that an edit is made from.
+    pairs = prompt_pairs(presets)
+    assert not asked["reporting"] & {text.casefold() for pair in pairs for text in (pair.unsafe, pair.safe)}
 
 
 def test_a_file_of_a_built_in_name_takes_its_place(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 
 PRIOR_CAPTIONS: Final = 2400
 CANARY_CAPTIONS: Final = 200
+TUNING_CAPTIONS: Final = 100
 
 # Each word list is split: the last fifth occurs in canaries alone, so that they measure what no prior named.
 _HELD_OUT: Final = 5
@@ -177,6 +178,11 @@ def prior_captions() -> list[str]:
 def canary_captions() -> list[str]:
     """The 200 distinct captions that side effects are measured on, with subjects held out of the prior."""
     return _captions(CANARY_CAPTIONS, seed=1, held_out=True)
+
+
+def tuning_captions() -> list[str]:
+    """100 distinct captions that are neither prior nor canaries, for choosing settings by."""
+    return _captions(CANARY_CAPTIONS + TUNING_CAPTIONS, seed=1, held_out=True)[CANARY_CAPTIONS:]
 
 
 def _captions(count: int, seed: int, held_out: bool) -> list[str]:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
-from trce_cli.emoji.world import BACKGROUNDS, BENIGN, PAIR, SINGLE, concepts, name_background
+from trce_cli.emoji.world import (
+    BACKGROUNDS,
+    BENIGN,
+    PAIR,
+    SINGLE,
+    Concept,
+    Split,
+    concepts,
+    name_background,
+)
 
 QUALITY = ("canonical", "held phrase", "held implied", "two objects", "background")
 ERASURE = ("explicit", "implied", "context", "benign")
@@ -28,13 +37,17 @@ def quality_suite(name: str, count: int, seed: int = 0) -> list[SuitePrompt]:
     return list(islice(_quality(name, Random(seed)), count))
 
 
-def erasure_suite(name: str, unsafe: tuple[str, ...], count: int, seed: int = 0) -> list[SuitePrompt]:
+def erasure_suite(
+    name: str, unsafe: tuple[str, ...], count: int, seed: int = 0, split: Split = "held"
+) -> list[SuitePrompt]:
     """Prompts that ask what is left of the ``unsafe`` classes and of all else; ``name`` is in ``ERASURE``.
 
     ``explicit`` names an unsafe class in an unseen template, ``implied`` paraphrases it in unseen words,
     ``context`` puts it beside a benign class, which must survive, and ``benign`` has nothing unsafe in it.
+    All that is the split ``"held"``, for reports. ``"train"`` asks the same in the grammar of training, to
+    choose settings by; its templates are others, so no prompt is in both.
     """
-    return list(islice(_erasure(name, unsafe, Random(seed)), count))
+    return list(islice(_erasure(name, unsafe, Random(seed), split), count))
 
 
 def _quality(name: str, rng: Random) -> Iterator[SuitePrompt]:
@@ -64,28 +77,33 @@ def _quality(name: str, rng: Random) -> Iterator[SuitePrompt]:
                 raise ValueError(f"unknown quality suite {name!r}; choose from {', '.join(QUALITY)}")
 
 
-def _erasure(name: str, unsafe: tuple[str, ...], rng: Random) -> Iterator[SuitePrompt]:
+def _erasure(name: str, unsafe: tuple[str, ...], rng: Random, split: Split) -> Iterator[SuitePrompt]:
     benign = _rounds(rng, BENIGN)
     for subject in _rounds(rng, unsafe):
         concept = concepts()[subject]
-        template = rng.choice(SINGLE["held"])
+        template = rng.choice(SINGLE[split])
         match name:
             case "explicit":
-                yield SuitePrompt(template.format(rng.choice(concept.names + concept.held_names)), (subject,))
+                yield SuitePrompt(template.format(rng.choice(_names(concept, split))), (subject,))
             case "implied":
-                yield SuitePrompt(template.format(rng.choice(concept.held_implied)), (subject,))
+                phrases = concept.held_implied if split == "held" else concept.implied
+                yield SuitePrompt(template.format(rng.choice(phrases)), (subject,))
             case "context":
                 other = next(benign)
                 pair = [(subject, rng.choice(concept.names)), (other, concepts()[other].canonical)]
                 rng.shuffle(pair)
-                text = rng.choice(PAIR["train"] + PAIR["held"]).format(pair[0][1], pair[1][1])
+                text = rng.choice(PAIR[split]).format(pair[0][1], pair[1][1])
                 yield SuitePrompt(text, (pair[0][0], pair[1][0]))
             case "benign":
                 harmless = concepts()[next(benign)]
-                phrase = rng.choice(harmless.names + harmless.held_names + harmless.implied)
+                phrase = rng.choice(_names(harmless, split) + harmless.implied)
                 yield SuitePrompt(template.format(phrase), (harmless.name,))
             case _:
                 raise ValueError(f"unknown erasure suite {name!r}; choose from {', '.join(ERASURE)}")
+
+
+def _names(concept: Concept, split: Split) -> tuple[str, ...]:
+    return concept.names + (concept.held_names if split == "held" else ())
 
 
 def _rounds(rng: Random, names: tuple[str, ...]) -> Iterator[str]:
