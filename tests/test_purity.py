@@ -6,7 +6,10 @@ import pytest
 FORBIDDEN = {"typer", "rich", "diffusers", "transformers", "trce_cli.cli", "trce_cli.console"}
 
 
-@pytest.mark.parametrize("module", ["prompts", "closed_form", "contrastive", "metrics", "gates", "suites"])
+@pytest.mark.parametrize(
+    "module",
+    ["prompts", "closed_form", "contrastive", "metrics", "gates", "suites", "ring_a_bell", "unlearn_diff"],
+)
 def test_a_pure_module_loads_no_command_line_and_no_pipeline(module):
     script = f"import sys, trce_cli.{module}; print(*sorted({FORBIDDEN!r} & set(sys.modules)))"
     done = subprocess.run(
