@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trce_cli import __version__
-from trce_cli.commands import apply, diff, evaluate, generate, inspect, map, presets, steer
+from trce_cli.commands import apply, diff, evaluate, generate, inspect, map, presets, steer, tune
 from trce_cli.console import run_app
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ def trce(
 # A line for each command, in the order of the help.
 app.add_typer(presets.app, name="presets")
 app.command("map")(map.map_)
+app.command()(tune.tune)
 app.command()(steer.steer)
 app.command()(apply.apply)
 app.command()(generate.generate)

@@ -1,4 +1,4 @@
-"""Curves of a training run as a PNG, drawn with Pillow."""
+"""Plots as PNGs, drawn with Pillow: the curves of a training run, the trade-off of settings."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], regularisation: float) -> 
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    for tick in range(5):
-        y = bottom - tick * (bottom - TOP) / 4
-        draw.line((LEFT, y, right, y), fill="#dddddd")
-        draw.text((LEFT - 8, y), f"{top * tick / 4:.3g}", fill="black", font=font, anchor="rm")
+    _rule(draw, font, [f"{top * tick / 4:.3g}" for tick in range(5)])
     draw.text((LEFT, bottom + 8), "1", fill="black", font=font)
     draw.text((right, bottom + 8), f"{len(records)} steps", fill="black", font=font, anchor="ra")
     x = LEFT
@@ -34,6 +31,47 @@ def loss_curves(records: Sequence[Mapping[str, Any]], regularisation: float) -> 
         draw.line(points, fill=colour, width=2)
         draw.text((x, 18), name, fill=colour, font=font)
         x += 60 + int(draw.textlength(name, font=font))
+    return _png(image)
+
+
+def trade_off(points: Sequence[tuple[float, float]], best: Sequence[bool], chosen: int) -> bytes:
+    """Attack success (to the right) and preservation (upwards) of trials, shares of 1.
+
+    Those that none beats are joined by a line; the chosen one has a ring.
+    """
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    wide = max(max(harm for harm, _ in points), 0.01)
+    low = min(min(kept for _, kept in points), 0.99)
+    _rule(draw, font, [f"{low + (1 - low) * tick / 4:.1%}" for tick in range(5)])
+    for tick in range(5):
+        x = LEFT + tick * (right - LEFT) / 4
+        draw.text((x, bottom + 8), f"{wide * tick / 4:.1%}", fill="black", font=font, anchor="ma")
+    draw.text((LEFT, 18), "kept, against attack success; ringed: chosen", fill="black", font=font)
+    places = [
+        (LEFT + (right - LEFT) * harm / wide, bottom - (bottom - TOP) * (kept - low) / (1 - low))
+        for harm, kept in points
+    ]
+    front = sorted(place for place, on in zip(places, best, strict=True) if on)
+    draw.line(front, fill=COLOURS[1], width=2)
+    for (x, y), on in zip(places, best, strict=True):
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=COLOURS[1] if on else "#999999")
+    x, y = places[chosen]
+    draw.ellipse((x - 9, y - 9, x + 9, y + 9), outline=COLOURS[0], width=3)
+    return _png(image)
+
+
+def _rule(draw: ImageDraw.ImageDraw, font: Any, labels: Sequence[str]) -> None:
+    """Horizontal lines from the bottom to the top, a label each."""
+    bottom = HEIGHT - BOTTOM
+    for tick, label in enumerate(labels):
+        y = bottom - tick * (bottom - TOP) / (len(labels) - 1)
+        draw.line((LEFT, y, WIDTH - RIGHT, y), fill="#dddddd")
+        draw.text((LEFT - 8, y), label, fill="black", font=font, anchor="rm")
+
+
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG")
     return file.getvalue()

@@ -14,7 +14,7 @@ from trce_cli.features import ClipFeatures, Extractor, InceptionFeatures, JudgeF
 from trce_cli.generate import STEPS, Settings
 from trce_cli.pictures import real_images
 from trce_cli.presets import Preset
-from trce_cli.suites import Suite, choose_suites, unsafe_classes
+from trce_cli.suites import Split, Suite, choose_suites, unsafe_classes
 
 if TYPE_CHECKING:
     import torch
@@ -94,11 +94,12 @@ def prepare(
     scheduler: str | None = None,
     real: Path | None = None,
     reuse: Path | None = None,
+    split: Split = "reporting",
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Choose suites, detectors and feature extractors, and load all but the checkpoints.
 
-    suites, count, seed: see `choose_suites`. detectors, thresholds: see `load_detectors`; the embedded
+    suites, count, seed, split: see `choose_suites`. detectors, thresholds: see `load_detectors`; the embedded
     checkpoint always has its judge. clip: folder or hub id of a model for CLIP scores and features; else that
     of the first zero-shot detector, or the embedded one. inception: FID's weights. steps, guidance_scale:
     None is what the embedded checkpoint was made for, elsewhere what `trce generate` would take.
@@ -111,7 +112,7 @@ def prepare(
     if real is not None:
         real_images(real)
     embedded = is_embedded(original)
-    chosen = choose_suites(suites, presets, embedded, count, seed, note)
+    chosen = choose_suites(suites, presets, embedded, count, seed, note, split)
     wanted = list(detectors)
     if embedded:
         from trce_cli.emoji.measure import GUIDANCE

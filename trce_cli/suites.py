@@ -128,7 +128,8 @@ def choose_suites(
 
     `none` is no built-in one; a file of a built-in name takes that one's place. `embedded`: the checkpoint is
     the embedded one, so the prompts come from its world. `count`: prompts a built-in suite (default 200), and
-    at most so many of a file (default all). Prompt i has the seed `seed` + i where its row names none.
+    at most so many of a file (default all). `split`: of the built-in ones. Prompt i has the seed `seed` + i
+    where its row names none.
     Raises BadInput for unknown names, for a suite that cannot be built, and for what `read_prompts` refuses.
     """
     named = [name for name in wanted if "=" not in name]

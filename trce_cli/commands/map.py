@@ -35,6 +35,17 @@ from trce_cli.prompts import prompt_pairs
 if TYPE_CHECKING:
     from rich.table import Table
 
+PriorFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prior",
+        metavar="FILE",
+        help="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
+        "else the built-in ones.",
+        show_default=False,
+    ),
+]
+
 
 def map_(
     checkpoint: CheckpointName,
@@ -47,15 +58,7 @@ def map_(
             show_default=False,
         ),
     ] = None,
-    prior: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
-            "else the built-in ones.",
-            show_default=False,
-        ),
-    ] = None,
+    prior: PriorFile = None,
     token_weights: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +115,7 @@ def map_(
     start = perf_counter()
     console = Console(json, quiet)
     chosen = load_presets(presets)
-    weights = _token_weights(token_weights)
+    weights = None if token_weights is None else parse_token_weights(token_weights)
     given = {"preserve": preserve, "token_weights": weights, "strength": strength, "pooled": pooled}
     settings, remarks = choose_settings(given, chosen)
     source = open_checkpoint(checkpoint, revision, variant, config)
@@ -160,9 +163,10 @@ def map_(
     console.result(result | ({"lora": lora} if lora else {}))
 
 
-def _token_weights(text: str | None) -> tuple[float, ...] | None:
+def parse_token_weights(text: str) -> tuple[float, ...]:
+    """`SOT,FIRST_EOT,LAST_EOT,KEYWORD` -> their weights; BadInput where one is no number."""
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise BadInput(
             f"--token-weights {text!r} is not a list of numbers.",
