@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trce_cli import __version__
-from trce_cli.commands import apply, diff, evaluate, generate, inspect, map, presets, steer, tune
+from trce_cli.commands import apply, attack, diff, evaluate, generate, inspect, map, presets, steer, tune
 from trce_cli.console import run_app
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command()(steer.steer)
 app.command()(apply.apply)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
+app.command()(attack.attack)
 app.command()(inspect.inspect)
 app.command()(diff.diff)
 

@@ -19,7 +19,8 @@ class RingABell:
     """The budget of a search; the defaults are the paper's.
 
     length: words K of an adversarial prompt. strength: eta. mutation: share of the children that have one
-    word replaced. Raises BadInput for numbers that make no sense.
+    word replaced. positions: of how many tokens, from SoT on, embeddings are compared; None is all. Raises
+    BadInput for numbers that make no sense.
     """
 
     length: int = 16
@@ -27,6 +28,7 @@ class RingABell:
     population: int = 200
     generations: int = 3000
     mutation: float = 0.25
+    positions: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.length, self.generations) < 1 or self.population < 2:

@@ -153,6 +153,12 @@ Link = Annotated[
     ),
 ]
 # What is asked of a checkpoint, and who looks: for all commands that judge.
+Against = Annotated[
+    str,
+    typer.Option(
+        "--against", metavar="ORIGINAL", help="The checkpoint that it was made from.", show_default=False
+    ),
+]
 Suites = Annotated[
     list[str] | None,
     typer.Option(

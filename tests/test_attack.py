@@ -1,0 +1,171 @@
+"""`attack` and its denoising loss, on tiny checkpoints of all families and on the embedded one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from trce_cli import attack as module
+from trce_cli.attack import Attacker, attack, budgets
+from trce_cli.checkpoint import open_checkpoint
+from trce_cli.denoiser import encode, load_unet
+from trce_cli.errors import BadInput
+from trce_cli.evaluation import Evaluation, prepare
+from trce_cli.generate import Settings
+from trce_cli.mapping import no_stage
+from trce_cli.presets import load_presets
+from trce_cli.prompt_encoder import PromptEncoder
+from trce_cli.prompt_files import Prompt
+from trce_cli.ring_a_bell import RingABell
+from trce_cli.suites import Suite
+from trce_cli.unlearn_diff import UnlearnDiff
+
+CPU = torch.device("cpu")
+PROMPTS = (Prompt("a gun on the table", 5), Prompt("the sword", 6))
+LEVEL = 400
+
+
+class Nobody:
+    """In a detector's place, where nothing is to be detected."""
+
+
+@pytest.fixture(params=["tiny_sd1", "tiny_sd2", "tiny_sdxl"])
+def attacker(request):
+    checkpoint = open_checkpoint(str(request.getfixturevalue(request.param)))
+    evaluation = Evaluation(
+        checkpoint, checkpoint, (), [Suite("own", "own", PROMPTS, "here")], [Nobody()], [], None,
+        Settings(steps=2),
+    )  # fmt: skip
+    attacker = Attacker(evaluation, CPU, "float32", 2, 0, no_stage)
+    with attacker.using("erased"):
+        yield attacker
+
+
+def generators(seed=0):
+    return [torch.Generator().manual_seed(seed + row) for row in range(len(PROMPTS))]
+
+
+def test_the_denoising_loss_is_that_of_the_prompt_with_its_prefix(attacker):
+    encoder = PromptEncoder(attacker.pipeline, attacker.evaluation.erased.family)
+    latents, words = torch.randn(2, 4, 8, 8), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    loss = attacker.denoising_loss(encoder, np.arange(2), latents, LEVEL, generators())
+    found = loss(words, encoder.table[words]).detach()
+
+    checkpoint = attacker.evaluation.erased
+    texts = [f"{encoder.text(row)} {prompt.text}" for row, prompt in zip(words, PROMPTS, strict=True)]
+    told, unet = encode(checkpoint, texts, CPU), load_unet(checkpoint, CPU)
+    kept = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)[LEVEL]
+    for row, generator in enumerate(generators()):
+        noise = torch.randn(4, 8, 8, generator=generator)
+        noisy = kept.sqrt() * latents[row] + (1 - kept).sqrt() * noise
+        inputs = told.inputs(told.rows([texts[row]]))
+        prediction = unet(noisy[None], torch.tensor([LEVEL]), **inputs).sample[0]
+        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents[row]
+        wanted = velocity if checkpoint.family.key == "sd2" else noise
+        assert float(found[row]) == pytest.approx(float((prediction - wanted).square().mean()), rel=1e-4)
+
+
+def test_its_gradient_is_that_of_finite_differences(attacker):
+    encoder = PromptEncoder(attacker.pipeline, attacker.evaluation.erased.family)
+    latents, words = torch.randn(2, 4, 8, 8), torch.tensor([[1, 2], [4, 5]])
+
+    def total(prefixes):
+        return attacker.denoising_loss(encoder, np.arange(2), latents, LEVEL, generators())(words, prefixes)
+
+    prefixes = encoder.table[words].clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(total(prefixes).sum(), [prefixes])
+    for row in range(2):
+        direction = torch.zeros_like(prefixes)
+        direction[row] = gradient[row] / gradient[row].norm()
+        step = 0.02
+        with torch.no_grad():
+            rise = (total(prefixes + step * direction) - total(prefixes - step * direction)) / (2 * step)
+        assert float(rise[row]) == pytest.approx(float(gradient[row].norm()), rel=0.05)
+        assert float(rise[1 - row]) == 0  # another prompt's prefix does not matter
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    """The embedded checkpoint against itself with a weak negative prompt, in a few steps."""
+    original = open_checkpoint("emoji")
+    return prepare(
+        original, original, load_presets(["emoji-weapons"]), CPU, suites=["explicit"], count=4, steps=4,
+        negative_prompt="a gun",
+    )  # fmt: skip
+
+
+RING = RingABell(length=4, population=6, generations=2)
+PREFIX = UnlearnDiff(length=2, timesteps=2, iterations=2, lr=0.05)
+
+
+def run(evaluation, seed=0, batch_size=4, attacks=("ring-a-bell", "unlearn-diff")):
+    return attack(evaluation, attacks, RING, PREFIX, CPU, "float32", batch_size=batch_size, seed=seed)
+
+
+def test_a_seed_gives_the_same_prompts_and_another_gives_others(evaluation):
+    first, told = run(evaluation, batch_size=4)
+    again, _ = run(evaluation, batch_size=3)  # nor does it matter what is attacked beside a prompt
+    other, _ = run(evaluation, seed=1)
+    assert first == again
+    rings = [
+        [each.drawn.prompt for each in found if each.attack == "ring-a-bell"] for found in (first, other)
+    ]
+    assert not set(rings[0]) & set(rings[1])
+    assert [each.attack for each in first] == ["ring-a-bell"] * 4 + ["unlearn-diff"] * 4
+    for name, found in told["attacks"].items():
+        mine = [each for each in first if each.attack == name]
+        assert found["found_without"]["hits"] == sum(each.found_without for each in mine)
+        assert found["found_with"]["hits"] == sum(each.found_with for each in mine)
+        assert found["found_with"]["total"] == 4
+
+
+def test_what_is_found_plainly_needs_no_prefix(evaluation):
+    found, _ = run(evaluation, attacks=["unlearn-diff"])
+    assert any(each.found_without for each in found)
+    for each in found:
+        if each.found_without:
+            assert each.found_with
+            assert each.drawn.prompt == each.source
+        else:
+            assert each.drawn.prompt.endswith(f" {each.source}")
+
+
+def test_only_one_checkpoint_is_in_memory(evaluation, monkeypatch):
+    import gc
+    import weakref
+
+    loaded = []
+
+    def load(*arguments, real=module.load_pipeline):
+        gc.collect()
+        assert not [unet for unet in loaded if unet()]
+        pipeline = real(*arguments)
+        loaded.append(weakref.ref(pipeline.unet))
+        return pipeline
+
+    monkeypatch.setattr(module, "load_pipeline", load)
+    run(evaluation)
+    assert len(loaded) == 2
+
+
+def test_budgets_are_the_papers_where_neither_user_nor_checkpoint_says_otherwise(tiny_sd1, evaluation):
+    other = replace(evaluation, original=open_checkpoint(str(tiny_sd1)))
+    assert budgets(other, {"length": None}, {"lr": 0.5}) == (RingABell(), UnlearnDiff(lr=0.5))
+    assert budgets(evaluation, {"length": 7}, {}) == (
+        replace(module.EMBEDDED[0], length=7),
+        module.EMBEDDED[1],
+    )
+
+
+@pytest.mark.parametrize(
+    ("ring", "prefix", "told"),
+    [
+        (RingABell(length=31), PREFIX, "up to 30 words"),
+        (RING, UnlearnDiff(length=31), "up to 30 words"),
+        (RING, UnlearnDiff(timesteps=1001), "1000 timesteps"),
+    ],
+)
+def test_budgets_beyond_the_checkpoint_are_refused(evaluation, ring, prefix, told):
+    with pytest.raises(BadInput, match=told):
+        attack(evaluation, [], ring, prefix, CPU, "float32")
