@@ -70,7 +70,7 @@ def plain(folder: Path, work: Path, options: argparse.Namespace) -> dict[str, fl
 
     base = in_use()
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, requires_safety_checker=False
+        folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
     parser.add_argument("--trajectories", type=int, default=2, help="unsafe ones; 20 times as many others")
     parser.add_argument("--samples", type=int, default=24, help="unsafe samples to train on")
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--version", choices=VERSIONS, help=argparse.SUPPRESS)
@@ -261,7 +261,7 @@ def show(folder: Path, options: argparse.Namespace, figures: dict[str, dict[str,
     batches = f"{options.steps} DDIM steps, batches of {options.batch_size}"
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads"
     print(f"{name}: a U-Net of {weights / 1e6:.0f} MB; {batches}\n{machine}, torch {version('torch')}\n")
-    print("| | plain | trce steer | plain / trce | to show |\n| --- | ---: | ---: | ---: | ---: |")
+    print("| | plain | trce steer | plain / trce | goal |\n| --- | ---: | ---: | ---: | ---: |")
     for figure, before in figures["plain"].items():
         after = figures["trce"][figure]
         print(f"| {figure} | {before:.4g} | {after:.4g} | {before / after:.1f} | {GOALS.get(figure, 20)} |")
