@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint import Checkpoint
-from trce_cli.closed_form import CUT_OFF, TextMap, TextMapFitter
+from trce_cli.closed_form import BLOCK, CUT_OFF, TextMap, TextMapFitter
 from trce_cli.embed import SOT, Embedder
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import POOLED_KEY
@@ -200,12 +200,13 @@ class Targets:
 
     def cosines(self, text_map: TextMap) -> dict[str, dict[str, float]]:
         """Cosine of unsafe to safe embeddings, before and after the map: mean and minimum."""
-        unsafe, safe = self.unsafe.double(), self.safe.double()
-        cosines = {
-            when: torch.nn.functional.cosine_similarity(embeddings, safe)
-            for when, embeddings in (("before", unsafe), ("after", text_map(unsafe)))
-        }
-        return {when: {"mean": float(c.mean()), "min": float(c.min())} for when, c in cosines.items()}
+        cosines: dict[str, list[Tensor]] = {"before": [], "after": []}
+        for o, n in zip(self.unsafe.split(BLOCK), self.safe.split(BLOCK), strict=True):
+            unsafe, safe = o.double(), n.double()
+            for when, embeddings in (("before", unsafe), ("after", text_map(unsafe))):
+                cosines[when].append(torch.nn.functional.cosine_similarity(embeddings, safe))
+        found = {when: torch.cat(parts) for when, parts in cosines.items()}
+        return {when: {"mean": float(c.mean()), "min": float(c.min())} for when, c in found.items()}
 
 
 @dataclass(frozen=True)
