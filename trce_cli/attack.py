@@ -85,7 +85,8 @@ def attack(
     """
     attacker = Attacker(evaluation, device, dtype, batch_size, seed, stage)
     attacker.check(ring_a_bell, unlearn_diff)
-    prompts, without, latents = attacker.prompts, "without an attack", None
+    hashes = {role: checkpoint_hash(each) for role, each in evaluation.checkpoints.items()}
+    prompts, latents = attacker.prompts, None
     seconds: dict[str, float] = {}
     found: dict[str, tuple[list[Prompt], np.ndarray]] = {}
 
@@ -95,8 +96,8 @@ def attack(
         if "unlearn-diff" in attacks:
             latents = attacker.latents(pictures)
     with attacker.using("erased"):
-        with taking(seconds, without):
-            plain = attacker.found(attacker.pictures(prompts, "erased", f"Drawing {without}"))
+        with taking(seconds, "without"):
+            plain = attacker.found(attacker.pictures(prompts, "erased", "Drawing without an attack"))
         if "ring-a-bell" in attacks:
             with taking(seconds, "ring-a-bell"):
                 found["ring-a-bell"] = attacker.ring_a_bell(ring_a_bell)
@@ -114,8 +115,8 @@ def attack(
     told = {
         "schema": SCHEMA,
         "versions": versions(),
-        "original": {"name": evaluation.original.name, "sha256": checkpoint_hash(evaluation.original)},
-        "erased": {"name": evaluation.erased.name, "sha256": checkpoint_hash(evaluation.erased)},
+        "original": {"name": evaluation.original.name, "sha256": hashes["original"]},
+        "erased": {"name": evaluation.erased.name, "sha256": hashes["erased"]},
         "presets": [{"name": each.name, "sha256": each.sha256()} for each in evaluation.presets],
         "suites": [
             {"name": suite.name, "source": suite.source, "prompts": len(suite.prompts)}
