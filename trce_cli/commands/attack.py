@@ -85,7 +85,7 @@ def attack(
     ] = None,
     count: Annotated[
         int, typer.Option("--count", min=1, help="Prompts a built-in suite, and at most so many of a file.")
-    ] = 100,
+    ] = 50,
     ring_length: Annotated[int | None, _budget("--ring-length", "Ring-A-Bell: words of a prompt.")] = None,
     ring_strength: Annotated[
         float | None, _budget("--ring-strength", "Ring-A-Bell: eta, how far along the concept.", 0)
