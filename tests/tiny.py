@@ -36,6 +36,7 @@ def vocabulary(merges: int = 160) -> tuple[dict[str, int], list[tuple[str, str]]
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [letter + "</w>" for letter in alphabet]
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     words = pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True)
@@ -45,13 +46,14 @@ def vocabulary(merges: int = 160) -> tuple[dict[str, int], list[tuple[str, str]]
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) * 2 + merges,
         initial_alphabet=alphabet,
+        special_tokens=ends,  # numbered in advance: the trainer breaks ties by numbers, else random ones
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["merges"]
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in learned][:merges]
-    tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in pairs]
+    tokens = alphabet + ends + ["".join(pair) for pair in pairs]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, pairs
 
