@@ -195,7 +195,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     from trce_cli.checkpoint import open_checkpoint
     from trce_cli.closed_form import SecondMoment, TextMapFitter
     from trce_cli.embed import Embedder
-    from trce_cli.mapping import EOT, embed_pairs
+    from trce_cli.mapping import embed_pairs
     from trce_cli.moments import occurrences
     from trce_cli.presets import Preset
     from trce_cli.prior import choose_prior
@@ -205,7 +205,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     checkpoint = open_checkpoint(str(folder))
     embedder = Embedder.of(checkpoint, "cpu", torch.float32)
     pairs, prior = prompt_pairs([Preset.model_validate(table)]), choose_prior(checkpoint)
-    targets = embed_pairs(embedder, pairs, [EOT]).targets(EOT)
+    targets = embed_pairs(embedder, pairs, []).eots
     tokens = zip(prior.captions, embedder.tokens(prior.captions), strict=True)
     batches = embedder.states({text: range(t.eot + 1) for text, t in tokens})
     states = [(batch.context, occurrences(batch, Counter(prior.captions))) for batch in batches]

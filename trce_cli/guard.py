@@ -10,7 +10,7 @@ from torch import Tensor
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.edits import WeightEdit
 from trce_cli.embed import Embedder
-from trce_cli.mapping import EOT, Stage, embed_pairs, no_stage
+from trce_cli.mapping import Stage, embed_pairs, no_stage
 from trce_cli.moments import second_moments
 from trce_cli.prior import choose_prior
 from trce_cli.prompts import PromptPair
@@ -48,7 +48,7 @@ def measure(
     moment = second_moments(embedder, canaries, stage("Encoding canaries", len(canaries), "captions")).context
     unsafe = safe = torch.zeros(0, embedder.dim, dtype=torch.float64)
     if pairs:
-        targets = embed_pairs(embedder, pairs, [EOT]).targets(EOT)
+        targets = embed_pairs(embedder, pairs, []).eots
         unsafe, safe = targets.unsafe.double(), targets.safe.double()
     cosines: dict[str, list[Tensor]] = {"before": [], "after": []}
     changes: dict[str, list[float]] = {"keys": [], "values": []}

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
@@ -111,7 +112,8 @@ class Statistics:
         """
         stage("Solving", None, "")
         checkpoint, P, canaries = self.checkpoint, self.P, self.canaries
-        targets, pooled_targets = self.pairs.targets(settings.token_weights), self.pairs.pooled_targets
+        eots, pooled_targets = self.pairs.eots, self.pairs.pooled_targets
+        targets = eots if settings.token_weights == EOT else self.pairs.targets(settings.token_weights)
         keys = checkpoint.projection_keys()
         eps = torch.finfo(self.dtype).eps
         text_map, figures = fit(targets, P.context, settings, eps, checkpoint.read(keys[0]).dtype)
@@ -119,7 +121,7 @@ class Statistics:
             "pairs": len(self.pairs.pairs),
             "captions": len(self.prior.captions),
             "canaries": len(self.prior.canaries),
-            "cosine_to_safe": self.pairs.targets(EOT).cosines(text_map),
+            "cosine_to_safe": eots.cosines(text_map),
         }
         pooled_map = None
         if settings.pooled and pooled_targets and P.pooled is not None and canaries.pooled is not None:
@@ -241,7 +243,12 @@ class EmbeddedPairs:
             pairs=len(self.pairs),
         )
 
-    @property
+    @cached_property
+    def eots(self) -> Targets:
+        """The first EoTs, which the guards measure at whatever the token weights."""
+        return self.targets(EOT)
+
+    @cached_property
     def pooled_targets(self) -> Targets | None:
         """The pooled embeddings, each of weight 1; None for families without any."""
         if not self.pooled:
@@ -265,7 +272,7 @@ def embed_pairs(
     The first EoTs are always among them.
     """
     wanted: dict[str, set[int]] = defaultdict(set)
-    for weights in (EOT, *token_weights):
+    for weights in dict.fromkeys((EOT, *map(tuple, token_weights))):
         for pair in pairs:
             for slot in slots(embedder, pair, weights):
                 wanted[pair.unsafe].add(slot.unsafe)
