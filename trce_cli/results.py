@@ -76,18 +76,24 @@ def write_results(
     output: Path, results: Mapping[str, Any], verdicts: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
     """Write `results.json` and `verdicts.csv`, each whole or not at all."""
-    with whole_file(output / RESULTS) as temporary:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(output / RESULTS, results)
     rows = [row for each in verdicts.values() for row in each]
-    with (
-        whole_file(output / VERDICTS) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        table = list(verdict_lines(rows, results["detectors"]))
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in table for key in line)))
+    write_table(output / VERDICTS, list(verdict_lines(rows, results["detectors"])))
+
+
+def write_json(path: Path, told: Mapping[str, Any]) -> None:
+    """Write plain JSON values, whole or not at all."""
+    with whole_file(path) as temporary:
+        text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write lines as CSV, whole or not at all; the columns are the keys of all lines, as they first occur."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
         writer.writeheader()
-        writer.writerows(table)
+        writer.writerows(lines)
 
 
 def verdict_lines(

@@ -4,7 +4,6 @@ Maps are put on the live pipeline instead of being written. Pictures lie under `
 `scores`, finished trials in `tune.json`; a stopped run is taken up from there.
 """
 
-import csv
 import datetime
 import hashlib
 import json
@@ -30,6 +29,7 @@ from trce_cli.pictures import Pair, ScoreStore
 from trce_cli.prior import Prior
 from trce_cli.prompts import prompt_pairs
 from trce_cli.provenance import versions
+from trce_cli.results import write_json, write_table
 from trce_cli.settings import Settings
 from trce_cli.suites import Suite
 from trce_cli.tuning import Point, choose
@@ -277,14 +277,7 @@ def conclude(trials: Sequence[dict[str, Any]], map_arguments: Sequence[str]) -> 
 def write(output: Path, told: Mapping[str, Any]) -> None:
     """Write the result, a table of it, and a plot, each whole or not at all."""
     write_json(output / RESULT, told)
-    lines = [line(trial, told["chosen"]["key"]) for trial in told["trials"]]
-    with (
-        whole_file(output / TABLE) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for each in lines for key in each)))
-        writer.writeheader()
-        writer.writerows(lines)
+    write_table(output / TABLE, [line(trial, told["chosen"]["key"]) for trial in told["trials"]])
     drawn = [trial for trial in told["trials"] if trial["failed"] is None]
     points = [(trial["attack_success"]["share"], trial["kept"]["share"] or 0.0) for trial in drawn]
     marks = [trial["pareto"] for trial in drawn]
@@ -316,10 +309,3 @@ def line(trial: Mapping[str, Any], chosen: str) -> dict[str, Any]:
             told[f"{suite['name']}.kept"] = suite["kept"]["kept"]["share"]
     change = trial["figures"]["canary_change"]["values"]["mean"]
     return told | {"moved": trial["figures"]["moved"], "canary_change": change, "pictures": trial["key"][:8]}
-
-
-def write_json(path: Path, told: Mapping[str, Any]) -> None:
-    """Write plain JSON values, whole or not at all."""
-    with whole_file(path) as temporary:
-        text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
