@@ -5,7 +5,6 @@ concept is seen without and with them. The attacks themselves are in `ring_a_bel
 """
 
 import csv
-import gc
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from torch import Tensor
 from trce_cli.denoiser import Conditioning, ddim, predict
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluation import Evaluation, is_embedded
-from trce_cli.generate import checkpoint_hash, draw, load_pipeline, plan_images
+from trce_cli.generate import checkpoint_hash, draw, free, load_pipeline, plan_images
 from trce_cli.images import ImageRecord, whole_file
 from trce_cli.mapping import Stage, no_stage
 from trce_cli.metrics import Rate
@@ -96,14 +95,15 @@ def attack(
         if "unlearn-diff" in attacks:
             latents = attacker.latents(pictures)
     with attacker.using("erased"):
+        encoder = PromptEncoder(attacker.pipeline, evaluation.erased.family)
         with taking(seconds, "without"):
             plain = attacker.found(attacker.pictures(prompts, "erased", "Drawing without an attack"))
         if "ring-a-bell" in attacks:
             with taking(seconds, "ring-a-bell"):
-                found["ring-a-bell"] = attacker.ring_a_bell(ring_a_bell)
+                found["ring-a-bell"] = attacker.ring_a_bell(encoder, ring_a_bell)
         if latents is not None:
             with taking(seconds, "unlearn-diff"):
-                found["unlearn-diff"] = attacker.unlearn_diff(latents, plain, unlearn_diff)
+                found["unlearn-diff"] = attacker.unlearn_diff(encoder, latents, plain, unlearn_diff)
 
     findings = [
         Finding(name, source.text, record, bool(missed), bool(hit))
@@ -192,9 +192,7 @@ class Attacker:
             yield
         finally:
             self.pipeline = None
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free(self.device)
 
     def records(self, prompts: Sequence[Prompt], role: str) -> list[ImageRecord]:
         """How the prompts are drawn, as `trce evaluate` draws them."""
@@ -224,9 +222,8 @@ class Attacker:
         seeds = [Random(f"{self.seed} {prompt.seed} {prompt.text}").getrandbits(63) for prompt in prompts]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def ring_a_bell(self, settings: RingABell) -> tuple[list[Prompt], np.ndarray]:
+    def ring_a_bell(self, encoder: PromptEncoder, settings: RingABell) -> tuple[list[Prompt], np.ndarray]:
         """Ring-A-Bell's prompts in place of the suite's, and whether each was found."""
-        encoder = PromptEncoder(self.pipeline, self.evaluation.erased.family)
         pairs = prompt_pairs(self.evaluation.presets)
         pairs = Random(self.seed).sample(pairs, min(PAIRS, len(pairs)))
 
@@ -256,14 +253,13 @@ class Attacker:
         return tried, self.found(self.pictures(tried, "erased", "Drawing Ring-A-Bell's prompts"))
 
     def unlearn_diff(
-        self, latents: Tensor, plain: np.ndarray, settings: UnlearnDiff
+        self, encoder: PromptEncoder, latents: Tensor, plain: np.ndarray, settings: UnlearnDiff
     ) -> tuple[list[Prompt], np.ndarray]:
         """The suite's prompts behind UnlearnDiffAtk's prefixes, and whether each was found.
 
         latents: of what the original draws, (prompts, channels, height, width). plain: which prompts are
         found without a prefix, and are left as they are. The others go on until they are found.
         """
-        encoder = PromptEncoder(self.pipeline, self.evaluation.erased.family)
         tried, found, generators = [*self.prompts], plain.copy(), self.generators(self.prompts)
         words = random_words(len(encoder.words), settings.length, generators)
         prefixes = encoder.table[words.to(self.device)]

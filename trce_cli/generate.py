@@ -400,10 +400,17 @@ def draw_missing(
             folder.add(record, image)
             yield record, image
         del pipeline
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        free(device)
     folder.write_index()
+
+
+def free(device: "torch.device") -> None:
+    """Give back the memory of a pipeline that nothing refers to any more, before the next one is loaded."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def count_truncated(pipeline: "DiffusionPipeline", records: Sequence[ImageRecord]) -> int:
