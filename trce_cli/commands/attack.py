@@ -7,7 +7,7 @@ import typer
 
 from trce_cli.commands.evaluate import rate
 from trce_cli.commands.options import (
-    Against,
+    AGAINST,
     CheckpointName,
     Config,
     Detectors,
@@ -25,6 +25,7 @@ from trce_cli.commands.options import (
     Seed,
     Thresholds,
     Variant,
+    each_of,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -38,20 +39,13 @@ if TYPE_CHECKING:
 NAMES = ("ring-a-bell", "unlearn-diff")
 
 
-def _check_attacks(values: list[str] | None) -> list[str] | None:
-    for value in values or []:
-        if value not in NAMES:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(NAMES)}.")
-    return values
-
-
 def _budget(flag: str, help_text: str, least: float = 1) -> Any:
     return typer.Option(flag, min=least, help=help_text, show_default=False)
 
 
 def attack(
     checkpoint: CheckpointName,
-    against: Against,
+    against: Annotated[str, AGAINST],
     preset: Presets,
     output: Annotated[
         Path,
@@ -68,7 +62,7 @@ def attack(
         typer.Option(
             "--attack",
             metavar="|".join(NAMES),
-            callback=_check_attacks,
+            callback=each_of(NAMES),
             help="Only this attack; both where not given.",
             show_default=False,
         ),

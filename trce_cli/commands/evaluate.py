@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trce_cli.commands.options import (
+    AGAINST,
     Config,
     Count,
     Detectors,
@@ -46,12 +47,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against", metavar="ORIGINAL", help="The checkpoint that it was made from.", show_default=False
-        ),
-    ] = None,
+    against: Annotated[str | None, AGAINST] = None,
     preset: Annotated[
         list[str] | None,
         typer.Option(

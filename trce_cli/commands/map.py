@@ -1,6 +1,5 @@
 """`trce map`: stage 1, a concept erased from a checkpoint in closed form."""
 
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ from trce_cli.commands.options import (
     Link,
     Output,
     Presets,
+    PriorFile,
     Quiet,
     Rank,
     Revision,
@@ -34,17 +34,6 @@ from trce_cli.prompts import prompt_pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-PriorFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--prior",
-        metavar="FILE",
-        help="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
-        "else the built-in ones.",
-        show_default=False,
-    ),
-]
 
 
 def map_(

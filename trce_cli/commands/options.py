@@ -1,6 +1,7 @@
 """The arguments and options that several commands share, and the meaning of `--device` and `--dtype`."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,11 +41,16 @@ def check_dtype(value: str | None) -> str | None:
 _FORMS = ("diffusers", "single-file", "lora", "map")
 
 
-def _check_forms(values: list[str] | None) -> list[str] | None:
-    for value in values or []:
-        if value not in _FORMS:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(_FORMS)}.")
-    return values
+def each_of(names: Sequence[str]) -> Callable[[list[str] | None], list[str] | None]:
+    """The callback of an option that may be repeated, whose values are all among these."""
+
+    def check(values: list[str] | None) -> list[str] | None:
+        for value in values or []:
+            if value not in names:
+                raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
+        return values
+
+    return check
 
 
 def _complete_preset(incomplete: str) -> list[str]:
@@ -118,7 +124,7 @@ Forms = Annotated[
     typer.Option(
         "--as",
         metavar="|".join(_FORMS),
-        callback=_check_forms,
+        callback=each_of(_FORMS),
         help="What to write; else what the input is. Repeat it for several, whose names begin with --output: "
         "OUT, OUT.safetensors, OUT.lora.safetensors, OUT.map.safetensors.",
         show_default=False,
@@ -153,12 +159,9 @@ Link = Annotated[
     ),
 ]
 # What is asked of a checkpoint, and who looks: for all commands that judge.
-Against = Annotated[
-    str,
-    typer.Option(
-        "--against", metavar="ORIGINAL", help="The checkpoint that it was made from.", show_default=False
-    ),
-]
+AGAINST = typer.Option(
+    "--against", metavar="ORIGINAL", help="The checkpoint that it was made from.", show_default=False
+)
 Suites = Annotated[
     list[str] | None,
     typer.Option(
@@ -231,6 +234,16 @@ DrawDType = Annotated[
         "--dtype",
         help="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere.",
         callback=check_dtype,
+        show_default=False,
+    ),
+]
+PriorFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prior",
+        metavar="FILE",
+        help="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
+        "else the built-in ones.",
         show_default=False,
     ),
 ]

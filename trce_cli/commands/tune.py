@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trce_cli.commands.map import PriorFile, parse_token_weights
+from trce_cli.commands.evaluate import rate
+from trce_cli.commands.map import parse_token_weights
 from trce_cli.commands.options import (
     CheckpointName,
     Config,
@@ -19,6 +20,7 @@ from trce_cli.commands.options import (
     Json,
     Output,
     Presets,
+    PriorFile,
     Quiet,
     Revision,
     Seed,
@@ -161,8 +163,6 @@ def tune(
 def trials_table(told: dict[str, Any]) -> "Table":
     """A line a trial, with intervals."""
     from rich.table import Table
-
-    from trce_cli.commands.evaluate import rate
 
     table = Table("lambda", "token weights", "attack success", "kept", "")
     for trial in told["trials"]:
