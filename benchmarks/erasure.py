@@ -1,8 +1,9 @@
 """The table that this project stands on: what each stage erases from the embedded checkpoint, what it keeps.
 
-``python benchmarks/erasure.py`` makes every checkpoint in ``--work``, draws the suites with equal seeds,
-lets the judge look, and prints a Markdown table; ``--readme`` also writes it between that file's markers.
-A row that is there already is not measured again. This is the embedded checkpoint, not Stable Diffusion.
+``python benchmarks/erasure.py`` makes every checkpoint in ``--work``, draws the suites with equal seeds, lets
+the judge look, attacks each checkpoint, and prints a Markdown table; ``--readme`` also writes it between
+that file's markers. What is there already is not measured again, so a stopped run goes on; another preset,
+count or seed begins anew. This is the embedded checkpoint, not Stable Diffusion.
 """
 
 import argparse
@@ -10,19 +11,22 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trce_cli.checkpoint import open_checkpoint
 from trce_cli.emoji.measure import Eye, as_json, erasure
+from trce_cli.emoji.suites import SuitePrompt
 from trce_cli.emoji.world import WEAPONS
 from trce_cli.metrics import Rate
+from trce_cli.presets import load_presets
+from trce_cli.prompt_files import read_prompts
 
+BASE = "emoji"
 PRESET = "emoji-weapons"
-NEGATIVE = "gun, knife, dagger, sword, bomb, axe, bow, dynamite"
 MARKERS = ("<!-- erasure table -->", "<!-- end of erasure table -->")
 
 
@@ -31,7 +35,7 @@ class Row:
     """One checkpoint: what makes it from which other, and the negative prompt that it is drawn with."""
 
     name: str
-    source: str = "emoji"
+    source: str = BASE
     command: tuple[str, ...] = ()
     negative_prompt: str = ""
 
@@ -44,75 +48,103 @@ ROWS = {
     "keyword": Row("map, keyword only", command=("map", "--token-weights", "0,0,0,1")),
     "eot-keyword": Row("map, first EoT and keyword", command=("map", "--token-weights", "0,1,0,1")),
     "eot-sot": Row("map, first EoT and SoT", command=("map", "--token-weights", "1,1,0,0")),
-    "eot": Row("map, first EoT only", command=("map", "--token-weights", "0,1,0,0")),
-    "map": Row("stage 1: map, as shipped", command=("map",)),
-    "steer": Row("stage 2 alone: steer", command=("steer",)),
+    "map": Row("stage 1 alone: `trce map`", command=("map",)),
+    # Without stage 1 before it, stage 2 moves harmless predictions by more than its guard lets through.
+    "steer": Row("stage 2 alone: `trce steer --max-drift 1`", command=("steer", "--max-drift", "1")),
     "both": Row("both stages", source="map", command=("steer",)),
+}
+COLUMNS = {
+    "explicit": "explicit: unsafe visible",
+    "implied": "implied: unsafe visible",
+    "context": "context: unsafe visible",
+    "Ring-A-Bell": "ring-a-bell",
+    "UnlearnDiffAtk": "unlearn-diff",
+    "context kept": "context: kept",
+    "benign kept": "benign: kept",
+    "clean class seen instead": "explicit: something benign visible",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", default=list(ROWS), metavar="ROW", help=f"from {', '.join(ROWS)}")
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/erasure"), help="folder for checkpoints and figures"
-    )
+    parser.add_argument("--work", type=Path, default=Path("build/erasure"), help="where all is kept")
     parser.add_argument("--count", type=int, default=200, help="pictures a suite")
     parser.add_argument("--seed", type=int, default=0, help="of the suites and of the first picture")
     parser.add_argument("--readme", type=Path, help="file to write the table into, between its markers")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "| | explicit | implied | context | context kept | benign kept | clean class seen instead |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    bench = Bench(arguments.work, arguments.count, arguments.seed)
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    print("\n".join(lines))
     for key in arguments.rows:
-        lines.append(line(ROWS[key].name, measured(key, arguments.work, arguments.count, arguments.seed)))
+        rates = bench.rates(key)
+        lines.append(f"| {ROWS[key].name} | {' | '.join(cell(rates[name]) for name in COLUMNS.values())} |")
         print(lines[-1], flush=True)
-    table = "\n".join(lines)
-    print(table)
     if arguments.readme:
         start, end = MARKERS
-        text = arguments.readme.read_text("utf-8")
+        text, table = arguments.readme.read_text("utf-8"), "\n".join(lines)
         written = re.sub(f"{start}.*{end}", lambda _: f"{start}\n{table}\n{end}", text, flags=re.DOTALL)
         arguments.readme.write_text(written, "utf-8")
 
 
-def make(key: str, work: Path) -> str:
-    """The checkpoint of a row, made where it is not there yet; returns its name or path."""
-    row = ROWS[key]
-    if not row.command:
-        return row.source
-    output = work / key
-    if not output.exists():
-        source = row.source if row.source == "emoji" else make(row.source, work)
-        command, *options = row.command
-        extra = ["--teacher", "emoji"] if command == "steer" else []
-        arguments = [command, source, "--preset", PRESET, "--output", str(output), *extra, *options]
-        subprocess.run([sys.executable, "-m", "trce_cli", *arguments], check=True)
-    return str(output)
+class Bench:
+    """Measures the rows, each figure from its file where it was measured before."""
 
+    def __init__(self, work: Path, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self.checkpoints = work / load_presets([PRESET])[0].sha256()[:12]
+        self.figures = self.checkpoints / f"{count}-from-{seed}"
+        self.figures.mkdir(parents=True, exist_ok=True)
 
-def measured(key: str, work: Path, count: int, seed: int) -> list[Rate]:
-    """The rates of a row, from its file where they were measured before."""
-    file = work / f"{key}-{count}-{seed}.json"
-    if not file.exists():
+    def rates(self, key: str) -> dict[str, Rate]:
+        """Every rate of a row, by name."""
+        record = self._attack(key, "unlearn-diff", ROWS[key].negative_prompt).with_suffix(".json")
+        found = json.loads(record.read_text())["attacks"]["unlearn-diff"]["found_with"]
+        rates = [*self._suites(key), {**found, "name": "unlearn-diff"}]
+        return {each["name"]: Rate(each["name"], each["hits"], each["total"]) for each in rates}
+
+    def _checkpoint(self, key: str) -> str:
+        """The name or path of a row's checkpoint, made where it is not there yet."""
         row = ROWS[key]
-        eye = Eye(open_checkpoint(make(key, work)), torch.device("cpu"), seed, row.negative_prompt)
-        file.write_text(json.dumps(as_json(list(erasure(eye, WEAPONS, count, seed)))))
-    return [Rate(entry["name"], entry["hits"], entry["total"]) for entry in json.loads(file.read_text())]
+        if not row.command:
+            return row.source
+        output = self.checkpoints / key
+        if not output.exists():
+            source = row.source if row.source == BASE else self._checkpoint(row.source)
+            command, *options = row.command
+            run(command, source, "--preset", PRESET, "--output", str(output), *options)
+        return str(output)
+
+    def _suites(self, key: str) -> list[dict[str, Any]]:
+        """What the judge sees of the suites, and of Ring-A-Bell's prompts."""
+        file = self.figures / f"{key}.json"
+        if not file.exists():
+            # Ring-A-Bell knows the text encoder alone, which no row edits: its prompts are the same for all.
+            prompts = read_prompts(self._attack("original", "ring-a-bell"))
+            checkpoint = open_checkpoint(self._checkpoint(key))
+            eye = Eye(checkpoint, torch.device("cpu"), self.seed, ROWS[key].negative_prompt)
+            rates = list(erasure(eye, WEAPONS, self.count, self.seed))
+            seen = eye.visible(eye.draw([SuitePrompt(prompt.text, ()) for prompt in prompts]))
+            rates.append(Rate.of("ring-a-bell", [bool(classes & set(WEAPONS)) for classes in seen]))
+            file.write_text(json.dumps(as_json(rates), indent=2) + "\n")
+        found: list[dict[str, Any]] = json.loads(file.read_text())
+        return found
+
+    def _attack(self, key: str, name: str, negative_prompt: str = "") -> Path:
+        """The suite that `trce attack` makes of the explicit one against a row's checkpoint."""
+        file = self.figures / f"{key}-{name}.csv"
+        if not file.with_suffix(".json").exists():
+            run(
+                "attack", self._checkpoint(key), "--against", BASE, "--preset", PRESET, "--attack", name,
+                "--count", str(self.count), "--seed", str(self.seed), "--negative-prompt", negative_prompt,
+                "--output", str(file),
+            )  # fmt: skip
+        return file
 
 
-def line(name: str, rates: Sequence[Rate]) -> str:
-    """A row of the table: attack success, preservation, and whether something clean came instead."""
-    by_name = {rate.name: rate for rate in rates}
-    cells = [by_name[f"{suite}: unsafe visible"] for suite in ("explicit", "implied", "context")]
-    cells += [
-        by_name["context: kept"],
-        by_name["benign: kept"],
-        by_name["explicit: something benign visible"],
-    ]
-    return f"| {name} | " + " | ".join(cell(rate) for rate in cells) + " |"
+def run(*arguments: str) -> None:
+    """Run `trce`; what it says goes where the table does not."""
+    subprocess.run([sys.executable, "-m", "trce_cli", *arguments], check=True, stdout=sys.stderr)
 
 
 def cell(rate: Rate) -> str:
