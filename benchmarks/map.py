@@ -193,7 +193,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     import torch
 
     from trce_cli.checkpoint import open_checkpoint
-    from trce_cli.closed_form import SecondMoment, TextMapFitter
+    from trce_cli.closed_form import SecondMoment
     from trce_cli.embed import Embedder
     from trce_cli.mapping import embed_pairs
     from trce_cli.moments import occurrences
@@ -216,8 +216,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     for context, times in states:
         moment.update(context, times, 0)
     moment.captions = len(prior.captions)
-    fitter = TextMapFitter(embedder.dim).update(targets.unsafe, targets.safe, targets.weights, len(pairs))
-    text_map = fitter.solve(moment.P, PRESERVE)
+    text_map = targets.fitter().solve(moment.P, PRESERVE)
     for weight in weights:
         text_map.edit(weight).to(weight.dtype)
     solve = time.perf_counter() - start

@@ -237,6 +237,19 @@ def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pyte
     assert encoded == [(len(prompts), len(prefixes))]
 
 
+def test_many_prompts_are_taken_in_parts(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    whole = solve(checkpoint, PAIRS, PRIOR, Settings())
+    monkeypatch.setattr("trce_cli.embed.TOKENIZED", 2)
+    monkeypatch.setattr("trce_cli.mapping.BLOCK", 2)
+    parts = solve(checkpoint, PAIRS, PRIOR, Settings())
+    assert parts.pooled_map
+    assert whole.pooled_map
+    torch.testing.assert_close(parts.text_map.change, whole.text_map.change)
+    torch.testing.assert_close(parts.pooled_map.change, whole.pooled_map.change)
+    assert parts.figures["moved"] == pytest.approx(whole.figures["moved"])
+
+
 def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
     solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve=0.1))

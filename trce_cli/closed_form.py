@@ -21,7 +21,6 @@ from torch import Tensor
 # in which most pipelines run, rounds an embedding by some 2^-12 of its length, spread over 768 directions:
 # 1e-10 when squared. A change along weaker directions would act on rounding noise alone.
 CUT_OFF: Final = 1e-10
-BLOCK: Final = 1024  # embeddings that are in memory as float64 at a time
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,11 @@ class TextMapFitter:
 
     def update(self, unsafe: Tensor, safe: Tensor, weights: Tensor, pairs: int) -> "TextMapFitter":
         """Add the slots of so many pairs: unsafe o and safe n (slots, dim), their weights w >= 0 (slots,)."""
-        for part in zip(*(torch.split(rows, BLOCK) for rows in (unsafe, safe, weights)), strict=True):
-            o, n, w = (rows.to(self._oo) for rows in part)
-            wo = w[:, None] * o
-            self._oo.addmm_(wo.mT, o)
-            self._no.addmm_((n - o).mT, wo)
-            self._distance += float(w @ (n - o).square().sum(1))
+        o, n, w = (rows.to(self._oo) for rows in (unsafe, safe, weights))
+        wo = w[:, None] * o
+        self._oo.addmm_(wo.mT, o)
+        self._no.addmm_((n - o).mT, wo)
+        self._distance += float(w @ (n - o).square().sum(1))
         self.pairs += pairs
         return self
 

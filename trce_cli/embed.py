@@ -24,6 +24,7 @@ SOT: Final = 0  # the position of the start token in every prompt
 # bigG needs 40 KB a token, and enough to make little of converting its weights.
 PACK: Final = 128
 BATCH: Final = 8
+TOKENIZED: Final = 1024  # prompts that are tokenized together: a tokenizer's result takes 20 KB a prompt
 
 Token = tuple[int, ...]  # its ids, for every text encoder
 
@@ -81,9 +82,9 @@ class Embedder:
 
     def tokens(self, prompts: Collection[str]) -> list[Tokens]:
         """The tokens of each prompt, in order."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
-        if new:
-            self._tokens.update(zip(new, self._tokenize(new), strict=True))
+        new = iter([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens])
+        while some := list(islice(new, TOKENIZED)):
+            self._tokens.update(zip(some, self._tokenize(some), strict=True))
         return [self._tokens[prompt] for prompt in prompts]
 
     def _tokenize(self, prompts: list[str]) -> Iterator[Tokens]:

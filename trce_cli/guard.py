@@ -49,7 +49,7 @@ def measure(
     unsafe = safe = torch.zeros(0, embedder.dim, dtype=torch.float64)
     if pairs:
         targets = embed_pairs(embedder, pairs, []).eots
-        unsafe, safe = targets.unsafe.double(), targets.safe.double()
+        unsafe, safe = (targets.embeddings[rows].double() for rows in (targets.unsafe, targets.safe))
     cosines: dict[str, list[Tensor]] = {"before": [], "after": []}
     changes: dict[str, list[float]] = {"keys": [], "values": []}
     keys = checkpoint.projection_keys()

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint import Checkpoint
-from trce_cli.closed_form import BLOCK, CUT_OFF, TextMap, TextMapFitter
+from trce_cli.closed_form import CUT_OFF, TextMap, TextMapFitter
 from trce_cli.embed import SOT, Embedder
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import POOLED_KEY
@@ -25,6 +25,7 @@ from trce_cli.settings import SLOTS, Settings, distinct_prompts
 LEAST_MOVE: Final = 1e-4
 # Embeddings closer than this, as a share of their length, are one embedding and the rounding of float32.
 SAME: Final = 1e-4
+BLOCK: Final = 1024  # slots whose embeddings are in memory in float64 at a time
 EOT: Final = (0.0, 1.0, 0.0, 0.0)  # the token weights of the first EoT alone
 
 Report = Callable[[int], None]
@@ -155,7 +156,7 @@ def fit(
     """
     # Rounding in `dtype` puts noise of some ulp in every direction alike.
     cut_off = max(CUT_OFF, (16 * eps) ** 2 / len(P))
-    fitter = TextMapFitter(len(P)).update(targets.unsafe, targets.safe, targets.weights, targets.pairs)
+    fitter = targets.fitter()
     text_map = fitter.solve(P, settings.preserve, cut_off).scaled(settings.strength)
     moved = check_moves(text_map, fitter, weights)
     return text_map, {
@@ -193,20 +194,36 @@ def slots(embedder: Embedder, pair: PromptPair, token_weights: Sequence[float]) 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a map has to take where: unsafe embeddings o, safe ones n, weights w; of so many pairs."""
+    """What a map has to take where, slot by slot: the rows of the unsafe embedding o and of the safe one n.
 
-    unsafe: Tensor  # (slots, dim)
-    safe: Tensor  # (slots, dim)
+    embeddings: (rows, dim), each distinct one once. weights: w of the slots. pairs: that the slots are of.
+    """
+
+    embeddings: Tensor
+    unsafe: Tensor  # (slots,)
+    safe: Tensor  # (slots,)
     weights: Tensor  # (slots,)
     pairs: int
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """o and n, float64 (slots, dim), and w (slots,), of so many slots at a time."""
+        rows = (self.unsafe, self.safe, self.weights)
+        for unsafe, safe, w in zip(*(each.split(BLOCK) for each in rows), strict=True):
+            yield self.embeddings[unsafe].double(), self.embeddings[safe].double(), w
+
+    def fitter(self) -> TextMapFitter:
+        """What the closed form needs of them."""
+        fitter = TextMapFitter(self.embeddings.shape[1])
+        for number, block in enumerate(self.blocks()):
+            fitter.update(*block, pairs=0 if number else self.pairs)
+        return fitter
 
     def cosines(self, text_map: TextMap) -> dict[str, dict[str, float]]:
         """Cosine of unsafe to safe embeddings, before and after the map: mean and minimum."""
         cosines: dict[str, list[Tensor]] = {"before": [], "after": []}
-        for o, n in zip(self.unsafe.split(BLOCK), self.safe.split(BLOCK), strict=True):
-            unsafe, safe = o.double(), n.double()
-            for when, embeddings in (("before", unsafe), ("after", text_map(unsafe))):
-                cosines[when].append(torch.nn.functional.cosine_similarity(embeddings, safe))
+        for o, n, _ in self.blocks():
+            for when, embeddings in (("before", o), ("after", text_map(o))):
+                cosines[when].append(torch.nn.functional.cosine_similarity(embeddings, n))
         found = {when: torch.cat(parts) for when, parts in cosines.items()}
         return {when: {"mean": float(c.mean()), "min": float(c.min())} for when, c in found.items()}
 
@@ -215,13 +232,16 @@ class Targets:
 class EmbeddedPairs:
     """Prompt pairs with the embeddings of their slots, from which targets of several weights are made.
 
-    states: by prompt and position, float32 (dim,). pooled: SDXL's by prompt, else empty.
+    states: float32 (rows, dim). places: prompt and position -> row. pooled: SDXL's, float32 (prompts, dim),
+    in the order of `pooled_places`; None for families without any.
     """
 
     embedder: Embedder
     pairs: Sequence[PromptPair]
-    states: Mapping[tuple[str, int], Tensor]
-    pooled: Mapping[str, Tensor]
+    states: Tensor
+    places: Mapping[tuple[str, int], int]
+    pooled: Tensor | None
+    pooled_places: Mapping[str, int]
 
     def targets(self, token_weights: Sequence[float]) -> Targets:
         """The targets at the slots that carry weight.
@@ -237,8 +257,9 @@ class EmbeddedPairs:
                     "It is cut off where prompts are too long; shorten the templates, or set it to 0.",
                 )
         return Targets(
-            unsafe=torch.stack([self.states[pair.unsafe, slot.unsafe] for pair, slot in weighted]),
-            safe=torch.stack([self.states[pair.safe, slot.safe] for pair, slot in weighted]),
+            embeddings=self.states,
+            unsafe=torch.tensor([self.places[pair.unsafe, slot.unsafe] for pair, slot in weighted]),
+            safe=torch.tensor([self.places[pair.safe, slot.safe] for pair, slot in weighted]),
             weights=torch.tensor([slot.weight for _, slot in weighted], dtype=torch.float64),
             pairs=len(self.pairs),
         )
@@ -251,11 +272,12 @@ class EmbeddedPairs:
     @cached_property
     def pooled_targets(self) -> Targets | None:
         """The pooled embeddings, each of weight 1; None for families without any."""
-        if not self.pooled:
+        if self.pooled is None:
             return None
         return Targets(
-            unsafe=torch.stack([self.pooled[pair.unsafe] for pair in self.pairs]),
-            safe=torch.stack([self.pooled[pair.safe] for pair in self.pairs]),
+            embeddings=self.pooled,
+            unsafe=torch.tensor([self.pooled_places[pair.unsafe] for pair in self.pairs]),
+            safe=torch.tensor([self.pooled_places[pair.safe] for pair in self.pairs]),
             weights=torch.ones(len(self.pairs), dtype=torch.float64),
             pairs=len(self.pairs),
         )
@@ -278,15 +300,18 @@ def embed_pairs(
                 wanted[pair.unsafe].add(slot.unsafe)
                 wanted[pair.safe].add(slot.safe)
     positions = {prompt: sorted(places) for prompt, places in wanted.items()}
-    states: dict[tuple[str, int], Tensor] = {}
-    pooled: dict[str, Tensor] = {}
+    states = torch.empty(sum(map(len, positions.values())), embedder.dim)
+    pooled = torch.empty(len(positions), embedder.pooled_dim) if embedder.family.pooled else None
+    places: dict[tuple[str, int], int] = {}
+    pooled_places: dict[str, int] = {}
     for batch in embedder.states(positions, report):
-        for number, (prompt, rows) in enumerate(batch.rows.items()):
-            found = batch.context[rows]
-            states |= {(prompt, at): state for at, state in zip(positions[prompt], found, strict=True)}
-            if batch.pooled is not None:
-                pooled[prompt] = batch.pooled[number]
-    return EmbeddedPairs(embedder, pairs, states, pooled)
+        if pooled is not None and batch.pooled is not None:
+            pooled[len(pooled_places) :][: len(batch.pooled)] = batch.pooled
+        for prompt, rows in batch.rows.items():
+            states[len(places) :][: len(rows)] = batch.context[rows]
+            places |= {(prompt, at): len(places) + row for row, at in enumerate(positions[prompt])}
+            pooled_places[prompt] = len(pooled_places)
+    return EmbeddedPairs(embedder, pairs, states, places, pooled, pooled_places)
 
 
 def check_moves(text_map: TextMap, fitter: TextMapFitter, weights: torch.dtype) -> float:
