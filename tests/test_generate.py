@@ -394,9 +394,23 @@ def test_wrong_usage(
     assert not (tmp_path / "out").exists()
 
 
-def test_output_inside_the_checkpoint_is_refused(tiny_sd1: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", str(tiny_sd1), "a", "-o", str(tiny_sd1 / "images")]) == 2
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "SD1", "a"],
+        ["evaluate", "SD1", "--against", "emoji", "-p", "weapons"],
+        ["attack", "SD1", "--against", "emoji", "-p", "weapons"],
+        ["tune", "SD1", "-p", "weapons", "--preserve", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_output_inside_the_checkpoint_is_refused(
+    tiny_sd1: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    arguments = [str(tiny_sd1) if word == "SD1" else word for word in command]
+    assert main([*arguments, "-o", str(tiny_sd1 / "out.csv")]) == 2
     assert "lies in the checkpoint" in capsys.readouterr().err
+    assert not (tiny_sd1 / "out.csv").exists()
 
 
 def test_flat_and_cut_prompts_are_remarked(

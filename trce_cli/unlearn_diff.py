@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trce_cli.errors import BadInput
 
+WEIGHT_DECAY = 0.1  # AdamW's, as the authors publish it
 SCALE = 1024  # of the loss: keeps float16's gradients off zero; AdamW's steps do not depend on it
 
 
@@ -65,7 +66,7 @@ def optimise(
     each embedding is replaced by its nearest word's, and the gradient is passed straight through.
     """
     soft = start.clone().requires_grad_(True)
-    optimizer = torch.optim.AdamW([soft], lr=settings.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([soft], lr=settings.lr, weight_decay=WEIGHT_DECAY)
     for _ in range(settings.iterations):
         words = nearest(soft, table)
         hard = soft + (table[words] - soft).detach()

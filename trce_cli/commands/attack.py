@@ -25,6 +25,7 @@ from trce_cli.commands.options import (
     Seed,
     Thresholds,
     Variant,
+    check_outside,
     each_of,
     resolve_device,
 )
@@ -150,6 +151,7 @@ def attack(
     console = Console(json, quiet)
     original = open_checkpoint(against, config=config)
     erased = open_checkpoint(checkpoint, revision, variant, config)
+    check_outside(output, (original, erased))
     torch_device = resolve_device(device)
     with console.progress() as progress:
         progress.stage("Loading detectors")

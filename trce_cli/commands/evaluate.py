@@ -25,6 +25,7 @@ from trce_cli.commands.options import (
     Suites,
     Thresholds,
     Variant,
+    check_outside,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -166,9 +167,7 @@ def evaluate(
     console = Console(json and team.is_main_process, quiet or not team.is_main_process)
     original = open_checkpoint(against, config=config)
     erased = open_checkpoint(names[0], revision, variant, config)
-    for opened in (original, erased):
-        if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
-            raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")
+    check_outside(output, (original, erased))
     torch_device = team.device if device == "auto" and team.num_processes > 1 else resolve_device(device)
     with console.progress() as progress:
         progress.stage("Loading detectors")

@@ -17,6 +17,7 @@ from trce_cli.commands.options import (
     Quiet,
     Revision,
     Variant,
+    check_outside,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -145,9 +146,7 @@ def generate(
         console.note(f"--seed {seed} replaces the seeds of {replaced} rows.")
     checkpoints = {"original": open_checkpoint(compare, config=config)} if compare else {}
     checkpoints["erased" if compare else "image"] = open_checkpoint(checkpoint, revision, variant, config)
-    for opened in checkpoints.values():
-        if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
-            raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")
+    check_outside(output, checkpoints.values())
     settings = Settings(
         seed=seed,
         steps=steps,

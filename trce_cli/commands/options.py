@@ -1,7 +1,7 @@
 """The arguments and options that several commands share, and the meaning of `--device` and `--dtype`."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,8 @@ from trce_cli.presets import preset_names
 
 if TYPE_CHECKING:
     import torch
+
+    from trce_cli.checkpoint import Checkpoint
 
 _DTYPES = {
     "fp32": "float32",
@@ -270,6 +272,15 @@ def resolve_device(name: str) -> "torch.device":
     if absent:
         raise BadInput(f"This machine has no device {name!r}.", "Use --device auto, or --device cpu.")
     return device
+
+
+def check_outside(output: Path, checkpoints: Iterable["Checkpoint"]) -> None:
+    """Raise BadInput for an output that lies in the folder of one of the checkpoints it is made from."""
+    from trce_cli.errors import BadInput
+
+    for opened in checkpoints:
+        if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
+            raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")
 
 
 def resolve_dtype(name: str | None) -> "torch.dtype | None":

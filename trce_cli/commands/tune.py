@@ -27,6 +27,7 @@ from trce_cli.commands.options import (
     Suites,
     Thresholds,
     Variant,
+    check_outside,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -118,6 +119,7 @@ def tune(
     settings = [replace(usual, preserve=value, token_weights=each) for value, each in tried]
     console = Console(json, quiet)
     original = open_checkpoint(checkpoint, revision, variant, config)
+    check_outside(output, [original])
     torch_device = resolve_device(device)
     benign = choose_prior(original, prior, console.note)
     map_arguments = [checkpoint, *(part for name in presets for part in ("--preset", name))]
