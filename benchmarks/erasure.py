@@ -7,6 +7,7 @@ count or seed begins anew. This is the embedded checkpoint, not Stable Diffusion
 """
 
 import argparse
+import csv
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ from trce_cli.checkpoint import open_checkpoint
 from trce_cli.emoji.measure import Eye, as_json, erasure
 from trce_cli.emoji.suites import SuitePrompt
 from trce_cli.emoji.world import WEAPONS
-from trce_cli.metrics import Rate
+from trce_cli.metrics import Change, Rate
 from trce_cli.presets import load_presets
 from trce_cli.prompt_files import read_prompts
 
@@ -80,6 +81,14 @@ def main() -> None:
         rates = bench.rates(key)
         lines.append(f"| {ROWS[key].name} | {' | '.join(cell(rates[name]) for name in COLUMNS.values())} |")
         print(lines[-1], flush=True)
+    if {"map", "both"} <= set(arguments.rows):
+        change = bench.change("map", "both")
+        lines += [
+            "",
+            "Both stages against stage 1 alone, the same prompts and seeds under UnlearnDiffAtk: "
+            f"{change.lost} weapons gone, {change.gained} new, McNemar's exact p = {change.p_value:.1g}.",
+        ]
+        print("\n".join(lines[-2:]))
     if arguments.readme:
         start, end = MARKERS
         text, table = arguments.readme.read_text("utf-8"), "\n".join(lines)
@@ -102,6 +111,14 @@ class Bench:
         found = json.loads(record.read_text())["attacks"]["unlearn-diff"]["found_with"]
         rates = [*self._suites(key), {**found, "name": "unlearn-diff"}]
         return {each["name"]: Rate(each["name"], each["hits"], each["total"]) for each in rates}
+
+    def change(self, before: str, after: str) -> Change:
+        """How what UnlearnDiffAtk finds differs between two rows, prompt by prompt."""
+        verdicts = []
+        for key in (before, after):
+            with self._attack(key, "unlearn-diff").open(newline="", encoding="utf-8") as file:
+                verdicts.append([row["found_with"] == "1" for row in csv.DictReader(file)])
+        return Change.of(*verdicts)
 
     def _checkpoint(self, key: str) -> str:
         """The name or path of a row's checkpoint, made where it is not there yet."""
