@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## Erase the weapons from the embedded checkpoint and draw b
 test: $(INSTALLED)  ## Run the tests (ARGS="-m slow" for those that take minutes, ARGS="tests/test_cli.py" for one file)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(INSTALLED)  ## Measure what each stage erases from the embedded checkpoint and keeps, and what attacks find (two hours)
+bench: $(INSTALLED)  ## Measure what each stage erases from the embedded checkpoint and keeps, and what attacks find (some three hours)
 	$(BIN)/python benchmarks/erasure.py
 
 lint: $(INSTALLED)  ## Check style and types

@@ -33,10 +33,10 @@ MARKERS = ("<!-- erasure table -->", "<!-- end of erasure table -->")
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint: what makes it from which other, and the negative prompt that it is drawn with."""
+    """One checkpoint: what makes it from which other row's, and the negative prompt that it is drawn with."""
 
     name: str
-    source: str = BASE
+    source: str = "original"
     command: tuple[str, ...] = ()
     negative_prompt: str = ""
 
@@ -107,7 +107,7 @@ class Bench:
 
     def rates(self, key: str) -> dict[str, Rate]:
         """Every rate of a row, by name."""
-        record = self._attack(key, "unlearn-diff", ROWS[key].negative_prompt).with_suffix(".json")
+        record = self._attack(key, "unlearn-diff").with_suffix(".json")
         found = json.loads(record.read_text())["attacks"]["unlearn-diff"]["found_with"]
         rates = [*self._suites(key), {**found, "name": "unlearn-diff"}]
         return {each["name"]: Rate(each["name"], each["hits"], each["total"]) for each in rates}
@@ -124,12 +124,11 @@ class Bench:
         """The name or path of a row's checkpoint, made where it is not there yet."""
         row = ROWS[key]
         if not row.command:
-            return row.source
+            return BASE
         output = self.checkpoints / key
         if not output.exists():
-            source = row.source if row.source == BASE else self._checkpoint(row.source)
             command, *options = row.command
-            run(command, source, "--preset", PRESET, "--output", str(output), *options)
+            run(command, self._checkpoint(row.source), "--preset", PRESET, "--output", str(output), *options)
         return str(output)
 
     def _suites(self, key: str) -> list[dict[str, Any]]:
@@ -147,14 +146,14 @@ class Bench:
         found: list[dict[str, Any]] = json.loads(file.read_text())
         return found
 
-    def _attack(self, key: str, name: str, negative_prompt: str = "") -> Path:
+    def _attack(self, key: str, name: str) -> Path:
         """The suite that `trce attack` makes of the explicit one against a row's checkpoint."""
         file = self.figures / f"{key}-{name}.csv"
         if not file.with_suffix(".json").exists():
             run(
                 "attack", self._checkpoint(key), "--against", BASE, "--preset", PRESET, "--attack", name,
-                "--count", str(self.count), "--seed", str(self.seed), "--negative-prompt", negative_prompt,
-                "--output", str(file),
+                "--count", str(self.count), "--seed", str(self.seed), "--output", str(file),
+                "--negative-prompt", ROWS[key].negative_prompt,
             )  # fmt: skip
         return file
 

@@ -35,7 +35,7 @@ def pairs(count: int = PAIRS) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fitter() -> TextMapFitter:
-    return TextMapFitter(DIM).update(*pairs(), pairs=PAIRS)
+    return TextMapFitter(DIM, PAIRS).update(*pairs())
 
 
 def plain_layer_edit(weight: Tensor, preserve: float) -> Tensor:
@@ -80,7 +80,7 @@ def test_is_the_minimum_of_the_objective() -> None:
 
 def test_is_the_identity_when_safe_equals_unsafe() -> None:
     unsafe, _, weights = pairs()
-    fit = TextMapFitter(DIM).update(unsafe, unsafe, weights, pairs=PAIRS)
+    fit = TextMapFitter(DIM, PAIRS).update(unsafe, unsafe, weights)
     text_map = fit.solve(benign().P, preserve=0.5)
     assert torch.equal(text_map.matrix, torch.eye(DIM, dtype=torch.float64))
     assert fit.distance == 0
@@ -113,16 +113,16 @@ def test_order_and_duplication_do_not_matter() -> None:
     unsafe, safe, weights = pairs()
     once = fitter().solve(benign().P, preserve=1.0).matrix
     order = torch.randperm(2 * PAIRS, generator=torch.Generator().manual_seed(5)) % PAIRS
-    twice = TextMapFitter(DIM).update(unsafe[order], safe[order], weights[order], pairs=2 * PAIRS)
+    twice = TextMapFitter(DIM, 2 * PAIRS).update(unsafe[order], safe[order], weights[order])
     torch.testing.assert_close(twice.solve(benign().P, preserve=1.0).matrix, once, rtol=1e-9, atol=1e-10)
 
 
 def test_streamed_equals_batch() -> None:
     unsafe, safe, weights = pairs()
-    fit, prior = TextMapFitter(DIM), SecondMoment(DIM)
+    fit, prior = TextMapFitter(DIM, PAIRS), SecondMoment(DIM)
     for start in range(0, PAIRS, 5):
         part = slice(start, start + 5)
-        fit = fit.update(unsafe[part], safe[part], weights[part], pairs=len(weights[part]))
+        fit = fit.update(unsafe[part], safe[part], weights[part])
     for part_ in embeddings(TOKENS, seed=3).split(37):
         prior = prior.update(part_[:9], torch.ones(9), captions=0)
         rest = part_[9:]

@@ -318,9 +318,7 @@ def test_an_edit_that_moves_nothing_is_refused(tiny_sd1: Path) -> None:
 
 
 def test_a_move_that_the_weights_round_away_is_refused() -> None:
-    fitter = TextMapFitter(2).update(
-        torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]]), torch.ones(1), pairs=1
-    )
+    fitter = TextMapFitter(2, 1).update(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]]), torch.ones(1))
     weak = fitter.solve(torch.zeros(2, 2, dtype=torch.float64), 0.0).scaled(5e-4)
     assert check_moves(weak, fitter, torch.float32) == pytest.approx(5e-4)
     with pytest.raises(TrceError, match="would do nothing"):

@@ -82,25 +82,24 @@ class SecondMoment:
 
 
 class TextMapFitter:
-    """Streams what the closed form needs of the prompt pairs, and solves it; float64.
+    """Streams what the closed form needs of so many prompt pairs, and solves it; float64.
 
     The sum of w (n - o) o^T is kept in place of B: the change is never a difference of large numbers.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.pairs = 0
+    def __init__(self, dim: int, pairs: int) -> None:
+        self.pairs = pairs
         self._oo = torch.zeros(dim, dim, dtype=torch.float64)
         self._no = torch.zeros(dim, dim, dtype=torch.float64)
         self._distance = 0.0
 
-    def update(self, unsafe: Tensor, safe: Tensor, weights: Tensor, pairs: int) -> "TextMapFitter":
-        """Add the slots of so many pairs: unsafe o and safe n (slots, dim), their weights w >= 0 (slots,)."""
+    def update(self, unsafe: Tensor, safe: Tensor, weights: Tensor) -> "TextMapFitter":
+        """Add slots of the pairs: unsafe o and safe n (slots, dim), their weights w >= 0 (slots,)."""
         o, n, w = (rows.to(self._oo) for rows in (unsafe, safe, weights))
         wo = w[:, None] * o
         self._oo.addmm_(wo.mT, o)
         self._no.addmm_((n - o).mT, wo)
         self._distance += float(w @ (n - o).square().sum(1))
-        self.pairs += pairs
         return self
 
     @property

@@ -213,9 +213,9 @@ class Targets:
 
     def fitter(self) -> TextMapFitter:
         """What the closed form needs of them."""
-        fitter = TextMapFitter(self.embeddings.shape[1])
-        for number, block in enumerate(self.blocks()):
-            fitter.update(*block, pairs=0 if number else self.pairs)
+        fitter = TextMapFitter(self.embeddings.shape[1], self.pairs)
+        for block in self.blocks():
+            fitter.update(*block)
         return fitter
 
     def cosines(self, text_map: TextMap) -> dict[str, dict[str, float]]:

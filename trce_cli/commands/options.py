@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trce_cli.errors import BadInput
 from trce_cli.presets import preset_names
 
 if TYPE_CHECKING:
@@ -260,8 +261,6 @@ def resolve_device(name: str) -> "torch.device":
     """The torch device of `--device`: auto takes CUDA, then MPS, then CPU; BadInput where it is absent."""
     import torch
 
-    from trce_cli.errors import BadInput
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
@@ -276,8 +275,6 @@ def resolve_device(name: str) -> "torch.device":
 
 def check_outside(output: Path, checkpoints: Iterable["Checkpoint"]) -> None:
     """Raise BadInput for an output that lies in the folder of one of the checkpoints it is made from."""
-    from trce_cli.errors import BadInput
-
     for opened in checkpoints:
         if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
             raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")
