@@ -1,5 +1,6 @@
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,8 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trce_cli.checkpoint import open_checkpoint
+from trce_cli import trajectories
+from trce_cli.checkpoint import Checkpoint, open_checkpoint
 from trce_cli.denoiser import EMPTY, ddim, encode, load_unet
 from trce_cli.errors import BadInput
 from trce_cli.presets import load_preset
@@ -21,7 +23,7 @@ from trce_cli.trajectories import (
 )
 
 RECIPE = Recipe(
-    steps=4, early_steps=2, trajectories_per_concept=2, unconditional=3, guidance_scale=3, steering_guidance=5
+    steps=4, early_steps=2, trajectories_per_concept=2, unconditional=6, guidance_scale=3, steering_guidance=5
 )
 BENIGN = ["a dog in the garden", "two red apples on a plate", "a cat on a chair"]
 PRESET = """
@@ -217,6 +219,30 @@ def test_embeddings_do_not_depend_on_the_batch(made):
     assert torch.allclose(alone.context[1], made.conditioning.context[row], atol=1e-5)
 
 
+def test_states_do_not_depend_on_how_many_are_sampled_at_once(sd1, preset, accelerator, tiny_sd1, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trajectories, "AT_ONCE", 3)
+        other = Made(open_checkpoint(str(tiny_sd1)), preset, tmp_path, accelerator)
+    assert other.samples == sd1.samples
+    for shard in sd1.plan.shards:
+        together, apart = sd1.set.read(shard), other.set.read(shard)
+        for name, tensor in together.items():
+            assert close(apart[name].double(), tensor.double(), 2e-3)
+
+
+def test_the_text_encoders_go_before_a_unet_comes(tiny_sd1, monkeypatch):
+    loaded = []
+
+    def load(self, *arguments, real=Checkpoint.load_text_encoders):
+        for encoder in real(self, *arguments):
+            loaded.append(weakref.ref(encoder))
+            yield encoder
+
+    monkeypatch.setattr(Checkpoint, "load_text_encoders", load)
+    encode(open_checkpoint(str(tiny_sd1)), ["a knife"], torch.device("cpu"))
+    assert [encoder() for encoder in loaded] == [None]
+
+
 def test_a_shard_says_what_it_was_made_of(sd1):
     shard = sd1.plan.of("unsafe")[0]
     with safe_open(sd1.set.folder / shard.name, framework="pt") as file:
@@ -327,8 +353,8 @@ def test_a_damaged_or_foreign_shard_is_refused(sd1, tmp_path, damage):
 
 def test_states_are_read_by_number_across_shards(sd1):
     states = sd1.set.states("unconditional", "stage1")
-    assert len(states) == 3
-    picked = states[[2, 0]]
+    assert len(states) == 6
+    picked = states[[5, 0]]
     whole = sd1.set.read(sd1.plan.of("unconditional")[0])
-    assert torch.equal(picked["latents"], whole["latents"][[2, 0]])
+    assert torch.equal(picked["latents"], whole["latents"][[5, 0]])
     assert picked["prediction"].shape == picked["latents"].shape

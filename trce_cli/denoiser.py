@@ -4,6 +4,7 @@
 not stay in memory; `load_unet` reads a U-Net weight by weight through the checkpoint, whatever its layout.
 """
 
+import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,13 +71,20 @@ def predict(
     return prediction.float()
 
 
-@torch.no_grad()
 def encode(checkpoint: Checkpoint, prompts: Sequence[str], device: torch.device) -> Conditioning:
     """The embeddings of the prompts, and of the empty one, by the `encode_prompt` of the family's own
     pipeline.
 
     The empty prompt is what that pipeline guides away from, which for most SDXL checkpoints is all zeros.
     """
+    try:
+        return _encode(checkpoint, prompts, device)
+    finally:
+        gc.collect()  # text encoders hold themselves in cycles, and the U-Net is to come where they were
+
+
+@torch.no_grad()
+def _encode(checkpoint: Checkpoint, prompts: Sequence[str], device: torch.device) -> Conditioning:
     pipeline = _text_pipeline(checkpoint, device)
     every = tuple(dict.fromkeys((EMPTY, *prompts)))
     context, pooled = [], []

@@ -6,7 +6,6 @@ predictions to hold on to come from a `TrajectorySet`.
 """
 
 import fcntl
-import gc
 import json
 import math
 import os
@@ -213,7 +212,6 @@ def steer(
                 stored, accelerator, conditioning, scheduler, lambda: load(teacher), lambda: load(erased)
             ):
                 report(done)
-            gc.collect()  # the teacher goes before the model in training comes
         model = load(erased, train=True)
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()  # type: ignore[operator]

@@ -38,10 +38,13 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "trajectories 1"
 
-# Trajectories a shard, which are sampled in one batch: a kill costs at most these. An unsafe trajectory is
-# three evaluations a step, so either makes 16 to 24 samples a pass.
-UNSAFE_AT_ONCE: Final = 8
-OTHERS_AT_ONCE: Final = 16
+# Trajectories a shard: a kill costs at most these.
+UNSAFE_A_SHARD: Final = 8
+OTHERS_A_SHARD: Final = 16
+
+# Trajectories sampled in one batch. An unsafe one is three evaluations a step, so a pass has up to 12
+# samples, and without gradients it takes less memory than a training step.
+AT_ONCE: Final = 4
 
 # Trajectories that the guard measures on and that are not trained on; no more than there are to train on.
 CHECKED_UNSAFE: Final = 8
@@ -131,7 +134,7 @@ class Plan:
         """Every file of the set, in the order in which they are made."""
         shards = []
         for kind, trajectories in self.trajectories.items():
-            size = UNSAFE_AT_ONCE if kind in ("unsafe", "unsafe-check") else OTHERS_AT_ONCE
+            size = UNSAFE_A_SHARD if kind in ("unsafe", "unsafe-check") else OTHERS_A_SHARD
             for number, start in enumerate(range(0, len(trajectories), size)):
                 shards.append(Shard(kind, number, trajectories[start : start + size]))
         return shards
@@ -240,9 +243,12 @@ def sample(
     not finite.
     """
     states = _unsafe_states if shard.kind in ("unsafe", "unsafe-check") else _single_states
+    made = []
     with torch.no_grad():
-        tensors = states(unet, scheduler, conditioning, shard.trajectories, recipe, shape)
-    return _finite(shard, {name: tensor.cpu() for name, tensor in tensors.items()})
+        for start in range(0, len(shard.trajectories), AT_ONCE):
+            batch = shard.trajectories[start : start + AT_ONCE]
+            made.append(states(unet, scheduler, conditioning, batch, recipe, shape))
+    return _finite(shard, {name: torch.cat([one[name] for one in made]).cpu() for name in made[0]})
 
 
 def _unsafe_states(
@@ -324,9 +330,13 @@ def _evaluate(
 def stage1_predictions(unet: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning) -> Tensor:
     """What the model after stage 1 predicts at unconditional states as they are stored; fp16, on the CPU."""
     device = conditioning.context.device
-    latents, timesteps = states["latents"].to(device, torch.float32), states["timesteps"].to(device)
+    columns = (states[name].split(AT_ONCE) for name in ("latents", "timesteps", "rows"))
+    made = []
     with torch.no_grad():
-        return predict(unet, latents, timesteps, conditioning, states["rows"]).to("cpu", STORED)
+        for latents, timesteps, rows in zip(*columns, strict=True):
+            at = latents.to(device, torch.float32), timesteps.to(device)
+            made.append(predict(unet, *at, conditioning, rows).to("cpu", STORED))
+    return torch.cat(made)
 
 
 def _finite(shard: Shard, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

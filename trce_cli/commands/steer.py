@@ -128,7 +128,7 @@ def steer(
         typer.Option(help="Precision of the computation; tuned weights are kept in fp32."),
     ] = "no",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, half as much time again.")
     ] = False,
     trajectories: Annotated[
         Path | None,
