@@ -46,7 +46,7 @@ SAFE = "tulip|teapot|apple|candle|violin|book|lamp|basket|pillow|kite|spoon"
 
 def preset(concepts: int, templates: int) -> dict[str, Any]:
     """A preset of so many concepts, two to six words each, in so many of the templates of objects."""
-    from trce_cli.prompts import TEMPLATES
+    from trce_cli.templates import TEMPLATES
 
     every = product(PLACES.split("|"), COLOURS, NAMES.split("|"))
     unsafe = [f"a {colour} {name} {place}".strip() for place, colour, name in islice(every, concepts)]

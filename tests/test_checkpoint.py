@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli import checkpoint as module
-from trce_cli.checkpoint import check_output, open_checkpoint, write_patched
+from trce_cli import patching
+from trce_cli.checkpoint import open_checkpoint
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.patching import check_output, write_patched
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
 FP16 = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -444,7 +445,7 @@ def test_an_interrupted_write_leaves_nothing(
         if calls > 3:
             raise error
 
-    monkeypatch.setattr(module, "copy_file", fail)
+    monkeypatch.setattr(patching, "copy_file", fail)
     expected = TrceError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         patch(tiny_sd1, output, force=True)
@@ -455,7 +456,8 @@ def test_an_interrupted_write_leaves_nothing(
 KILLED = """
 import sys, time
 from pathlib import Path
-from trce_cli.checkpoint import open_checkpoint, write_patched
+from trce_cli.checkpoint import open_checkpoint
+from trce_cli.patching import write_patched
 def slow(weight):
     print("writing", flush=True)
     time.sleep(60)

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import trce_cli
 from trce_cli import BadInput, Map, TrceError, load_map
-from trce_cli.checkpoint import open_checkpoint, write_patched
-from trce_cli.edits import Lora, Made, combine, open_edit
+from trce_cli.checkpoint import open_checkpoint
+from trce_cli.edits import Lora, Made, combine, open_edit, write_edit_file
 from trce_cli.families import FAMILIES, POOLED_KEY
 from trce_cli.lora import Size, factor, recovered_map, since
-from trce_cli.outputs import write_edit_file
+from trce_cli.patching import write_patched
 from trce_cli.presets import load_preset
 from trce_cli.provenance import record
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint import open_checkpoint, write_patched
+from trce_cli.checkpoint import open_checkpoint
 from trce_cli.cli import main
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.generate import (
@@ -28,6 +28,7 @@ from trce_cli.generate import (
     weight_variant,
 )
 from trce_cli.images import ImageRecord, read_image
+from trce_cli.patching import write_patched
 from trce_cli.prompt_files import Prompt
 
 CPU = torch.device("cpu")

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint import open_checkpoint, write_patched
+from trce_cli.checkpoint import open_checkpoint
 from trce_cli.edits import Made, Map
 from trce_cli.inspection import compare, describe, readers
+from trce_cli.patching import write_patched
 from trce_cli.provenance import history, provenance_files, record
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trce_cli import moments
+from trce_cli.cache import cache_folder
 from trce_cli.checkpoint import open_checkpoint
 from trce_cli.embed import Embedder
 
@@ -124,7 +125,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert moments.cache_folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("TRCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert moments.cache_folder().name == "trce"
+    assert cache_folder().name == "trce"

@@ -1,7 +1,8 @@
 import pytest
 
 from trce_cli.presets import Concept, Preset, load_preset
-from trce_cli.prompts import TEMPLATES, PromptPair, prompt_pairs
+from trce_cli.prompts import PromptPair, prompt_pairs
+from trce_cli.templates import TEMPLATES
 
 SWORD = Concept(unsafe="a sword", safe="a walking stick")
 BOMB = Concept(unsafe="a bomb", safe="a football")

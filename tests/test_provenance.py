@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trce_cli.checkpoint import open_checkpoint, write_patched
+from trce_cli.checkpoint import open_checkpoint
 from trce_cli.errors import BadInput
+from trce_cli.patching import write_patched
 from trce_cli.presets import load_preset
 from trce_cli.provenance import history, model_card, peak_memory_bytes, provenance_files, record
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli import configs
-from trce_cli.checkpoint import Checkpoint, open_checkpoint, write_patched
+from trce_cli.checkpoint import Checkpoint, open_checkpoint
 from trce_cli.errors import BadInput
+from trce_cli.patching import write_patched
 from trce_cli.presets import load_preset
 from trce_cli.provenance import history, provenance_files, record
 

@@ -1,24 +1,18 @@
-"""Checkpoints of any layout: opened lazily, checked before they are believed, patched out of core.
+"""Checkpoints of any layout: opened lazily, checked before they are believed.
 
-A `Checkpoint` holds names, headers and configurations only. `write_patched` reads, edits and writes one
-tensor at a time and lets the operating system copy every other byte, so that a U-Net is never in memory.
+A `Checkpoint` holds names, headers and configurations only; tensors are read one at a time.
 """
 
-import errno
-import glob
 import json
 import os
 import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from trce_cli.errors import BadInput, TrceError
+from trce_cli.errors import BadInput
 from trce_cli.families import POOLED_KEY, Family, TextEncoder, detect_folder, detect_single_file
 from trce_cli.keymap import (
     EMA,
@@ -29,17 +23,13 @@ from trce_cli.keymap import (
     openclip_from_clip,
     unet_from_ldm,
 )
-from trce_cli.provenance import single_file_metadata
 from trce_cli.safetensors_file import (
     FLOATS,
-    Edit,
     Report,
     SafetensorsFile,
     all_finite,
-    copy_file,
     hash_file,
     no_report,
-    share_file,
 )
 
 if TYPE_CHECKING:
@@ -636,201 +626,3 @@ def _hash_weight(digest: Any, name: str, tensor: "torch.Tensor") -> None:
     digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
     for part in tensor.reshape(-1).split(1 << 20):  # no fp16 copy of a whole token embedding
         digest.update(part.to(torch.float16).view(torch.uint8).numpy().data)
-
-
-# Writing
-
-
-Form = Literal["diffusers", "single-file", "lora", "map"]
-
-
-def check_output(
-    checkpoint: Checkpoint,
-    output: Path,
-    force: bool = False,
-    link: bool = False,
-    form: Form | None = None,
-) -> Path:
-    """Check before any work that `output` can be written, and return its real path.
-
-    form: what it is to be, the checkpoint's own layout where not given.
-
-    Refused (`BadInput`): an existing output without `force`, with `force` one that is no checkpoint; an
-    output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
-    `TrceError` where the file system lacks space or permission.
-    """
-    output = Path(os.path.realpath(output.expanduser()))
-    try:
-        _clear_stale(output)
-        _check_place(checkpoint, output, force, form or checkpoint.layout)
-        _check_space(checkpoint, output, link, form or checkpoint.layout)
-    except OSError as error:
-        raise TrceError(f"The output {output} cannot be used: {error.strerror}.") from error
-    return output
-
-
-def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) -> None:
-    if form != "diffusers" and output.suffix != ".safetensors":
-        raise BadInput(f"The output {output} is to be one file ({form}), so it must end in .safetensors.")
-    source = checkpoint.path.resolve()
-    if output == source or (output.exists() and output.samefile(source)):
-        raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
-    if output.is_relative_to(source) or source.is_relative_to(output):
-        raise BadInput(
-            f"The output {output} and the input {source} lie in each other.", "Choose another --output."
-        )
-    if any(part.startswith("models--") for part in output.parts):
-        raise BadInput(f"The output {output} lies in the hub's cache.", "Choose another --output.")
-    if output.exists():
-        if not force:
-            raise BadInput(f"The output {output} exists already.", "Choose another --output, or add --force.")
-        if not _replaceable(output, form):
-            what = "checkpoint" if form == "diffusers" else "file"
-            raise BadInput(
-                f"{output} is no {what}, so --force does not replace it.", "Choose another --output."
-            )
-
-
-def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> None:
-    parent = output.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise BadInput(f"The output {output} cannot be made: {parent} is not a folder.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise TrceError(
-            f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
-        )
-    need, free = checkpoint.total_bytes(), shutil.disk_usage(parent).free
-    if form not in ("diffusers", "single-file"):
-        need = 0  # little, and known only when it is made
-    elif link and form == checkpoint.layout and checkpoint.path.stat().st_dev == parent.stat().st_dev:
-        need = sum(file.size for file in checkpoint.unet_files)
-    if need > free:
-        raise TrceError(
-            f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",
-            "Make space, or choose an --output on another disk.",
-        )
-
-
-def _replaceable(output: Path, form: Form) -> bool:
-    if form != "diffusers":
-        return output.is_file()
-    return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
-
-
-def write_patched(
-    checkpoint: Checkpoint,
-    output: Path,
-    edits: Mapping[str, Edit],
-    files: Mapping[str, bytes],
-    force: bool = False,
-    link: bool = False,
-    report: Report = no_report,
-) -> Path:
-    """Write an edited copy of the checkpoint, whole or not at all, and return its real path.
-
-    edits: diffusers U-Net key -> function from the weight (fp32, or fp64 where the file has it) to the new
-    one of the same shape; done for every copy of the U-Net's weights, rounded to the dtype of its file.
-    files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's; into a
-    single file `trce.json` goes as metadata.
-    link: share unchanged files with the input where both lie on one file system, by reflink or else hard
-    link. report: called with the number of bytes just written, `checkpoint.total_bytes()` in all. Raises
-    `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite values,
-    `TrceError` for a non-finite result or a failing disk. The input is never written to.
-    """
-    output = check_output(checkpoint, output, force, link)
-    patches: dict[Path, dict[str, Edit]] = {}
-    opened = {file.path: file for file in checkpoint.unet_files}
-    for key, edit in edits.items():
-        for copy in checkpoint.unet:
-            file, name = copy.tensors[key]
-            patches.setdefault(file.path, {})[name] = edit
-    metadata = None
-    if checkpoint.layout == "single-file":
-        metadata = single_file_metadata(checkpoint, files)
-        files = {}
-    with whole_or_not_at_all(output) as stage:
-        for relative, source in checkpoint.files.items():
-            if relative in files:
-                continue
-            target = stage if checkpoint.path.is_file() else stage / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source in opened:
-                opened[source].write_patched(target, patches.get(source, {}), metadata, report)
-            elif link and share_file(source, target):
-                report(target.stat().st_size)
-            else:
-                copy_file(source, target, report)
-        for relative, content in files.items():
-            (stage / relative).write_bytes(content)
-    return output
-
-
-@contextmanager
-def whole_or_not_at_all(output: Path) -> Iterator[Path]:
-    """Where to write a file or folder that takes `output`'s place when the block ends well, else vanishes.
-
-    Raises TrceError where the disk fails.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with _staged(output) as stage:
-            yield stage
-    except OSError as error:
-        hint = "Make space, or choose an --output on another disk." if error.errno == errno.ENOSPC else None
-        raise TrceError(f"Cannot write {output}: {error.strerror or error}.", hint) from error
-
-
-@contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """The place behind `whole_or_not_at_all`.
-
-    It lies in a hidden folder beside `output`, which is locked while the run lives, so that a later run can
-    tell what a killed one left behind. An old output is moved aside for the moment between two renames.
-    """
-    import fcntl
-
-    aside = output.with_name(f".{output.name}.trce-old")
-    hidden = output.with_name(f".{output.name}.trce-{secrets.token_hex(4)}")
-    hidden.mkdir()
-    handle = os.open(hidden, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield hidden / output.name
-        if output.exists():
-            output.rename(aside)
-        (hidden / output.name).rename(output)
-        _remove(aside)
-    except BaseException:
-        if aside.exists() and not output.exists():
-            aside.rename(output)
-        raise
-    finally:
-        _remove(hidden)
-        os.close(handle)
-
-
-def _clear_stale(output: Path) -> None:
-    """Remove what a killed run left beside `output`, and put an old output back that it had moved aside."""
-    import fcntl
-
-    aside = output.with_name(f".{output.name}.trce-old")
-    if aside.exists() and not output.exists():
-        aside.rename(output)
-    for stale in output.parent.glob(f".{glob.escape(output.name)}.trce-*"):
-        handle = os.open(stale, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(stale)
-        except BlockingIOError:
-            pass  # another run is at work
-        finally:
-            os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trce_cli.checkpoint import Checkpoint, EncoderFiles, Form, check_output, read_json, whole_or_not_at_all
+from trce_cli.checkpoint import Checkpoint, EncoderFiles, read_json
 from trce_cli.errors import BadInput
 from trce_cli.keymap import (
     UNET,
@@ -19,6 +19,7 @@ from trce_cli.keymap import (
     openclip_from_clip,
     vae_from_ldm,
 )
+from trce_cli.patching import Form, check_output
 from trce_cli.provenance import single_file_metadata
 from trce_cli.safetensors_file import (
     READABLE,
@@ -31,6 +32,7 @@ from trce_cli.safetensors_file import (
     rounded_edit,
     write_tensors,
 )
+from trce_cli.staging import whole_or_not_at_all
 
 if TYPE_CHECKING:
     import torch

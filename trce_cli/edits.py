@@ -4,7 +4,7 @@ Both say which text encoders they were made for, and carry the history of how th
 `write_patched` wants: for each U-Net weight that they change a function from the old to the new one.
 """
 
-import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +16,26 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from trce_cli import live
 from trce_cli.checkpoint import PICKLE_SUFFIXES, Checkpoint
 from trce_cli.closed_form import mapped
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import FAMILIES, POOLED_KEY, Family, not_a_checkpoint
 from trce_cli.keymap import kohya_names
-from trce_cli.provenance import history_text, parse_history
-from trce_cli.safetensors_file import FLOATS, NewTensor, SafetensorsFile, all_finite
+from trce_cli.live import check_strength, check_width
+from trce_cli.provenance import history_text, parse_history, record
+from trce_cli.safetensors_file import (
+    FLOATS,
+    NewTensor,
+    SafetensorsFile,
+    all_finite,
+    hash_file,
+    write_tensors,
+)
+from trce_cli.staging import whole_or_not_at_all
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-    from trce_cli import live
 
 WeightEdit = Callable[[Tensor], Tensor]
 
@@ -70,7 +78,7 @@ class Map:
     made: Made
     change: Tensor
     pooled_change: Tensor | None = None
-    _hooks: "live.Hooks" = field(init=False, repr=False, default_factory=WeakKeyDictionary)
+    _hooks: live.Hooks = field(init=False, repr=False, default_factory=WeakKeyDictionary)
 
     @property
     def matrix(self) -> Tensor:
@@ -78,7 +86,7 @@ class Map:
         return torch.eye(len(self.change), dtype=torch.float64) + self.change
 
     @cached_property
-    def single(self) -> tuple[Tensor, Tensor | None]:
+    def single(self) -> live.Changes:
         """Both changes in float32, as live pipelines use them; made once."""
         return self.change.float(), None if self.pooled_change is None else self.pooled_change.float()
 
@@ -125,8 +133,6 @@ class Map:
 
         Raises BadInput for an existing file without `force`, TrceError where it cannot be written.
         """
-        from trce_cli.outputs import write_edit_file
-
         return write_edit_file(Path(path), self.tensors(dtype), self.made.metadata("map"), force)
 
     def apply_to(self, pipe: "DiffusionPipeline", strength: float = 1.0) -> None:
@@ -137,15 +143,11 @@ class Map:
         calls. Families and widths are checked (BadInput); that the pipeline has the very text encoder the
         map was solved for is the caller's matter.
         """
-        from trce_cli import live
-
-        live.apply(self, pipe, strength)
+        live.apply(self._hooks, self.single, pipe, strength)
 
     def remove_from(self, pipe: "DiffusionPipeline") -> None:
         """Take the map off a pipeline, which then draws bit for bit as before; nothing where it is not on."""
-        from trce_cli import live
-
-        live.remove(self, pipe)
+        live.remove(self._hooks, pipe)
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,16 +340,48 @@ def _in_turn(edits: Sequence[WeightEdit], weight: Tensor) -> Tensor:
     return reduce(lambda found, edit: edit(found), edits, weight.double())
 
 
-def check_strength(strength: float) -> None:
-    """BadInput unless it is finite and at least 0."""
-    if not (math.isfinite(strength) and strength >= 0):
-        raise BadInput(f"The strength must be finite and at least 0, not {strength:g}.")
+def write_edit_file(
+    path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], force: bool = False
+) -> Path:
+    """Write a map or LoRA, whole or not at all; BadInput for an existing file without `force`."""
+    path = Path(os.path.realpath(path.expanduser()))
+    if path.suffix != ".safetensors":
+        raise BadInput(f"The output {path} must end in .safetensors.")
+    if path.exists() and not (force and path.is_file()):
+        raise BadInput(
+            f"The output {path} exists already.", "Choose another one, or replace it with --force."
+        )
+    with whole_or_not_at_all(path) as stage:
+        write_tensors(stage, tensors, metadata)
+    return path
 
 
-def check_width(width: int, wanted: int, name: str, kind: str = "") -> None:
-    """BadInput where a map of `width` meets embeddings of another."""
-    if width != wanted:
-        raise BadInput(f"The map is for {kind}embeddings of width {width}; those of {name} have {wanted}.")
+def record_apply(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    edits: Sequence[Edit],
+    strength: float,
+    figures: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The entry for edits that were made before: like `record`'s, with the concepts that they erase.
+
+    edits: for each, in the order in which they act, file name, SHA-256, form, and its own history.
+    """
+    histories = [list(edit.made.history) if edit.made else [] for edit in edits]
+    files = [
+        {
+            "file": path.name,
+            "sha256": hash_file(path),
+            "form": type(edit).__name__.lower(),
+            "history": entries,
+        }
+        for path, edit, entries in zip(paths, edits, histories, strict=True)
+    ]
+    settings = {"edits": [file["file"] for file in files], "strength": strength}
+    entry = record("apply", checkpoint, [], settings, figures, seconds)
+    entry["presets"] = [preset for entries in histories for made in entries for preset in made["presets"]]
+    return entry | {"edits": files}
 
 
 def _joined(a: Tensor, b: Tensor) -> Tensor:

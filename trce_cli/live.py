@@ -4,20 +4,18 @@ W (M e) = (W M) e, so the pictures are those of an edited checkpoint, and taking
 pipeline exactly: no weight is touched. Switching costs microseconds, a map in use two small products a step.
 """
 
+import math
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from trce_cli.edits import check_strength, check_width
 from trce_cli.errors import BadInput
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch.utils.hooks import RemovableHandle
-
-    from trce_cli.edits import Map
 
 CONTEXT = 2  # the place of encoder_hidden_states among the positional arguments of a U-Net
 
@@ -26,7 +24,7 @@ class Hook:
     """What runs before the U-Net: the map at its present strength."""
 
     def __init__(self, changes: list[Tensor | None], strength: float) -> None:
-        self.changes = changes  # of the context, and of the pooled embedding
+        self.changes = changes
         self.strength = strength
         self.handle: RemovableHandle | None = None
 
@@ -50,31 +48,45 @@ class Hook:
 
 
 Hooks = MutableMapping[nn.Module, Hook]
+Changes = tuple[Tensor, Tensor | None]  # of the context, and of the pooled embedding
 
 
-def apply(text_map: "Map", pipe: "DiffusionPipeline", strength: float) -> None:
-    """See `Map.apply_to`."""
+def apply(hooks: Hooks, changes: Changes, pipe: "DiffusionPipeline", strength: float) -> None:
+    """See `Map.apply_to`. hooks: those of the map, kept up here. changes: in float32."""
     check_strength(strength)
     unet = getattr(pipe, "unet", None)
     if unet is None:
         raise BadInput(f"{type(pipe).__name__} has no U-Net, so the map cannot be put on it.")
-    if unet in text_map._hooks:
-        text_map._hooks[unet].strength = strength
+    if unet in hooks:
+        hooks[unet].strength = strength
         return
     name = f"the {type(pipe).__name__}"
-    check_width(len(text_map.change), unet.config.cross_attention_dim, name)
-    if text_map.pooled_change is not None:
+    context, pooled = changes
+    check_width(len(context), unet.config.cross_attention_dim, name)
+    if pooled is not None:
         sizes = 6 * unet.config.addition_time_embed_dim  # of SDXL's size, crop and target size
         pooled_width = unet.config.projection_class_embeddings_input_dim - sizes
-        check_width(len(text_map.pooled_change), pooled_width, name, "pooled ")
-    hook = Hook(list(text_map.single), strength)
+        check_width(len(pooled), pooled_width, name, "pooled ")
+    hook = Hook([context, pooled], strength)
     # On weights a later map acts on embeddings first: W M_a M_b e.
     hook.handle = unet.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-    text_map._hooks[unet] = hook
+    hooks[unet] = hook
 
 
-def remove(text_map: "Map", pipe: "DiffusionPipeline") -> None:
+def remove(hooks: Hooks, pipe: "DiffusionPipeline") -> None:
     """See `Map.remove_from`."""
-    hook = text_map._hooks.pop(pipe.unet, None)
+    hook = hooks.pop(pipe.unet, None)
     if hook is not None and hook.handle is not None:
         hook.handle.remove()
+
+
+def check_strength(strength: float) -> None:
+    """BadInput unless it is finite and at least 0."""
+    if not (math.isfinite(strength) and strength >= 0):
+        raise BadInput(f"The strength must be finite and at least 0, not {strength:g}.")
+
+
+def check_width(width: int, wanted: int, name: str, kind: str = "") -> None:
+    """BadInput where a map of `width` meets embeddings of another."""
+    if width != wanted:
+        raise BadInput(f"The map is for {kind}embeddings of width {width}; those of {name} have {wanted}.")

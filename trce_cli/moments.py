@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trce_cli.cache import cache_folder
 from trce_cli.closed_form import SecondMoment
 from trce_cli.embed import Batch, Embedder
 from trce_cli.errors import BadInput
@@ -45,13 +46,6 @@ def second_moments(
     else:
         report(len(set(texts)))
     return moments
-
-
-def cache_folder() -> Path:
-    """`$TRCE_CACHE`, else `trce` in the user's cache folder (which follows `$XDG_CACHE_HOME` on Linux)."""
-    import platformdirs
-
-    return Path(os.environ.get("TRCE_CACHE") or platformdirs.user_cache_path("trce"))
 
 
 def _compute(embedder: Embedder, texts: Sequence[str], report: Callable[[int], None]) -> Moments:

@@ -1,18 +1,18 @@
 """What an edit is written as: a checkpoint in either layout, a LoRA, or a map; one or several of them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from trce_cli.checkpoint import Checkpoint, Form, check_output, whole_or_not_at_all, write_patched
+from trce_cli.checkpoint import Checkpoint
 from trce_cli.conversion import left_behind, write_converted
-from trce_cli.edits import EDIT_DTYPES, EditDType, Made, Map, WeightEdit
+from trce_cli.edits import EDIT_DTYPES, EditDType, Made, Map, WeightEdit, write_edit_file
 from trce_cli.errors import BadInput
 from trce_cli.lora import Size, factor, since
+from trce_cli.patching import Form, check_output, write_patched
 from trce_cli.provenance import provenance_files
-from trce_cli.safetensors_file import NewTensor, Report, no_report, write_tensors
+from trce_cli.safetensors_file import Report, no_report
 
 # What a form's name is, where several are written, after --output without its own ending.
 _ENDINGS: Final[Mapping[Form, str]] = {
@@ -132,22 +132,6 @@ def write_outputs(
 def total_bytes(checkpoint: Checkpoint, outputs: Outputs) -> int:
     """About how many bytes `write_outputs` reports."""
     return checkpoint.total_bytes() * len(outputs.paths.keys() & {"diffusers", "single-file"})
-
-
-def write_edit_file(
-    path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], force: bool = False
-) -> Path:
-    """Write a map or LoRA, whole or not at all; BadInput for an existing file without `force`."""
-    path = Path(os.path.realpath(path.expanduser()))
-    if path.suffix != ".safetensors":
-        raise BadInput(f"The output {path} must end in .safetensors.")
-    if path.exists() and not (force and path.is_file()):
-        raise BadInput(
-            f"The output {path} exists already.", "Choose another one, or replace it with --force."
-        )
-    with whole_or_not_at_all(path) as stage:
-        write_tensors(stage, tensors, metadata)
-    return path
 
 
 def lora_lines(figures: Mapping[str, Any]) -> list[str]:

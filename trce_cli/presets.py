@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from trce_cli.errors import BadInput
-from trce_cli.prompts import TEMPLATES
+from trce_cli.templates import TEMPLATES
 
 MAX_BYTES: Final = 1 << 20  # a file that is larger was not meant as a concept list
 

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trce_cli import __version__
 from trce_cli.errors import BadInput
-from trce_cli.safetensors_file import hash_file
 
 if TYPE_CHECKING:
     from trce_cli.checkpoint import Checkpoint
-    from trce_cli.edits import Edit
     from trce_cli.presets import Preset
 
 SCHEMA = 1
@@ -89,34 +87,6 @@ def record(
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def record_apply(
-    checkpoint: "Checkpoint",
-    paths: Sequence[Path],
-    edits: "Sequence[Edit]",
-    strength: float,
-    figures: Mapping[str, Any],
-    seconds: float,
-) -> dict[str, Any]:
-    """The entry for edits that were made before: like `record`'s, with the concepts that they erase.
-
-    edits: for each, in the order in which they act, file name, SHA-256, form, and its own history.
-    """
-    histories = [list(edit.made.history) if edit.made else [] for edit in edits]
-    files = [
-        {
-            "file": path.name,
-            "sha256": hash_file(path),
-            "form": type(edit).__name__.lower(),
-            "history": entries,
-        }
-        for path, edit, entries in zip(paths, edits, histories, strict=True)
-    ]
-    settings = {"edits": [file["file"] for file in files], "strength": strength}
-    entry = record("apply", checkpoint, [], settings, figures, seconds)
-    entry["presets"] = [preset for entries in histories for made in entries for preset in made["presets"]]
-    return entry | {"edits": files}
 
 
 def versions() -> dict[str, str]:

@@ -66,7 +66,8 @@ def apply(
     Several are applied one after the other; of maps that is the product of their matrices.
     """
     from trce_cli.checkpoint import open_checkpoint
-    from trce_cli.edits import check_strength, open_edit
+    from trce_cli.edits import open_edit
+    from trce_cli.live import check_strength
     from trce_cli.outputs import choose_outputs
 
     start = perf_counter()
@@ -77,10 +78,9 @@ def apply(
     outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
     outputs.check(source, edits)
 
-    from trce_cli.edits import Made, check_fits, combine
+    from trce_cli.edits import Made, check_fits, combine, record_apply
     from trce_cli.guard import concept_pairs, measure
     from trce_cli.outputs import lora_lines, notes, total_bytes, write_outputs
-    from trce_cli.provenance import record_apply
 
     fits = [check_fits(edit, source, allow_other_text_encoder) for edit in opened]
     combined, text_map = combine(opened, source, strength)

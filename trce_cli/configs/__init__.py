@@ -6,14 +6,14 @@ import secrets
 import shutil
 from pathlib import Path
 
+from trce_cli.cache import cache_folder
+
 
 def folder(family_key: str) -> Path:
     """A diffusers folder without weights for the family, made in the user's cache where it is not there yet.
 
     It is what `from_single_file(config=...)` asks for. A damaged entry is replaced.
     """
-    from trce_cli.moments import cache_folder
-
     content = _content(family_key)
     target = cache_folder() / "configs" / family_key
     if not all(
