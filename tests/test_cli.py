@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import trce_cli
 from trce_cli.cli import app
@@ -65,6 +66,22 @@ for line, status in {lines!r}:
 """
     done = python("-c", script)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("path", leaf_commands(), ids=" ".join)
+def test_help_names_every_option_whole_in_a_narrow_terminal(path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    told = CliRunner().invoke(app, [*path, "--help"], prog_name="trce").stdout
+    for parameter in leaf_commands()[path].params:
+        if isinstance(parameter, typer.core.TyperOption):
+            assert all(f"{option} " in told or f"{option}," in told for option in parameter.opts), told
+    assert max(map(len, told.splitlines())) <= 80
+
+
+def test_the_list_of_commands_cuts_no_line_short(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for path in ([], ["presets"]):
+        assert "..." not in CliRunner().invoke(app, [*path, "--help"]).stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("path", leaf_commands(), ids=" ".join)

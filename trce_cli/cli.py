@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Erase unsafe concepts from text-to-image diffusion checkpoints.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # Wide enough that no table of ours is wrapped in a pipe or a file, where lines are searched and compared.
 PIPE_WIDTH = 240
 
+_LESS_MEMORY = (
+    "Use a smaller --batch-size or half precision (--dtype; of trce steer --mixed-precision, and "
+    "--gradient-checkpointing), or --device cpu."
+)
+
 # What the operating system refuses for reasons that lie outside the program.
 _SYSTEM_REFUSALS = {
     errno.ENOSPC: "No space is left on the device",
@@ -194,13 +199,11 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
         )
         return 1
     except MemoryError:
-        print_error("The memory ran out.", "Use a smaller --batch-size, or --dtype fp16 on a GPU.")
+        print_error("The memory ran out.", _LESS_MEMORY)
         return 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported just to name it
             raise
-        print_error(
-            "The device's memory ran out.", "Use a smaller --batch-size, --dtype fp16, or --device cpu."
-        )
+        print_error("The device's memory ran out.", _LESS_MEMORY)
         return 1
     return 0

@@ -61,7 +61,7 @@ def apply(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put edits on a checkpoint: maps and LoRAs that were made for the same text encoder.
+    """Put maps and LoRAs on a checkpoint with the same text encoder.
 
     Several are applied one after the other; of maps that is the product of their matrices.
     """

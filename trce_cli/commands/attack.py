@@ -123,8 +123,9 @@ def attack(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Attack an erased checkpoint of your own, and tell how often the concept is found without and with it.
+    """Search an erased checkpoint of your own for what is left.
 
+    Tells how often the concept is found without an attack and with it.
     Ring-A-Bell knows only the text encoder, UnlearnDiffAtk the whole model. FILE.csv is a suite for
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
     not given are the papers', for `emoji` small ones.

@@ -25,7 +25,10 @@ def diff(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show which tensors of two checkpoints or files differ, and by how much."""
+    """Show which tensors of two checkpoints or files differ.
+
+    The table tells by how much.
+    """
     from trce_cli.inspection import compare, readers
 
     console = Console(json, quiet)

@@ -134,7 +134,7 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what is left of the erased concepts, and what became of everything else.
+    """Measure what is left of concepts, and of everything else.
 
     Writes results.json, verdicts.csv and report.html, a page to show. Started again with the same arguments
     it goes on where it was; `accelerate launch -m trce_cli evaluate ...` shares the work among processes.

@@ -118,7 +118,7 @@ def generate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw seeded images, each with its settings inside, and a labelled grid.
+    """Draw seeded images, their settings inside, and a labelled grid.
 
     An image depends only on checkpoint, prompt, seed and settings.
     Started again with the same arguments, it draws only what is missing.

@@ -36,7 +36,10 @@ def inspect(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell what a checkpoint or file is: family, layout, dtype, sizes, and the edits that it carries."""
+    """Tell what a checkpoint or file is, and what was done to it.
+
+    Family, layout, dtype, sizes, and the edits that it carries.
+    """
     from trce_cli.inspection import describe
 
     console = Console(json, quiet)

@@ -89,7 +89,7 @@ def map_(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Erase concepts from a checkpoint in closed form, in seconds (stage 1).
+    """Erase concepts in closed form, in seconds (stage 1).
 
     The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer,
     and SDXL's pooled embeddings where they enter.

@@ -112,7 +112,7 @@ def check_preset(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say whether a file is a valid preset, and what is wrong if it is not."""
+    """Say whether a file is a valid preset, or what is wrong with it."""
     console = Console(json, quiet)
     summary = _summary(load_preset(file))
     console.show(

@@ -166,7 +166,7 @@ def steer(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune the early steps of denoising away from concepts (stage 2).
+    """Fine-tune early denoising away from concepts (stage 2).
 
     Killed and started again with the same arguments it goes on where it was. `accelerate launch -m trce_cli
     steer` spreads it over several processes.

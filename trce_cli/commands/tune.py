@@ -94,7 +94,7 @@ def tune(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Try settings of `trce map` on prompts that no report asks, and choose one.
+    """Choose settings of `trce map` on prompts that no report asks.
 
     Of the trials that keep as much as the best but for one percentage point or one picture (context and
     benign prompts), the one with the least attack success (all but benign prompts) is chosen, of equals the
