@@ -14,6 +14,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.presets import SteerSettings, load_preset
 from trce_cli.steer import Training, choose, learning_rate, losses, make_accelerator, order, steer
 from trce_cli.trajectories import Recipe, plan_trajectories
+from trce_cli.working_folder import WorkingFolder
 
 BENIGN = ["a dog in the garden", "two red apples on a plate"]
 RECIPE = Recipe(steps=4, early_steps=2, trajectories_per_concept=1, unconditional=3)
@@ -272,17 +273,17 @@ def test_too_much_drift_stops_the_save_and_can_be_accepted_later(run, tmp_path):
 def test_a_run_that_was_interrupted_ends_at_the_same_weights(run, tmp_path, monkeypatch):
     run(tmp_path / "whole")
     monkeypatch.setattr(stage2, "SAVE_EVERY", -1.0)
-    save = stage2.Work.save
+    save = WorkingFolder.save
 
     def interrupted(self, step, *rest):
         save(self, step, *rest)
         if step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage2.Work, "save", interrupted)
+    monkeypatch.setattr(WorkingFolder, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
-    monkeypatch.setattr(stage2.Work, "save", save)
+    monkeypatch.setattr(WorkingFolder, "save", save)
     log = tmp_path / ".parts.steer/steer.jsonl"
     log.write_text(log.read_text() + '{"step": 3, "loss": 1}\n{"step": 4, "lo')  # logged after the last state
     run(tmp_path / "parts")

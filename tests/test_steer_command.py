@@ -320,10 +320,10 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     trce, mapped, preset, small_disk, tmp_path, announced, monkeypatch
 ):
-    from trce_cli import steer
+    from trce_cli.working_folder import WorkingFolder
 
     if not announced:  # the space goes while the run is at work
-        monkeypatch.setattr(steer.Work, "_check_space", lambda *args: None)
+        monkeypatch.setattr(WorkingFolder, "_check_space", lambda *args: None)
     (small_disk / "filler").write_bytes(bytes(252 * 4096))  # of 256 pages
     set_folder = small_disk / "set"
     told = trce(*arguments(mapped, preset, tmp_path / "out", "--trajectories", set_folder))

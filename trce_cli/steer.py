@@ -5,14 +5,10 @@ that yields a record a step. The only model in memory while it runs is the one i
 predictions to hold on to come from a `TrajectorySet`.
 """
 
-import fcntl
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from trce_cli import training_state
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.contrastive import Contrast, contrastive_loss, regulariser
 from trce_cli.denoiser import (
@@ -35,6 +30,7 @@ from trce_cli.denoiser import (
     predict,
     trainable,
 )
+from trce_cli.drift import CHECKED, guard, weight_change
 from trce_cli.edits import Made
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.outputs import Outputs, choose_outputs, total_bytes, write_outputs
@@ -42,6 +38,7 @@ from trce_cli.presets import Preset, SteerSettings
 from trce_cli.processes import on_main
 from trce_cli.provenance import history, record
 from trce_cli.trajectories import Kind, Plan, Recipe, States, TrajectorySet, identify, prepare
+from trce_cli.working_folder import LOG, WorkingFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,10 +46,9 @@ if TYPE_CHECKING:
 SAVE_EVERY: float = 120  # seconds between two training states: what a kill can cost
 WARM_UP: Final = 0.05  # of the steps, over which the learning rate rises; a usual share
 CLIP: Final = 1.0  # norm of the gradient, diffusers' training scripts' value
-GUARD_BATCH: Final = 8  # states in one pass of the guard
 SKIPS: Final = 20  # steps in a row that fp16's loss scaling may skip while it finds its scale
 
-STATE, LOG, CURVES = "state.safetensors", "steer.jsonl", "loss.png"
+CURVES: Final = "loss.png"
 
 Report = Callable[..., None]  # called with the number of items done, and a word on how it goes
 Stage = Callable[[str, int | None, str], Report]  # text, total, unit
@@ -199,7 +195,8 @@ def steer(
     made_from = on_main(
         accelerator, lambda: identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
     )
-    work = Work(output, outputs or choose_outputs(erased, output, None, force=force), made_from, training)
+    chosen = outputs or choose_outputs(erased, output, None, force=force)
+    work = WorkingFolder(output, chosen, made_from, asdict(training))
     with work.claimed(accelerator, erased, plan, trajectories, force) as stored:
         conditioning = encode(erased, plan.prompts, accelerator.device)
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[training.mixed_precision]
@@ -235,7 +232,7 @@ def _fit(
     stored: TrajectorySet,
     conditioning: Conditioning,
     training: Training,
-    work: "Work",
+    work: WorkingFolder,
     stage: Stage,
 ) -> None:
     """Train to the end from where the working folder's state is, and keep state and log there."""
@@ -416,7 +413,7 @@ def _finish(
     stored: TrajectorySet,
     conditioning: Conditioning,
     training: Training,
-    work: "Work",
+    work: WorkingFolder,
     max_drift: float,
     began: float,
     stage: Stage,
@@ -428,8 +425,7 @@ def _finish(
     changes = {key: trained[key] - before[key].float() for key in trained}
     after = {key: (before[key].float() + changes[key]).to(before[key].dtype) for key in changes}
     figures: dict[str, Any] = {"weights": weight_change(erased, before, after)}
-    kinds: tuple[Kind, ...] = ("unsafe-check", "unconditional-check", "benign-check")
-    report = stage("Guard", 2 * sum(stored.plan.states(kind) for kind in kinds), "states")
+    report = stage("Guard", 2 * sum(stored.plan.states(kind) for kind in CHECKED), "states")
     figures |= guard(model, before, after, stored, conditioning, report)
     for name in ("unconditional", "benign"):
         if not figures[name]["drift"] <= max_drift:
@@ -480,262 +476,3 @@ def _ends(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean losses over the first or last records."""
     names = ("loss", "contrast", "regulariser")
     return {name: sum(record[name] for record in records) / max(1, len(records)) for name in names}
-
-
-def weight_change(
-    erased: Checkpoint, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
-) -> dict[str, float | int]:
-    """How the weights changed, as they are saved; TrceError where rounding to their dtype leaves nothing."""
-    count = sum(tensor.numel() for tensor in before.values())
-    changed = sum(int((before[key] != after[key]).sum()) for key in before)
-    if not changed:
-        raise TrceError(
-            f"Training changed no weight by as much as {erased.dtype} can hold, so nothing was written.",
-            "Raise --lr or --max-steps.",
-        )
-    size = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in before.values()))
-    moved = math.sqrt(
-        sum(float((after[key].double() - before[key].double()).square().sum()) for key in before)
-    )
-    return {
-        "tensors": len(before),
-        "changed_share": changed / count,
-        "relative_change": moved / size,
-    }
-
-
-@torch.no_grad()
-def guard(
-    model: nn.Module,
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    stored: TrajectorySet,
-    conditioning: Conditioning,
-    report: Report = lambda *done: None,
-) -> dict[str, Any]:
-    """What the edit does on held-out states, in figures; the model is left with the weights `after`.
-
-    unsafe: where predictions under the unsafe and the empty prompt lie between reject (0) and prefer (1),
-    before and after, on average. unconditional, benign: drift, rms of the change of the predictions over
-    their rms.
-    """
-    found: list[dict[str, Any]] = []
-    for weights in (before, after):
-        for key, parameter in trainable(model).items():
-            parameter.copy_(weights[key])
-        found.append({
-            kind: [
-                _predictions(model, states, conditioning, report) for states in map(stored.read,
-                stored.plan.of(kind))
-            ]
-            for kind in ("unsafe-check", "unconditional-check", "benign-check")
-        })  # fmt: skip
-    figures: dict[str, Any] = {"unsafe": {"states": stored.plan.states("unsafe-check")}}
-    for name, one in zip(("before", "after"), found, strict=True):
-        for place, prompt in enumerate(("prompt", "empty")):
-            figures["unsafe"][f"{prompt}_{name}"] = _mean_position(
-                stored, [predictions[place] for predictions in one["unsafe-check"]]
-            )
-    for name, kind in (("unconditional", "unconditional-check"), ("benign", "benign-check")):
-        old, new = (torch.cat([predictions[0] for predictions in one[kind]]) for one in found)
-        drift = float((new - old).square().mean().sqrt() / old.square().mean().sqrt())
-        figures[name] = {"states": len(old), "drift": drift}
-    return figures
-
-
-def _predictions(
-    model: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning, report: Report
-) -> tuple[Tensor, Tensor | None]:
-    """Predictions under the states' own prompt, and for unsafe ones under the empty one; fp32 on the CPU."""
-    device, columns = conditioning.context.device, [states["rows"]]
-    columns += [torch.zeros_like(states["rows"])] if "direction" in states else []
-    made: list[list[Tensor]] = [[], []]
-    for start in range(0, len(states["rows"]), GUARD_BATCH):
-        part = slice(start, start + GUARD_BATCH)
-        latents, timesteps = (
-            states["latents"][part].to(device, torch.float32),
-            states["timesteps"][part].to(device),
-        )
-        for place, rows in enumerate(columns):
-            made[place].append(predict(model, latents, timesteps, conditioning, rows[part]).cpu())
-        report(len(latents))
-    return torch.cat(made[0]), torch.cat(made[1]) if made[1] else None
-
-
-def _mean_position(stored: TrajectorySet, predictions: Sequence[Tensor]) -> float:
-    places = []
-    for shard, prediction in zip(stored.plan.of("unsafe-check"), predictions, strict=True):
-        states = stored.read(shard)
-        places.append(Contrast(states["direction"], states["offset"]).position(prediction))
-    return float(torch.cat(places).mean())
-
-
-# The working folder
-
-
-class Work:
-    """The hidden folder beside the output with an unfinished run: its arguments, state, log, trajectories."""
-
-    def __init__(
-        self, output: Path, outputs: Outputs, made_from: Mapping[str, Any], training: Training
-    ) -> None:
-        self.output = Path(os.path.realpath(output.expanduser()))
-        self.outputs = outputs
-        self.folder = self.output.with_name(f".{self.output.name}.steer")
-        self.arguments = {"set": dict(made_from), "training": asdict(training)}
-
-    @contextmanager
-    def claimed(
-        self,
-        accelerator: "Accelerator",
-        erased: Checkpoint,
-        plan: Plan,
-        trajectories: Path | None,
-        force: bool,
-    ) -> Iterator[TrajectorySet]:
-        """Take the folder for this run, with the set to train on, and remove it when the block ends well.
-
-        Raises BadInput where it holds a run of other arguments (with `force` that one is dropped, its
-        trajectories stay if they fit), where another process is at work in it, or where the set is of other
-        inputs; TrceError where the disk is too small.
-        """
-        handles: list[int] = []
-
-        def claim() -> TrajectorySet:
-            self.outputs.check(erased)
-            fresh = not self.folder.exists()
-            try:
-                if not fresh:
-                    handles.append(self._lock())
-                    self._check_arguments(force)
-                stored = TrajectorySet(
-                    trajectories or self.folder / "trajectories", plan, self.arguments["set"]
-                )
-                self._check_space(erased, stored)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if fresh:
-                    handles.append(self._lock())
-                whole = self.folder / "run.json.partial"
-                whole.write_text(json.dumps(self.arguments, indent=2) + "\n")
-                whole.replace(self.folder / "run.json")
-            except BaseException:
-                if fresh and handles:  # made here, and by nobody else
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                while handles:
-                    os.close(handles.pop())
-                raise
-            return stored
-
-        try:
-            yield on_main(accelerator, claim)
-            if accelerator.is_main_process:
-                shutil.rmtree(self.folder)
-        finally:
-            for handle in handles:
-                os.close(handle)
-
-    def _lock(self) -> int:
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise BadInput(f"Another run is at work on {self.output}.", "Choose another --output.") from None
-        return handle
-
-    def _check_arguments(self, force: bool) -> None:
-        try:
-            found = json.loads((self.folder / "run.json").read_text())
-            old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
-        except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError):
-            found, old, new = {}, {"arguments": None}, {"arguments": ""}
-        differing = [name for name in new if old.get(name) != new[name]]
-        if not differing:
-            return
-        if not force:
-            name = differing[0].replace("_", " ")
-            raise BadInput(
-                f"{self.folder} holds an unfinished run with other arguments ({name} differs).",
-                "Finish it with those, choose another --output, or begin again with --force.",
-            )
-        for name in (STATE, LOG, "run.json"):
-            (self.folder / name).unlink(missing_ok=True)
-        if found.get("set") != self.arguments["set"]:
-            shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
-
-    def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
-        """The set, two states (the old one stays until the new one is whole) and the output have to fit."""
-        tuned = sum(math.prod(erased.shape(key)) for key in erased.unet[0].tensors if is_trainable(key))
-        missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
-        needs = [
-            (stored.folder, missing),
-            (self.folder, 24 * tuned),
-            (self.output, erased.total_bytes()),
-        ]
-        wanted: dict[int, int] = {}
-        for place, size in needs:
-            parent = place.absolute()
-            while not parent.exists():
-                parent = parent.parent
-            device = parent.stat().st_dev
-            wanted[device] = wanted.get(device, 0) + size
-            free = shutil.disk_usage(parent).free
-            if wanted[device] > free:
-                raise TrceError(
-                    f"Steering needs {wanted[device] / 1e9:.2f} GB in {parent}, which has {free / 1e9:.2f}.",
-                    "Make space, or put the set elsewhere with --trajectories or the result with --output.",
-                )
-
-    def load(self, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any) -> int:
-        """Put the last state into weights and optimizer, in place; returns the steps done."""
-        path = self.folder / STATE
-        if not path.exists():
-            return 0
-        step, metadata = training_state.load(path, weights, optimizer)
-        if scaler is not None and "scaler" in metadata:
-            scaler.load_state_dict(json.loads(metadata["scaler"]))
-        return step
-
-    def save(
-        self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any
-    ) -> None:
-        """Write the state after `step` steps, if it is finite: the last good one is never lost."""
-        for name, tensor in weights.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise TrceError(
-                    f"{name.removeprefix('weights/')} became NaN or infinite by step {step}.",
-                    "The last good state is kept; begin again with a lower --lr and --force.",
-                )
-        metadata = {} if scaler is None else {"scaler": json.dumps(scaler.state_dict())}
-        training_state.save(self.folder / STATE, step, weights, optimizer, metadata)
-
-    @contextmanager
-    def log(self, accelerator: "Accelerator", start: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Append records to the log, from which those of steps that are done again are dropped first."""
-        if not accelerator.is_main_process:
-            yield lambda entry: None
-            return
-        kept = [entry for entry in self.records() if entry["step"] <= start]
-        path = self.folder / LOG
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        with path.open("a") as file:
-
-            def write(entry: Mapping[str, Any]) -> None:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-
-            yield write
-
-    def records(self) -> list[dict[str, Any]]:
-        """The log's records; a line that a kill cut short, the last one, is not among them."""
-        path = self.folder / LOG
-        lines = path.read_text().splitlines() if path.exists() else []
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
