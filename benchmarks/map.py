@@ -212,10 +212,9 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     weights = [checkpoint.read(key) for key in checkpoint.projection_keys()]
 
     start = time.perf_counter()
-    moment = SecondMoment(embedder.dim)
+    moment = SecondMoment(embedder.dim, len(prior.captions))
     for context, times in states:
-        moment.update(context, times, 0)
-    moment.captions = len(prior.captions)
+        moment.update(context, times)
     text_map = targets.fitter().solve(moment.P, PRESERVE)
     for weight in weights:
         text_map.edit(weight).to(weight.dtype)

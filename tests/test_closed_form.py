@@ -25,7 +25,7 @@ def normal() -> Tensor:
 
 
 def benign() -> SecondMoment:
-    return SecondMoment(DIM).update(embeddings(TOKENS, seed=3), torch.ones(TOKENS), captions=MANY)
+    return SecondMoment(DIM, MANY).update(embeddings(TOKENS, seed=3), torch.ones(TOKENS))
 
 
 def pairs(count: int = PAIRS) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,16 +119,15 @@ def test_order_and_duplication_do_not_matter() -> None:
 
 def test_streamed_equals_batch() -> None:
     unsafe, safe, weights = pairs()
-    fit, prior = TextMapFitter(DIM, PAIRS), SecondMoment(DIM)
+    fit, prior = TextMapFitter(DIM, PAIRS), SecondMoment(DIM, MANY)
     for start in range(0, PAIRS, 5):
         part = slice(start, start + 5)
         fit = fit.update(unsafe[part], safe[part], weights[part])
     for part_ in embeddings(TOKENS, seed=3).split(37):
-        prior = prior.update(part_[:9], torch.ones(9), captions=0)
+        prior = prior.update(part_[:9], torch.ones(9))
         rest = part_[9:]
         for share in (0.25, 0.75):  # as often in all
-            prior = prior.update(rest, torch.full((len(rest),), share), captions=0)
-    prior.update(torch.empty(0, DIM), torch.empty(0), captions=MANY)
+            prior = prior.update(rest, torch.full((len(rest),), share))
     torch.testing.assert_close(prior.P, benign().P, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fit.A, fitter().A, rtol=1e-12, atol=1e-12)
     expected = fitter().solve(benign().P, preserve=1.0).matrix

@@ -62,17 +62,16 @@ def mapped(weight: Tensor, change: Tensor) -> Tensor:
 
 
 class SecondMoment:
-    """P: the second moment of benign embeddings, streamed; float64, (dim, dim)."""
+    """P: the second moment of so many benign captions' embeddings, streamed; float64, (dim, dim)."""
 
-    def __init__(self, dim: int) -> None:
-        self.captions = 0
+    def __init__(self, dim: int, captions: int) -> None:
+        self.captions = captions
         self._sum = torch.zeros(dim, dim, dtype=torch.float64)
 
-    def update(self, embeddings: Tensor, times: Tensor, captions: int) -> "SecondMoment":
-        """Add embeddings of so many captions (tokens, dim), and how often each of them occurs (tokens,)."""
+    def update(self, embeddings: Tensor, times: Tensor) -> "SecondMoment":
+        """Add embeddings of the captions (tokens, dim), and how often each of them occurs (tokens,)."""
         c, times = embeddings.to(self._sum), times.to(self._sum)
         self._sum.addmm_(c.mT, times[:, None] * c)
-        self.captions += captions
         return self
 
     @property

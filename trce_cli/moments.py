@@ -51,12 +51,11 @@ def second_moments(
 def _compute(embedder: Embedder, texts: Sequence[str], report: Callable[[int], None]) -> Moments:
     times = Counter(texts)
     tokens = zip(times, embedder.tokens(times), strict=True)
-    context, pooled = SecondMoment(embedder.dim), SecondMoment(embedder.pooled_dim)
+    context, pooled = (SecondMoment(dim, len(texts)) for dim in (embedder.dim, embedder.pooled_dim))
     for batch in embedder.states({text: range(tokens_.eot + 1) for text, tokens_ in tokens}, report):
-        counts = torch.tensor([times[text] for text in batch.rows])
-        context.update(batch.context, occurrences(batch, times), int(counts.sum()))
+        context.update(batch.context, occurrences(batch, times))
         if batch.pooled is not None:
-            pooled.update(batch.pooled, counts, int(counts.sum()))
+            pooled.update(batch.pooled, torch.tensor([times[text] for text in batch.rows]))
     return Moments(context.P, pooled.P if embedder.pooled_dim else None)
 
 
