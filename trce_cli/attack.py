@@ -21,9 +21,10 @@ from torch import Tensor
 from trce_cli.denoiser import Conditioning, ddim, predict
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluation import Evaluation, is_embedded
-from trce_cli.generate import checkpoint_hash, draw, free, load_pipeline, plan_images
+from trce_cli.generate import checkpoint_hash, draw, load_pipeline, plan_images
 from trce_cli.images import ImageRecord, whole_file
 from trce_cli.mapping import Stage, no_stage
+from trce_cli.memory import free
 from trce_cli.metrics import Rate
 from trce_cli.prompt_encoder import PromptEncoder
 from trce_cli.prompt_files import Prompt

@@ -4,7 +4,6 @@
 not stay in memory; `load_unet` reads a U-Net weight by weight through the checkpoint, whatever its layout.
 """
 
-import gc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from trce_cli.checkpoint import Checkpoint, read_json
 from trce_cli.errors import BadInput
+from trce_cli.memory import free
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -77,10 +77,9 @@ def encode(checkpoint: Checkpoint, prompts: Sequence[str], device: torch.device)
 
     The empty prompt is what that pipeline guides away from, which for most SDXL checkpoints is all zeros.
     """
-    try:
-        return _encode(checkpoint, prompts, device)
-    finally:
-        gc.collect()  # text encoders hold themselves in cycles, and the U-Net is to come where they were
+    conditioning = _encode(checkpoint, prompts, device)
+    free(device)  # the U-Net is to come where the text encoders were
+    return conditioning
 
 
 @torch.no_grad()

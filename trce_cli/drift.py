@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.contrastive import Contrast
-from trce_cli.denoiser import Conditioning, predict, trainable
+from trce_cli.denoiser import Conditioning, trainable
 from trce_cli.errors import TrceError
-from trce_cli.trajectories import Kind, TrajectorySet
+from trce_cli.trajectories import Kind, TrajectorySet, predictions_at
 
 CHECKED: Final[tuple[Kind, ...]] = ("unsafe-check", "unconditional-check", "benign-check")
-AT_ONCE: Final = 8  # states in one pass
 
 
 def weight_change(
@@ -80,21 +79,11 @@ def guard(
 
 def _predictions(
     model: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning, report: Callable[[int], None]
-) -> tuple[Tensor, Tensor | None]:
-    """Predictions under the states' own prompt, and for unsafe ones under the empty one; fp32 on the CPU."""
-    device, columns = conditioning.context.device, [states["rows"]]
+) -> list[Tensor]:
+    """Predictions under the states' own prompt, and for unsafe ones under the empty one."""
+    columns = [states["rows"]]
     columns += [torch.zeros_like(states["rows"])] if "direction" in states else []
-    made: list[list[Tensor]] = [[], []]
-    for start in range(0, len(states["rows"]), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        latents, timesteps = (
-            states["latents"][part].to(device, torch.float32),
-            states["timesteps"][part].to(device),
-        )
-        for place, rows in enumerate(columns):
-            made[place].append(predict(model, latents, timesteps, conditioning, rows[part]).cpu())
-        report(len(latents))
-    return torch.cat(made[0]), torch.cat(made[1]) if made[1] else None
+    return predictions_at(model, states, columns, conditioning, report)
 
 
 def _mean_position(stored: TrajectorySet, predictions: Sequence[Tensor]) -> float:

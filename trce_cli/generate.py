@@ -1,6 +1,5 @@
 """Seeded images: each depends only on its checkpoint, prompt, seed and settings, never on its batch."""
 
-import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from PIL import Image
 from trce_cli.checkpoint import Checkpoint, read_json
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.images import ImageFolder, ImageRecord
+from trce_cli.memory import free
 from trce_cli.prompt_files import MAX_SEED, Prompt
 from trce_cli.safetensors_file import hash_file
 
@@ -402,15 +402,6 @@ def draw_missing(
         del pipeline
         free(device)
     folder.write_index()
-
-
-def free(device: "torch.device") -> None:
-    """Give back the memory of a pipeline that nothing refers to any more, before the next one is loaded."""
-    import torch
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def count_truncated(pipeline: "DiffusionPipeline", records: Sequence[ImageRecord]) -> int:

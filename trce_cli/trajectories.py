@@ -42,8 +42,8 @@ FORMAT: Final = "trajectories 1"
 UNSAFE_A_SHARD: Final = 8
 OTHERS_A_SHARD: Final = 16
 
-# Trajectories sampled in one batch. An unsafe one is three evaluations a step, so a pass has up to 12
-# samples, and without gradients it takes less memory than a training step.
+# Trajectories sampled, or stored states predicted, in one batch. An unsafe trajectory is three evaluations a
+# step, so a pass has up to 12 samples, and without gradients it takes less memory than a training step.
 AT_ONCE: Final = 4
 
 # Trajectories that the guard measures on and that are not trained on; no more than there are to train on.
@@ -327,16 +327,28 @@ def _evaluate(
     return prediction.chunk(len(columns))
 
 
-def stage1_predictions(unet: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning) -> Tensor:
-    """What the model after stage 1 predicts at unconditional states as they are stored; fp16, on the CPU."""
+@torch.no_grad()
+def predictions_at(
+    unet: nn.Module,
+    states: Mapping[str, Tensor],
+    columns: Sequence[Tensor],
+    conditioning: Conditioning,
+    report: Callable[[int], None] = lambda states: None,
+) -> list[Tensor]:
+    """What a model predicts at stored states under each column of prompts' rows; float32, on the CPU.
+
+    report: called with the number of states as they are done.
+    """
     device = conditioning.context.device
-    columns = (states[name].split(AT_ONCE) for name in ("latents", "timesteps", "rows"))
-    made = []
-    with torch.no_grad():
-        for latents, timesteps, rows in zip(*columns, strict=True):
-            at = latents.to(device, torch.float32), timesteps.to(device)
-            made.append(predict(unet, *at, conditioning, rows).to("cpu", STORED))
-    return torch.cat(made)
+    made: list[list[Tensor]] = [[] for _ in columns]
+    for start in range(0, len(states["latents"]), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        latents = states["latents"][part].to(device, torch.float32)
+        timesteps = states["timesteps"][part].to(device)
+        for found, rows in zip(made, columns, strict=True):
+            found.append(predict(unet, latents, timesteps, conditioning, rows[part]).cpu())
+        report(len(latents))
+    return [torch.cat(found) for found in made]
 
 
 def _finite(shard: Shard, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -499,7 +511,12 @@ def prepare(
     def predictions(shard: Shard) -> Callable[[nn.Module], dict[str, Tensor]]:
         source = Shard("unconditional", shard.number, shard.trajectories)
         states = on_main(accelerator, lambda: stored.read(source))
-        return lambda unet: _finite(shard, {"prediction": stage1_predictions(unet, states, conditioning)})
+
+        def predict_all(unet: nn.Module) -> dict[str, Tensor]:
+            (prediction,) = predictions_at(unet, states, [states["rows"]], conditioning)
+            return _finite(shard, {"prediction": prediction.to(STORED)})
+
+        return predict_all
 
     for load, wanted, job in (
         (load_teacher, [shard for shard in missing if shard.kind != "stage1"], trajectories),
