@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trce_cli.safetensors_file import SafetensorsFile
+
 PRESET = """
 name = "toy"
 description = "For tests"
@@ -275,18 +277,45 @@ def test_an_unfinished_run_of_other_arguments_is_refused_or_dropped(start, trce,
 # Several processes
 
 
-def test_two_processes_give_the_result_of_one(mapped, preset, whole, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "trce_cli"]
+def launch(program, args):
+    """Run a program in two processes with gloo."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", *program, *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*launch, *arguments(mapped, preset, tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+# The clocks of two processes never agree on when a state is due: here they disagree at every step.
+KILLED = """
+import os, signal, sys
+from trce_cli import steer, working_folder
+from trce_cli.cli import main
+
+main_process = os.environ["RANK"] == "0"
+steer.SAVE_EVERY = -1.0 if main_process else 1e9
+save = working_folder.WorkingFolder.save
+
+def saved(self, step, *rest):
+    save(self, step, *rest)
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+working_folder.WorkingFolder.save = saved
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_give_the_result_of_one(mapped, preset, whole, tmp_path):
+    """They are killed on the way, after a state that was due in one of them alone, and go on."""
+    (script := tmp_path / "killed.py").write_text(KILLED)
+    args = arguments(mapped, preset, tmp_path / "out")
+    killed = launch([script], args)
+    assert killed.returncode, killed.stderr[-3000:]
+    script.unlink()
+    state = SafetensorsFile.open(tmp_path / ".out.steer/state.safetensors")
+    assert state.metadata["step"] == "3", killed.stderr[-3000:]
+    done = launch(["-m", "trce_cli"], args)
     assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((tmp_path / "out/trce.json").read_text())["history"]
     assert history[-1]["settings"]["processes"] == 2

@@ -3,7 +3,6 @@
 Pictures lie under `images/SUITE`, scores under `scores`; a stopped evaluation is taken up from there.
 """
 
-import datetime
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from trce_cli.images import ImageFolder, ImageRecord, read_image, whole_file, wr
 from trce_cli.mapping import Stage, no_stage
 from trce_cli.measures import measure_suite
 from trce_cli.pictures import ROLES, Pair, ScoreStore, batches, load_image, pair_up
-from trce_cli.processes import on_main
+from trce_cli.processes import PATIENCE, on_main
 from trce_cli.provenance import peak_memory_bytes
 from trce_cli.results import describe, write_results
 from trce_cli.safetensors_file import hash_file
@@ -46,8 +45,7 @@ def join_team(device: str) -> Any:
         return Alone()
     from accelerate import PartialState
 
-    # One process may have much more to draw than another: the wait has no sensible limit.
-    return PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=7))
+    return PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
 
 def evaluate(

@@ -1,7 +1,8 @@
 """What only the main process of several may do: read and write files, and say what is wrong."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from trce_cli.errors import TrceError
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+
+# One process may have much more to do than the others: the wait for it has no sensible limit.
+PATIENCE: Final = timedelta(days=7)
 
 
 def on_main(accelerator: "Accelerator", function: Callable[[], T]) -> T:

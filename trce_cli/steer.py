@@ -35,7 +35,7 @@ from trce_cli.edits import Made
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.outputs import Outputs, choose_outputs, total_bytes, write_outputs
 from trce_cli.presets import Preset, SteerSettings
-from trce_cli.processes import on_main
+from trce_cli.processes import PATIENCE, on_main
 from trce_cli.provenance import history, record
 from trce_cli.trajectories import Kind, Plan, Recipe, States, TrajectorySet, identify, prepare
 from trce_cli.working_folder import LOG, WorkingFolder
@@ -113,6 +113,7 @@ def make_accelerator(
 ) -> "Accelerator":
     """Accelerate on the device of `--device`; under `accelerate launch` each process takes its own."""
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     if mixed_precision == "fp16" and device.type == "cpu":
         raise BadInput("Mixed precision fp16 needs a GPU.", "Use --mixed-precision bf16 or no on the CPU.")
@@ -128,6 +129,9 @@ def make_accelerator(
             mixed_precision=mixed_precision,
             log_with=log_with,
             project_dir=logs,
+            # Every step is one batch, whatever the user's configuration of Accelerate says.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except (ValueError, ImportError) as error:
         raise BadInput(f"Accelerate refuses these settings: {str(error).strip().splitlines()[0]}") from error
@@ -236,14 +240,13 @@ def _fit(
     stage: Stage,
 ) -> None:
     """Train to the end from where the working folder's state is, and keep state and log there."""
-    weights = {f"weights/{key}": parameter.data for key, parameter in trainable(model).items()}
+    # The parameters and not their data, which DistributedDataParallel moves.
+    weights = {f"weights/{key}": parameter for key, parameter in trainable(model).items()}
     # No weight decay: the regulariser holds predictions, and nothing should pull weights away from stage 1's.
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=training.lr, weight_decay=0.0)
     start = on_main(accelerator, lambda: work.load(weights, optimizer, accelerator.scaler))
-    if accelerator.num_processes > 1 and start:  # the weights are sent along when the model is prepared
-        moments = on_main(accelerator, lambda: optimizer.state_dict())
-        if not accelerator.is_main_process:
-            optimizer.load_state_dict(moments)
+    if accelerator.num_processes > 1 and start:
+        _share(accelerator, optimizer)
     model, prepared = accelerator.prepare(model, optimizer)
     total = training.steps(stored.plan.states("unsafe"))
     report = stage("Training", total, "steps")
@@ -253,22 +256,43 @@ def _fit(
         _open(accelerator, stored, *kinds) for kinds in (("unsafe",), ("unconditional", "stage1"))
     )
     with work.log(accelerator, start) as log:
+
+        def keep(entry: Mapping[str, Any]) -> None:
+            """For the main process, whose clock decides when a state is due."""
+            nonlocal saved
+            log(entry)
+            if entry["step"] == total or time.monotonic() - saved > SAVE_EVERY:
+                work.save(entry["step"], weights, optimizer, accelerator.scaler)
+                saved = time.monotonic()
+
         for entry in train(
             accelerator, model, prepared, unsafe, held, stored.plan, conditioning, training, start
         ):
             accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
-            log(entry)
+            on_main(accelerator, partial(keep, entry))
             report(
                 1,
                 "loss {loss:.4f} (contrast {contrast:.4f}, regulariser {regulariser:.2g})".format(**entry),
             )
-            if time.monotonic() - saved > SAVE_EVERY or entry["step"] == total:
-                on_main(
-                    accelerator,
-                    partial(work.save, entry["step"], weights, optimizer, accelerator.scaler),
-                )
-                saved = time.monotonic()
-    accelerator.wait_for_everyone()
+
+
+def _share(accelerator: "Accelerator", optimizer: torch.optim.Optimizer) -> None:
+    """Give every process the main one's moments and loss scale; weights go along as the model is prepared."""
+
+    def state() -> tuple[dict[str, Any], dict[str, Any] | None]:
+        moments = optimizer.state_dict()
+        on_cpu = {
+            index: {name: value.cpu() for name, value in entry.items()}
+            for index, entry in moments["state"].items()
+        }
+        scaler = accelerator.scaler
+        return {**moments, "state": on_cpu}, scaler.state_dict() if scaler is not None else None
+
+    moments, scale = on_main(accelerator, state)
+    if not accelerator.is_main_process:
+        optimizer.load_state_dict(moments)
+        if scale is not None:
+            accelerator.scaler.load_state_dict(scale)
 
 
 def _open(accelerator: "Accelerator", stored: TrajectorySet, *kinds: Kind) -> States | None:

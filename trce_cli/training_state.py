@@ -26,7 +26,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     partial.touch()
     mode = partial.stat().st_mode  # what the umask asks for; safetensors writes 0600
     try:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, dict(metadata))
+        detached = {key: value.detach().contiguous() for key, value in tensors.items()}
+        save_file(detached, partial, dict(metadata))
         partial.chmod(mode)
         partial.replace(path)
     except SafetensorError as error:  # it has no error number of its own
