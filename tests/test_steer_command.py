@@ -1,5 +1,7 @@
 """`trce steer` as a user runs it: plans, refusals, kills, several processes, a full disk."""
 
+import fcntl
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -105,6 +107,12 @@ def test_the_plan_is_told_and_nothing_is_written(trce, mapped, preset, tiny_sd1,
     assert (plan["unsafe_states"], plan["unconditional_states"], plan["steps"]) == (20, 18, 5)
     assert plan["teacher"] == str(tiny_sd1)
     assert plan["evaluations"]["training"] == 5 * 3 * 3
+    assert plan["evaluations"]["guard"] == 2 * (2 * 2 * 2 + 18 + 18)  # 2 trajectories of 2 early steps
+    assert plan["output_bytes"] >= (mapped / WEIGHTS).stat().st_size
+    lora = trce(
+        *arguments(mapped, preset, tmp_path / "out.safetensors", "--dry-run", "--json", "--as", "lora")
+    )
+    assert json.loads(lora.out)["output_bytes"] == 0
     assert plan["trajectory_bytes"] > 20 * 2 * 256 * 2
     assert plan["memory_bytes"] > 4 * (plan["frozen_weights"] + plan["tuned_weights"])
     assert list(tmp_path.iterdir()) == []
@@ -154,6 +162,7 @@ def test_a_missing_or_changed_original_is_told(trce, tiny_sd1, preset, tmp_path)
         (["--early-steps", 9], 2, "early"),
         (["--mixed-precision", "fp16"], 2, "needs a GPU"),
         (["--margin", "nan"], 2, "--margin"),
+        (["--max-drift", "nan"], 2, "--max-drift"),
         (["--log-with", "tensorboard"], 2, "tensorboard is not installed"),
         (["--steps", 2000], 2, "DDIM steps"),
         (["--teacher", "no/such/folder"], 2, "no/such/folder"),
@@ -191,6 +200,31 @@ def test_a_kept_set_is_used_again_and_refused_for_other_inputs(trce, mapped, pre
     assert other.status == 2
     assert "were made for other inputs: seed was 0, and is 1 now" in other.err
     assert not list(tmp_path.glob("*three*"))
+
+
+def test_a_set_that_another_run_is_making_is_refused(trce, mapped, preset, tmp_path):
+    (made := tmp_path / "set").mkdir()
+    handle = os.open(made, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    told = trce(*arguments(mapped, preset, tmp_path / "out", "--trajectories", made))
+    os.close(handle)
+    assert told.status == 2
+    assert "Another run is making the trajectories" in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert trce(*arguments(mapped, preset, tmp_path / "out", "--trajectories", made)).status == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
+def test_what_trackers_say_is_not_in_the_result(trce, mapped, preset, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda *args: print("a project begins"))
+    monkeypatch.setattr(Accelerator, "end_training", lambda *args: print("a project ends"))
+    told = trce(*arguments(mapped, preset, tmp_path / "out", "--json", "--log-with", "trackio"))
+    assert told.status == 0, told.err
+    assert json.loads(told.out)["edit"] == "steer"
+    assert "a project begins\na project ends" in told.err
 
 
 # Kills. Each run is a process of its own, forked from one that has the libraries loaded already.

@@ -196,8 +196,7 @@ def load_unet(
                 f"{key} in {checkpoint.path} has shape {list(weight.shape)}; its config asks for "
                 f"{list(parameter.shape)}."
             )
-        if not bool(torch.isfinite(weight).all()):
-            raise BadInput(f"{key} in {checkpoint.path} holds NaN or infinite values.")
+        _check_finite(checkpoint, key, weight)
         state[key] = weight.to(device, torch.float32 if train and is_trainable(key) else dtype)
     unet.load_state_dict(state, assign=True)
     unet.eval().requires_grad_(False)  # no dropout: predictions are compared with those of stage 1
@@ -205,6 +204,17 @@ def load_unet(
         for parameter in trainable(unet).values():
             parameter.requires_grad_(True)
     return unet
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Raise BadInput for a weight of the U-Net that is not finite; one tensor is in memory at a time."""
+    for key in checkpoint.unet[0].tensors:
+        _check_finite(checkpoint, key, checkpoint.read(key))
+
+
+def _check_finite(checkpoint: Checkpoint, key: str, weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise BadInput(f"{key} in {checkpoint.path} holds NaN or infinite values.")
 
 
 def trainable(unet: nn.Module) -> dict[str, nn.Parameter]:

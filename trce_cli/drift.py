@@ -11,7 +11,7 @@ from trce_cli.checkpoint import Checkpoint
 from trce_cli.contrastive import Contrast
 from trce_cli.denoiser import Conditioning, trainable
 from trce_cli.errors import TrceError
-from trce_cli.trajectories import Kind, TrajectorySet, predictions_at
+from trce_cli.trajectories import Kind, Plan, TrajectorySet, predictions_at
 
 CHECKED: Final[tuple[Kind, ...]] = ("unsafe-check", "unconditional-check", "benign-check")
 
@@ -36,6 +36,11 @@ def weight_change(
         "changed_share": changed / count,
         "relative_change": moved / size,
     }
+
+
+def guard_evaluations(plan: Plan) -> int:
+    """Evaluations of a U-Net on one sample that `guard` takes."""
+    return 2 * sum((2 if kind == "unsafe-check" else 1) * plan.states(kind) for kind in CHECKED)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from trce_cli.conversion import left_behind, write_converted
 from trce_cli.edits import EDIT_DTYPES, EditDType, Made, Map, WeightEdit, write_edit_file
 from trce_cli.errors import BadInput
 from trce_cli.lora import Size, factor, since
-from trce_cli.patching import Form, check_output, write_patched
+from trce_cli.patching import Form, check_output, needed_bytes, write_patched
 from trce_cli.provenance import provenance_files
 from trce_cli.safetensors_file import Report, no_report
 
@@ -45,6 +45,10 @@ class Outputs:
             real = check_output(checkpoint, path, self.force, self.link, form)
             if any(real.exists() and real.samefile(read) for read in inputs):
                 raise BadInput(f"The output {path} is the input itself.", "Choose another --output.")
+
+    def needed_bytes(self, checkpoint: Checkpoint) -> dict[Path, int]:
+        """What each of them takes on its disk, as far as it is known before it is made."""
+        return {path: needed_bytes(checkpoint, path, self.link, form) for form, path in self.paths.items()}
 
 
 def choose_outputs(

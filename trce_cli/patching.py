@@ -66,21 +66,30 @@ def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) 
             )
 
 
+def existing_parent(path: Path) -> Path:
+    """The innermost of the folders around `path` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def needed_bytes(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> int:
+    """What writing `output` takes on its disk; the arguments are those of `check_output`."""
+    if form not in ("diffusers", "single-file"):
+        return 0  # little, and known only when it is made
+    same_disk = checkpoint.path.stat().st_dev == existing_parent(output).stat().st_dev
+    if link and form == checkpoint.layout and same_disk:
+        return sum(file.size for file in checkpoint.unet_files)
+    return checkpoint.total_bytes()
+
+
 def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> None:
-    parent = output.parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = existing_parent(output)
     if not parent.is_dir():
         raise BadInput(f"The output {output} cannot be made: {parent} is not a folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise TrceError(
             f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
         )
-    need, free = checkpoint.total_bytes(), shutil.disk_usage(parent).free
-    if form not in ("diffusers", "single-file"):
-        need = 0  # little, and known only when it is made
-    elif link and form == checkpoint.layout and checkpoint.path.stat().st_dev == parent.stat().st_dev:
-        need = sum(file.size for file in checkpoint.unet_files)
+    need, free = needed_bytes(checkpoint, output, link, form), shutil.disk_usage(parent).free
     if need > free:
         raise TrceError(
             f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",

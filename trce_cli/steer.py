@@ -22,6 +22,7 @@ from trce_cli.checkpoint import Checkpoint
 from trce_cli.contrastive import Contrast, contrastive_loss, regulariser
 from trce_cli.denoiser import (
     Conditioning,
+    check_finite,
     check_same_model,
     ddim,
     encode,
@@ -30,13 +31,14 @@ from trce_cli.denoiser import (
     predict,
     trainable,
 )
-from trce_cli.drift import CHECKED, guard, weight_change
+from trce_cli.drift import CHECKED, guard, guard_evaluations, weight_change
 from trce_cli.edits import Made
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.outputs import Outputs, choose_outputs, total_bytes, write_outputs
 from trce_cli.presets import Preset, SteerSettings
 from trce_cli.processes import PATIENCE, on_main
 from trce_cli.provenance import history, record
+from trce_cli.staging import whole_or_not_at_all
 from trce_cli.trajectories import Kind, Plan, Recipe, States, TrajectorySet, identify, prepare
 from trce_cli.working_folder import LOG, WorkingFolder
 
@@ -137,7 +139,7 @@ def make_accelerator(
         raise BadInput(f"Accelerate refuses these settings: {str(error).strip().splitlines()[0]}") from error
 
 
-def estimate(erased: Checkpoint, plan: Plan, training: Training) -> dict[str, Any]:
+def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Outputs) -> dict[str, Any]:
     """What a run takes: states, evaluations of a U-Net on one sample, memory and disk in bytes.
 
     Memory is that of weights, gradients and optimizer; activations come on top, with the batch.
@@ -153,14 +155,14 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training) -> dict[str, An
         "trajectories": len(plan.trajectories["unsafe"]) + len(plan.trajectories["unconditional"]),
         "unsafe_states": plan.states("unsafe"),
         "unconditional_states": plan.states("unconditional"),
-        "evaluations": {**plan.evaluations, "training": steps * samples},
+        "evaluations": {**plan.evaluations, "training": steps * samples, "guard": guard_evaluations(plan)},
         "steps": steps,
         "tuned_weights": tuned,
         "frozen_weights": frozen,
         "memory_bytes": frozen * (4 if training.mixed_precision == "no" else 2) + 16 * tuned,
         "trajectory_bytes": plan.total_bytes,
         "state_bytes": state,
-        "output_bytes": erased.total_bytes(),
+        "output_bytes": sum(outputs.needed_bytes(erased).values()),
     }
 
 
@@ -196,9 +198,13 @@ def steer(
         )
     check_same_model(teacher, erased)
     stage("Reading checkpoints", None, "")
-    made_from = on_main(
-        accelerator, lambda: identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
-    )
+
+    def read() -> dict[str, Any]:
+        for checkpoint in (teacher, erased):
+            check_finite(checkpoint)  # now, and not after hours with the other one
+        return identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
+
+    made_from = on_main(accelerator, read)
     chosen = outputs or choose_outputs(erased, output, None, force=force)
     work = WorkingFolder(output, chosen, made_from, asdict(training))
     with work.claimed(accelerator, erased, plan, trajectories, force) as stored:
@@ -318,8 +324,8 @@ def train(
     targets and the unconditional states with stage 1's predictions. Yields a record after each step: its
     number counted from 1, loss and its parts (contrast and regulariser, unweighted), the share of unsafe
     states with a loss (active), where predictions lie between reject and prefer (position), learning rate,
-    gradient norm before clipping, seconds. Raises TrceError as soon as loss or gradient is not finite; that
-    step is not made.
+    gradient norm before clipping (None where fp16's scaling skipped the step), seconds. Raises TrceError as
+    soon as loss or gradient is not finite; that step is not made.
     """
     counts = {"unsafe": plan.states("unsafe"), "held": plan.states("unconditional")}
     total, size = training.steps(counts["unsafe"]), training.batch_size
@@ -372,7 +378,7 @@ def train(
             "active": active,
             "position": place,
             "lr": learning_rate(training, step, total),
-            "gradient_norm": norm,
+            "gradient_norm": norm if math.isfinite(norm) else None,  # fp16 skips the step
             "seconds": time.perf_counter() - began,
         }
 
@@ -492,7 +498,8 @@ def _finish(
     )
     if "diffusers" not in work.outputs.paths:  # a single file has no room for them
         for name, content in files.items():
-            work.output.with_name(f"{work.output.stem}.{name}").write_bytes(content)
+            with whole_or_not_at_all(work.output.with_name(f"{work.output.stem}.{name}")) as beside:
+                beside.write_bytes(content)
     return entry | ({"lora": lora} if lora else {})
 
 

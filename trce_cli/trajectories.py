@@ -46,7 +46,8 @@ OTHERS_A_SHARD: Final = 16
 # step, so a pass has up to 12 samples, and without gradients it takes less memory than a training step.
 AT_ONCE: Final = 4
 
-# Trajectories that the guard measures on and that are not trained on; no more than there are to train on.
+# Trajectories that the guard measures on and that are not trained on; no more than there are to train
+# on, where there are any.
 CHECKED_UNSAFE: Final = 8
 CHECKED_OTHERS: Final = 32
 
@@ -205,7 +206,7 @@ def plan_trajectories(
     trained = [unsafe(n, turn, seeds.getrandbits(32)) for n in range(len(concepts)) for turn in range(count)]
     checked = min(CHECKED_UNSAFE, len(concepts))
     numbers = [place * len(concepts) // checked for place in range(checked)]
-    checks = min(CHECKED_OTHERS, max(recipe.unconditional, 1))
+    checks = min(CHECKED_OTHERS, recipe.unconditional or CHECKED_OTHERS)
     unconditional = others("unconditional", [EMPTY] * recipe.unconditional)
     return Plan(
         recipe,

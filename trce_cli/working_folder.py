@@ -18,6 +18,7 @@ from trce_cli.checkpoint import Checkpoint
 from trce_cli.denoiser import is_trainable
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.outputs import Outputs
+from trce_cli.patching import existing_parent
 from trce_cli.processes import on_main
 from trce_cli.trajectories import Plan, TrajectorySet
 
@@ -52,7 +53,7 @@ class WorkingFolder:
 
         Raises BadInput where it holds a run of other arguments (with `force` that one is dropped, its
         trajectories stay if they fit), where another process is at work in it, or where the set is of other
-        inputs; TrceError where the disk is too small.
+        inputs or just being made; TrceError where the disk is too small.
         """
         handles: list[int] = []
 
@@ -63,16 +64,17 @@ class WorkingFolder:
                 if not fresh:
                     handles.append(self._lock())
                     self._check_arguments(force)
-                stored = TrajectorySet(
-                    trajectories or self.folder / "trajectories", plan, self.arguments["set"]
-                )
+                place = trajectories or self.folder / "trajectories"
+                stored = TrajectorySet(place, plan, self.arguments["set"])
                 self._check_space(erased, stored)
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if fresh:
                     handles.append(self._lock())
-                whole = self.folder / "run.json.partial"
-                whole.write_text(json.dumps(self.arguments, indent=2) + "\n")
-                whole.replace(self.folder / "run.json")
+                if trajectories and stored.missing:  # others may want the same set
+                    place.mkdir(parents=True, exist_ok=True)
+                    handles.append(_lock_set(place))
+                    stored = TrajectorySet(place, plan, self.arguments["set"])
+                _write_whole(self.folder / "run.json", json.dumps(self.arguments, indent=2) + "\n")
             except BaseException:
                 if fresh and handles:  # made here, and by nobody else
                     shutil.rmtree(self.folder, ignore_errors=True)
@@ -83,27 +85,29 @@ class WorkingFolder:
 
         try:
             yield on_main(accelerator, claim)
-            if accelerator.is_main_process:
-                shutil.rmtree(self.folder)
+            on_main(accelerator, self._remove)
         finally:
             for handle in handles:
                 os.close(handle)
 
     def _lock(self) -> int:
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise BadInput(f"Another run is at work on {self.output}.", "Choose another --output.") from None
-        return handle
+        return _lock(self.folder, f"Another run is at work on {self.output}.", "Choose another --output.")
+
+    def _remove(self) -> None:
+        """Remove a run that is done, its arguments last: what lies here without them counts as nothing."""
+        for name in (STATE, LOG):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+        shutil.rmtree(self.folder)
 
     def _check_arguments(self, force: bool) -> None:
-        try:
-            found = json.loads((self.folder / "run.json").read_text())
-            old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
-        except FileNotFoundError:
+        arguments = self.folder / "run.json"
+        if not arguments.exists():  # a run that is done was being removed
+            self._drop(None)
             return
+        try:
+            found = json.loads(arguments.read_text())
+            old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
         except (ValueError, KeyError, TypeError):
             found, old, new = {}, {"arguments": None}, {"arguments": ""}
         differing = [name for name in new if old.get(name) != new[name]]
@@ -115,25 +119,28 @@ class WorkingFolder:
                 f"{self.folder} holds an unfinished run with other arguments ({name} differs).",
                 "Finish it with those, choose another --output, or begin again with --force.",
             )
+        self._drop(found.get("set"))
+
+    def _drop(self, made_from: Any) -> None:
+        """Remove what an earlier run left; its trajectories stay where they were made from the same."""
         for name in (STATE, LOG, "run.json"):
             (self.folder / name).unlink(missing_ok=True)
-        if found.get("set") != self.arguments["set"]:
+        if made_from != self.arguments["set"]:
             shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
 
     def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
-        """The set, two states (the old one stays until the new one is whole) and the output have to fit."""
+        """The set, two states (the old one stays until the new one is whole) and the outputs have to fit."""
         tuned = sum(math.prod(erased.shape(key)) for key in erased.unet[0].tensors if is_trainable(key))
         missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
+        states = (12 if (self.folder / STATE).exists() else 24) * tuned
         needs = [
-            (stored.folder, missing),
-            (self.folder, 24 * tuned),
-            (self.output, erased.total_bytes()),
+            (stored.folder / "shards", missing),
+            (self.folder / STATE, states),
+            *self.outputs.needed_bytes(erased).items(),
         ]
         wanted: dict[int, int] = {}
         for place, size in needs:
-            parent = place.absolute()
-            while not parent.exists():
-                parent = parent.parent
+            parent = existing_parent(place)
             device = parent.stat().st_dev
             wanted[device] = wanted.get(device, 0) + size
             free = shutil.disk_usage(parent).free
@@ -174,7 +181,7 @@ class WorkingFolder:
             return
         kept = [entry for entry in self.records() if entry["step"] <= start]
         path = self.folder / LOG
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        _write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         with path.open("a") as file:
 
             def write(entry: Mapping[str, Any]) -> None:
@@ -194,3 +201,28 @@ class WorkingFolder:
             except ValueError:
                 break
         return records
+
+
+def _lock_set(folder: Path) -> int:
+    return _lock(
+        folder,
+        f"Another run is making the trajectories in {folder}.",
+        "Start this one when they are there, or choose another --trajectories.",
+    )
+
+
+def _lock(folder: Path, busy: str, hint: str) -> int:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BadInput(busy, hint) from None
+    return handle
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replace a small file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,7 +1,10 @@
 """`trce steer`: stage 2, early denoising steered away from a concept."""
 
 import importlib.util
+import math
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -190,6 +193,8 @@ def steer(
         "seed": seed,
         "mixed_precision": mixed_precision,
     }
+    if math.isnan(max_drift):
+        raise BadInput("--max-drift must be a number of at least 0, not nan.")
     if log_with and not importlib.util.find_spec(log_with):
         raise BadInput(f"{log_with} is not installed.", f"pip install {log_with}")
 
@@ -210,7 +215,7 @@ def steer(
     if main:
         outputs.check(source)
     plan = plan_trajectories(source, chosen, choose_prior(source).canaries, recipe)
-    planned = stage2.estimate(source, plan, training)
+    planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
         result = {"teacher": original.name, "output": str(output), **planned}
         console.show(_plan_table(result))
@@ -226,7 +231,8 @@ def steer(
     logs = output.parent / f"{output.name}-logs" if log_with else None
     accelerator = stage2.make_accelerator(resolve_device(device), mixed_precision, log_with, logs)
     if log_with:
-        accelerator.init_trackers("trce-steer", {k: str(v) for k, v in given.items() if v is not None})
+        with redirect_stdout(sys.stderr):  # trackers talk, and stdout is for the result
+            accelerator.init_trackers("trce-steer", {k: str(v) for k, v in given.items() if v is not None})
     with console.progress() as progress:
         entry = stage2.steer(
             source,
@@ -243,7 +249,8 @@ def steer(
             outputs=outputs,
             stage=progress.stage,
         )
-    accelerator.end_training()
+    with redirect_stdout(sys.stderr):
+        accelerator.end_training()
     if not main:
         return
     console.show(_guard_table(entry["figures"]))
