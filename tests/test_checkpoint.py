@@ -219,6 +219,11 @@ def linked_out(folder: Path) -> None:
     (folder / PLAIN).symlink_to(outside)
 
 
+def linked_nowhere(folder: Path) -> None:
+    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "vae/diffusion_pytorch_model.safetensors").symlink_to("../blobs/pruned")
+
+
 def linked_folder(folder: Path) -> None:
     outside = folder.parent / "outside"
     (folder / "vae").rename(outside)
@@ -266,6 +271,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing shard": (missing_shard, "is not a file"),
     "link out of the folder": (linked_out, "symbolic link"),
     "linked part": (linked_folder, "symbolic link"),
+    "linked nowhere": (linked_nowhere, "a link to a file that is not there"),
     "linked part inside": (linked_folder_inside, "symbolic link to a folder"),
     "quantised": (quantised, "dtype F8_E4M3"),
     "a copy that lacks a weight": (without_a_key, "The fp16 U-Net weights"),
@@ -526,3 +532,11 @@ def test_link_to_another_file_system_copies(
 def test_an_impossible_name_for_the_output_is_a_sentence(tiny_sd1: Path, tmp_path: Path) -> None:
     with pytest.raises(TrceError, match="cannot be used: File name too long"):
         patch(tiny_sd1, tmp_path / ("x" * 300))
+
+
+def test_a_broken_tokenizer_is_one_sentence(tiny_sd1: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd1, tmp_path / "broken")
+    for file in (tmp_path / "broken/tokenizer").glob("*"):
+        file.write_text("{")
+    with pytest.raises(BadInput, match=r"The tokenizer in .*broken/tokenizer cannot be read"):
+        open_checkpoint(str(tmp_path / "broken")).load_tokenizers()

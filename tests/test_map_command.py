@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import tiny
@@ -309,6 +310,27 @@ def test_an_edit_that_does_nothing_or_is_not_finite_fails(
     assert outcome.status == 1
     assert said in outcome.err
     assert not [path for path in files.iterdir() if "out" in path.name]
+
+
+def test_what_is_read_is_not_replaced(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:
+    assert map_(tiny_sd1, files / "out").status == 0
+    (files / "captions.txt").rename(files / "out/captions.txt")
+    (files / "captions.txt").symlink_to("out/captions.txt")
+    outcome = map_(tiny_sd1, files / "out", "--force")
+    assert outcome.status == 2
+    assert "captions.txt, which is read" in outcome.err
+    assert (files / "out/captions.txt").exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_no_edit(
+    map_: Callable[..., Any], tiny_sd1: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refused)
+    outcome = map_(tiny_sd1, files / "out")
+    assert outcome.status == 0, outcome.err
 
 
 def test_an_empty_prior_is_refused(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:

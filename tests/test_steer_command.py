@@ -187,6 +187,15 @@ def test_an_existing_output_is_refused_before_anything_is_done(trce, mapped, pre
     assert not whole.with_name(".whole.steer").exists()
 
 
+def test_the_teacher_is_not_replaced(trce, mapped, preset, tiny_sd1, tmp_path):
+    shutil.copytree(tiny_sd1, tmp_path / "original")
+    teacher = ("--teacher", tmp_path / "original", "--force")
+    told = trce(*arguments(mapped, preset, tmp_path / "original", *teacher))
+    assert told.status == 2
+    assert "is the input itself" in told.err
+    assert (tmp_path / "original" / WEIGHTS).read_bytes() == (tiny_sd1 / WEIGHTS).read_bytes()
+
+
 def test_a_kept_set_is_used_again_and_refused_for_other_inputs(trce, mapped, preset, whole, tmp_path):
     kept = ("--trajectories", tmp_path / "set")
     assert trce(*arguments(mapped, preset, tmp_path / "one", *kept)).status == 0

@@ -151,13 +151,18 @@ class Checkpoint:
         return file.read(name)
 
     def load_tokenizers(self) -> list[Any]:
-        """The tokenizers, one for each text encoder, from local files only."""
+        """The tokenizers, one for each text encoder, from local files only; BadInput for a broken one."""
         from transformers import CLIPTokenizerFast  # since transformers 5 another name of CLIPTokenizer
 
-        return [
-            CLIPTokenizerFast.from_pretrained(self.config_folder / spec.tokenizer, local_files_only=True)
-            for spec in self.family.encoders
-        ]
+        found = []
+        for spec in self.family.encoders:
+            folder = self.config_folder / spec.tokenizer
+            try:
+                found.append(CLIPTokenizerFast.from_pretrained(folder, local_files_only=True))
+            except Exception as error:  # of the tokenizers library, which has no class of its own
+                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                raise BadInput(f"The tokenizer in {folder} cannot be read: {reason[0]}.") from error
+        return found
 
     def load_text_encoders(self, device: Any = "cpu", dtype: "torch.dtype | None" = None) -> list[Any]:
         """The text encoders in evaluation mode, without gradients, on `device`, in `dtype` (or the files').
@@ -239,7 +244,7 @@ def open_checkpoint(
             revision = path.name
         return _open_folder(name, path, variant, revision)
     if path.suffix == ".safetensors":
-        return _open_single_file(name, path, Path(config).expanduser() if config else None)
+        return _open_single_file(name, path, Path(os.path.expanduser(config)) if config else None)
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
@@ -250,7 +255,7 @@ def open_checkpoint(
 
 def _resolve(name: str, revision: str | None, variant: str | None) -> Path:
     """An existing path is a path; what looks like one but is missing is an error; all else is a hub id."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     try:
         if path.exists():
             return path
@@ -472,6 +477,8 @@ def _read_index(folder: Path, index: Path) -> dict[str, str]:
     for file in weight_map.values():
         if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
             raise BadInput(f"{index} points outside of its folder: {file!r}.")
+        if file.startswith("."):
+            raise BadInput(f"{index} names a hidden file: {file!r}.", "Hidden files are not copied.")
     return weight_map
 
 
@@ -549,7 +556,13 @@ def _folder_files(
         for name in sorted(names):
             path = (Path(place) / name).relative_to(folder)
             relative = path.as_posix()
-            if name.startswith(".") or not (folder / path).is_file():
+            if name.startswith("."):
+                continue
+            if not (folder / path).exists():
+                raise BadInput(
+                    f"{folder / path} is a link to a file that is not there.", "Fetch the checkpoint again."
+                )
+            if not (folder / path).is_file():
                 continue
             if path.suffix in WEIGHT_SUFFIXES and path.parts[0] == "unet" and relative not in edited:
                 left_out[relative] = "a copy of the U-Net that cannot be edited would keep what is erased"

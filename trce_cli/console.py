@@ -35,6 +35,10 @@ _SYSTEM_REFUSALS = {
     errno.EACCES: "Permission is denied",
     errno.EPERM: "The operation is not permitted",
     errno.EROFS: "The file system is read-only",
+    errno.EIO: "The device cannot be read or written",
+    errno.ENOTDIR: "A part of the path is no folder",
+    errno.ENAMETOOLONG: "A name is too long",
+    errno.ELOOP: "The links of the path have no end",
 }
 
 

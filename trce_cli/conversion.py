@@ -58,7 +58,7 @@ def write_converted(
     """
     other: Form = "diffusers" if checkpoint.layout == "single-file" else "single-file"
     output = check_output(checkpoint, output, force, form=other)
-    with whole_or_not_at_all(output) as stage:
+    with whole_or_not_at_all(output, force) as stage:
         if other == "diffusers":
             _write_folder(checkpoint, stage, edits, files, report)
         else:

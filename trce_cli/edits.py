@@ -212,7 +212,7 @@ def load_map(path: str | Path) -> Map:
 
 def open_edit(path: str | Path) -> Edit:
     """Open a map or a LoRA and check it; BadInput says in one sentence what is wrong with the file."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.exists():
         raise BadInput(f"There is no file {path}.", "The edits come first, the checkpoint last.")
     if path.is_dir() or path.suffix in PICKLE_SUFFIXES:
@@ -344,14 +344,14 @@ def write_edit_file(
     path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], force: bool = False
 ) -> Path:
     """Write a map or LoRA, whole or not at all; BadInput for an existing file without `force`."""
-    path = Path(os.path.realpath(path.expanduser()))
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     if path.suffix != ".safetensors":
         raise BadInput(f"The output {path} must end in .safetensors.")
     if path.exists() and not (force and path.is_file()):
         raise BadInput(
             f"The output {path} exists already.", "Choose another one, or replace it with --force."
         )
-    with whole_or_not_at_all(path) as stage:
+    with whole_or_not_at_all(path, force) as stage:
         write_tensors(stage, tensors, metadata)
     return path
 

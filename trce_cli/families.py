@@ -98,7 +98,7 @@ def detect_folder(where: str, model_index: Mapping[str, Any], unet_config: Mappi
     Raises `BadInput`, which lists the known families, for any other.
     """
     pipeline = model_index.get("_class_name")
-    if pipeline not in _PIPELINES:
+    if not isinstance(pipeline, str) or pipeline not in _PIPELINES:
         raise unknown_family(where, f"its pipeline is {pipeline}")
     if unet_config.get("in_channels", 4) != 4:
         raise unknown_family(where, f"its U-Net takes {unet_config['in_channels']} channels, not 4")

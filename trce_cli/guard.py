@@ -26,8 +26,8 @@ def concept_pairs(history: Sequence[Mapping[str, Any]]) -> list[PromptPair]:
         for preset in entry["presets"]
         for concept in preset["concepts"]
     ]
-    texts = [pair for pair in dict.fromkeys(concepts) if all(isinstance(text, str) and text for text in pair)]
-    return [PromptPair(unsafe, safe, unsafe) for unsafe, safe in texts[:MAX_PAIRS]]
+    texts = [pair for pair in concepts if all(isinstance(text, str) and text for text in pair)]
+    return [PromptPair(unsafe, safe, unsafe) for unsafe, safe in list(dict.fromkeys(texts))[:MAX_PAIRS]]
 
 
 def measure(

@@ -1,6 +1,7 @@
 """What a file or folder is, and in which tensors two of them differ, read one by one."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,7 @@ def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
 
 def _other_file(name: str) -> SafetensorsFile | None:
     """A safetensors file whose keys say that it is no checkpoint."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     file = SafetensorsFile.open(path)

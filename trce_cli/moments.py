@@ -86,10 +86,11 @@ def _load(path: Path, key: str, embedder: Embedder) -> Moments | None:
 
 
 def _store(path: Path, key: str, moments: Moments) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: moment for name, moment in moments._asdict().items() if moment is not None}
-    with suppress(OSError):  # a cache that cannot be written costs time, not the edit
+    with suppress(OSError, SafetensorError):  # a cache that cannot be written costs time, not the edit
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{key}.partial-{os.getpid()}")
         try:

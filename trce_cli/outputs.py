@@ -1,5 +1,6 @@
 """What an edit is written as: a checkpoint in either layout, a LoRA, or a map; one or several of them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +40,14 @@ class Outputs:
     def check(self, checkpoint: Checkpoint, inputs: Sequence[Path] = ()) -> None:
         """Check before any work that all of them can be written; errors are those of `check_output`.
 
-        inputs: further files that are read, and must not be replaced.
+        inputs: further files and folders that are read, and must neither be replaced nor lie in what is.
         """
         for form, path in self.paths.items():
             real = check_output(checkpoint, path, self.force, self.link, form)
-            if any(real.exists() and real.samefile(read) for read in inputs):
-                raise BadInput(f"The output {path} is the input itself.", "Choose another --output.")
+            for read in (Path(os.path.realpath(os.path.expanduser(one))) for one in inputs):
+                if read.is_relative_to(real):
+                    what = "is the input itself" if read == real else f"holds {read}, which is read"
+                    raise BadInput(f"The output {path} {what}.", "Choose another --output.")
 
     def needed_bytes(self, checkpoint: Checkpoint) -> dict[Path, int]:
         """What each of them takes on its disk, as far as it is known before it is made."""
@@ -75,10 +78,14 @@ def choose_outputs(
         raise BadInput("--edit-dtype is for --as lora and map; a checkpoint keeps its own dtype.")
     if dtype not in (None, *EDIT_DTYPES):
         raise BadInput(f"Edits are stored in fp32 or fp16, not in {dtype}.")
-    stem = output.with_suffix("") if output.suffix == ".safetensors" else output
-    paths = {form: stem.with_name(stem.name + _ENDINGS[form]) for form in chosen}
+    paths: dict[Form, Path] = {chosen[0]: output}
+    if len(chosen) > 1:
+        if not output.name:
+            raise BadInput(f"The output {output} has no name to add endings to.", "Choose another --output.")
+        stem = output.with_suffix("") if output.suffix == ".safetensors" else output
+        paths = {form: stem.with_name(stem.name + _ENDINGS[form]) for form in chosen}
     return Outputs(
-        paths if len(chosen) > 1 else {chosen[0]: output},
+        paths,
         Size(rank) if energy is None else Size(energy=energy),
         "float16" if dtype == "float16" else "float32",
         force,
@@ -112,12 +119,14 @@ def write_outputs(
     as well. files: more files for the folder. Returns the figures of the LoRA where one was written. Errors
     are those of `write_patched`, and BadInput for a map where the edit is more than one.
     """
+    if "map" in outputs.paths and (
+        text_map is None or edits.keys() - text_map.weight_edits(checkpoint).keys()
+    ):
+        raise BadInput("This edit is more than a map of text embeddings.", "Write it --as lora.")
     beside = provenance_files(checkpoint, made.history[-1]) | dict(files or {})
     figures: dict[str, Any] = {}
     for form, path in outputs.paths.items():
-        if form == "map":
-            if text_map is None or edits.keys() - text_map.weight_edits(checkpoint).keys():
-                raise BadInput("This edit is more than a map of text embeddings.", "Write it --as lora.")
+        if form == "map" and text_map is not None:
             write_edit_file(path, text_map.tensors(outputs.dtype), made.metadata("map"), outputs.force)
         elif form == "lora":
             parts = edits, text_map

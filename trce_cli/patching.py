@@ -34,7 +34,7 @@ def check_output(
     output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
     `TrceError` where the file system lacks space or permission.
     """
-    output = Path(os.path.realpath(output.expanduser()))
+    output = Path(os.path.realpath(os.path.expanduser(output)))
     try:
         clear_stale(output)
         _check_place(checkpoint, output, force, form or checkpoint.layout)
@@ -134,7 +134,7 @@ def write_patched(
     if checkpoint.layout == "single-file":
         metadata = single_file_metadata(checkpoint, files)
         files = {}
-    with whole_or_not_at_all(output) as stage:
+    with whole_or_not_at_all(output, force) as stage:
         for relative, source in checkpoint.files.items():
             if relative in files:
                 continue

@@ -182,7 +182,7 @@ def source_card(checkpoint: "Checkpoint") -> dict[str, Any]:
     match = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         table = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # such as a date that is none
         return {}
     return table if isinstance(table, dict) else {}
 

@@ -13,14 +13,14 @@ from trce_cli.errors import TrceError
 
 
 @contextmanager
-def whole_or_not_at_all(output: Path) -> Iterator[Path]:
+def whole_or_not_at_all(output: Path, replace: bool) -> Iterator[Path]:
     """Where to write a file or folder that takes `output`'s place when the block ends well, else vanishes.
 
-    Raises TrceError where the disk fails.
+    Raises TrceError where the disk fails, and where without `replace` something else has appeared there.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _staged(output) as stage:
+        with _staged(output, replace) as stage:
             yield stage
     except OSError as error:
         hint = "Make space, or choose an --output on another disk." if error.errno == errno.ENOSPC else None
@@ -28,7 +28,7 @@ def whole_or_not_at_all(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _staged(output: Path) -> Iterator[Path]:
+def _staged(output: Path, replace: bool) -> Iterator[Path]:
     """The place behind `whole_or_not_at_all`.
 
     It lies in a hidden folder beside `output`, which is locked while the run lives, so that a later run can
@@ -44,6 +44,11 @@ def _staged(output: Path) -> Iterator[Path]:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield hidden / output.name
         if output.exists():
+            if not replace:
+                raise TrceError(
+                    f"The output {output} appeared while it was being written, and is not replaced.",
+                    "Choose another --output, or add --force.",
+                )
             output.rename(aside)
         (hidden / output.name).rename(output)
         _remove(aside)

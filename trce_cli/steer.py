@@ -498,8 +498,9 @@ def _finish(
     )
     if "diffusers" not in work.outputs.paths:  # a single file has no room for them
         for name, content in files.items():
-            with whole_or_not_at_all(work.output.with_name(f"{work.output.stem}.{name}")) as beside:
-                beside.write_bytes(content)
+            beside = work.output.with_name(f"{work.output.stem}.{name}")
+            with whole_or_not_at_all(beside, replace=True) as staged:
+                staged.write_bytes(content)
     return entry | ({"lora": lora} if lora else {})
 
 

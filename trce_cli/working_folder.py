@@ -35,7 +35,7 @@ class WorkingFolder:
     def __init__(
         self, output: Path, outputs: Outputs, made_from: Mapping[str, Any], training: Mapping[str, Any]
     ) -> None:
-        self.output = Path(os.path.realpath(output.expanduser()))
+        self.output = Path(os.path.realpath(os.path.expanduser(output)))
         self.outputs = outputs
         self.folder = self.output.with_name(f".{self.output.name}.steer")
         self.arguments = {"set": dict(made_from), "training": dict(training)}

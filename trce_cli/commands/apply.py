@@ -20,6 +20,7 @@ from trce_cli.commands.options import (
     Rank,
     Revision,
     Variant,
+    files_read,
 )
 from trce_cli.console import Console
 
@@ -76,7 +77,7 @@ def apply(
     opened = [open_edit(path) for path in edits]
     source = open_checkpoint(checkpoint, revision, variant, config)
     outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
-    outputs.check(source, edits)
+    outputs.check(source, files_read([], *edits, config))
 
     from trce_cli.edits import Made, check_fits, combine, record_apply
     from trce_cli.guard import concept_pairs, measure

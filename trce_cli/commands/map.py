@@ -24,6 +24,7 @@ from trce_cli.commands.options import (
     Revision,
     Variant,
     check_dtype,
+    files_read,
     resolve_device,
     resolve_dtype,
 )
@@ -109,7 +110,7 @@ def map_(
     settings, remarks = choose_settings(given, chosen)
     source = open_checkpoint(checkpoint, revision, variant, config)
     outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
-    outputs.check(source)
+    outputs.check(source, files_read(presets, prior, config))
     benign = choose_prior(source, prior, console.note)
     pairs = prompt_pairs(chosen)
     for remark in remarks + notes(source, outputs):

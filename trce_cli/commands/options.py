@@ -257,6 +257,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, hu
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 
 
+def files_read(presets: list[str], *others: Path | None) -> list[Path]:
+    """The files and folders among a command's arguments that it reads; presets may also be names."""
+    paths = [path for path in map(Path, presets) if path.is_file()]
+    return paths + [path for path in others if path is not None]
+
+
 def resolve_device(name: str) -> "torch.device":
     """The torch device of `--device`: auto takes CUDA, then MPS, then CPU; BadInput where it is absent."""
     import torch

@@ -26,6 +26,7 @@ from trce_cli.commands.options import (
     Revision,
     Seed,
     Variant,
+    files_read,
     resolve_device,
 )
 from trce_cli.console import Console
@@ -213,7 +214,7 @@ def steer(
     if "map" in outputs.paths:
         raise BadInput("What `trce steer` changes is no map of text embeddings.", "Use --as lora.")
     if main:
-        outputs.check(source)
+        outputs.check(source, files_read(presets, original.path, config))
     plan = plan_trajectories(source, chosen, choose_prior(source).canaries, recipe)
     planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
