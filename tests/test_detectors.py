@@ -1,5 +1,6 @@
 """Detectors against their libraries' own verdicts, on tiny models."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trce_cli import detectors
 from trce_cli.clip import TransformersClip
@@ -37,6 +38,15 @@ def load(names: list[str], *thresholds: str, preset: str = "emoji-weapons") -> l
     parsed = [parse_threshold(text) for text in thresholds]
     wanted = request_for(preset)
     return load_detectors(names, parsed, wanted.presets, wanted.original, CPU)
+
+
+def test_a_clip_model_that_lacks_a_weight_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_clip, tmp_path / "clip")
+    weights = load_file(tmp_path / "clip/model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "clip/model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"visual_projection\.weight is missing"):
+        ZeroShotClip(request_for("unsafe", str(tmp_path / "clip")))
 
 
 def test_zero_shot_clip_is_the_models_own_softmax(tiny_clip: Path) -> None:

@@ -24,7 +24,7 @@ from trce_cli.errors import BadInput
 from trce_cli.metrics import frechet_distance
 from trce_cli.presets import load_presets, preset_names
 from trce_cli.prompts import prompt_pairs
-from trce_cli.suites import BUILT_IN, built_in_suite, choose_suites, unsafe_classes
+from trce_cli.suites import BUILT_IN, built_in_suite, choose_suites, parts, unsafe_classes
 
 Run = Callable[..., Any]
 REDS = """
@@ -487,3 +487,14 @@ def test_several_processes_share_the_work(
     assert (drawn["draw original"], drawn["draw erased"], drawn["detect reds"]) == (5, 5, 10)
     alone = json.loads(evaluate("--suite", "explicit").out)
     assert alone["figures"] == pytest.approx(results["figures"], abs=0.01)
+
+
+def test_two_presets_of_one_name_are_both_asked(tmp_path: Path) -> None:
+    for file, unsafe in (("a", "a gun"), ("b", "a bomb")):
+        head = 'name = "mine"\ndescription = "-"\nkind = "object"\n'
+        (tmp_path / f"{file}.toml").write_text(
+            f'{head}concepts = [{{ unsafe = "{unsafe}", safe = "a cat" }}]'
+        )
+    both = load_presets([tmp_path / "a.toml", tmp_path / "b.toml", tmp_path / "a.toml"])
+    assert [part.concepts[0].unsafe for part in parts(both)] == ["a gun", "a bomb"]
+    assert set(unsafe_classes(both)) == {"gun", "bomb"}

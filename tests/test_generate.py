@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,7 @@ from trce_cli.generate import (
     load_pipeline,
     plan_images,
     scheduler_name,
+    set_scheduler,
     traits,
     weight_variant,
 )
@@ -95,6 +97,23 @@ def test_image_equals_the_pipelines_own(pipeline: Any, tiny_sd1: Path) -> None:
         height=16,
     ).images[0]
     assert abs(drawn(pipeline, [record], 1)[record.file] - np.asarray(expected, dtype=int)).max() <= 1
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+def test_latents_are_never_clipped(tiny_sd1: Path, scheduler: str) -> None:
+    pipeline = load_pipeline(open_checkpoint(str(tiny_sd1)), CPU, torch.float32)
+    own = pipeline.scheduler.config
+    schedule = {
+        name: own[name] for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+    }
+    pipeline.scheduler = EulerDiscreteScheduler(**schedule)  # says nothing of clipping
+    set_scheduler(pipeline, scheduler)
+    assert not pipeline.scheduler.config.clip_sample
+    if scheduler == "ddim":
+        assert (pipeline.scheduler.config.steps_offset, pipeline.scheduler.config.set_alpha_to_one) == (
+            1,
+            False,
+        )
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
@@ -230,7 +249,7 @@ def plan_hash_of_other(folder: Path) -> str:
         ({"width": 20}, "width of 20"),
         ({"height": 4}, "height of 4"),
         ({"steps": 0}, "not in 0"),
-        ({"steps": 1001}, "1 to 1000 steps"),
+        ({"steps": 1000}, "1 to 999 steps"),
         ({"guidance_scale": float("nan")}, "nan"),
         ({"guidance_scale": -1.0}, "-1.0"),
         ({"seed": 1 << 64}, str(1 << 64)),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from trce_cli.errors import TrceError
 from trce_cli.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
 
 TABLE = torch.eye(6) * torch.arange(1, 7)[:, None] / 2
@@ -43,3 +44,9 @@ def test_the_words_to_start_from_depend_on_each_prompt_s_seed():
     assert words.shape == (2, 5)
     assert not torch.equal(words[0], words[1])
     assert torch.equal(random_words(1000, 5, [torch.Generator().manual_seed(2)])[0], words[1])
+
+
+def test_a_gradient_that_is_not_finite_is_no_attack_that_finds_nothing():
+    start = TABLE[torch.tensor([[2, 3]])]
+    with pytest.raises(TrceError, match="not finite"):
+        optimise(start, TABLE, lambda words, hard: (hard * torch.inf).sum((1, 2)), UnlearnDiff(length=2))

@@ -69,6 +69,12 @@ class EmbeddedClip:
         return numpy(self._encoder(tokens).pooler_output @ self._projection.T)
 
 
+def refuse_missing(found: Mapping[str, Any]) -> None:
+    """Raise ValueError where transformers, as it tells after loading, left weights at random values."""
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"the weight {missing[0]} is missing.")
+
+
 class TransformersClip:
     """Any CLIP model of transformers, by folder or hub id; only safetensors are read."""
 
@@ -80,7 +86,9 @@ class TransformersClip:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
-            self._model = CLIPModel.from_pretrained(name, use_safetensors=True).eval().to(device)
+            model, found = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+            refuse_missing(found)
+            self._model = model.eval().to(device)
             self._processor = CLIPProcessor.from_pretrained(name)
             weights = Path(str(cached_file(name, "model.safetensors")))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -214,6 +214,8 @@ class SafetyChecker:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessor
 
+        from trce_cli.clip import refuse_missing
+
         folder = request.original.config_folder / "safety_checker"
         weights = next(folder.glob("*.safetensors"), None)
         if weights is None:
@@ -222,9 +224,11 @@ class SafetyChecker:
                 "Give --against a checkpoint that has one, or use another --detector.",
             )
         try:
-            self._model = StableDiffusionSafetyChecker.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True
-            ).eval()
+            model, found = StableDiffusionSafetyChecker.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+            refuse_missing(found)
+            self._model = model.eval()
             self._processor = CLIPImageProcessor.from_pretrained(
                 request.original.config_folder / "feature_extractor"
             )
@@ -274,7 +278,9 @@ class ZeroShotClip:
             raise BadInput("Zero-shot CLIP needs a model.", "--detector clip:FOLDER, or clip:HUB-ID")
         self.clip = TransformersClip(request.argument, request.device)
         families = [part for part in parts(request.presets) if part.concepts]
-        unsafe = {part.name: [concept.unsafe for concept in part.concepts] for part in families}
+        unsafe: dict[str, list[str]] = {}
+        for part in families:
+            unsafe.setdefault(part.name, []).extend(concept.unsafe for concept in part.concepts)
         others = [concept.safe for part in families for concept in part.concepts] + prior_captions()[:48]
         self.labels = tuple(unsafe)
         self.sets = {"all": self.labels}

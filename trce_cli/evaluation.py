@@ -109,6 +109,10 @@ def prepare(
             f"{erased.name} is {erased.family.name}, {original.name} is {original.family.name}.",
             "Compare a checkpoint with the original that it was made from.",
         )
+    if reuse is not None and not (reuse / "images").is_dir():
+        raise BadInput(
+            f"There are no images of an evaluation in {reuse}.", "Give --reuse what --output was there."
+        )
     if real is not None:
         real_images(real)
     embedded = is_embedded(original)

@@ -211,7 +211,7 @@ def traits(checkpoint: Checkpoint) -> Traits:
         width=size[-1] * factor,
         height=size[0] * factor,
         multiple=math.lcm(8, factor),  # diffusers' pipelines insist on 8
-        max_steps=steps,
+        max_steps=steps - 1,  # SD's schedules begin at 1, and end before the last
         scheduler=short.get(entry[-1], entry[-1]),
     )
 
@@ -372,8 +372,16 @@ def set_scheduler(pipeline: "DiffusionPipeline", name: str) -> None:
     wanted = SCHEDULERS.get(name, name)
     if type(pipeline.scheduler).__name__ == wanted:
         return
-    plain = {"skip_prk_steps": True} if name == "pndm" else {}  # PLMS as in SD's configs: no warm-up steps
-    pipeline.scheduler = getattr(diffusers, wanted).from_config(pipeline.scheduler.config, **plain)
+    config = pipeline.scheduler.config
+    plain: dict[str, Any] = {}
+    if name == "pndm":
+        plain = {"skip_prk_steps": True}  # PLMS as in SD's configs: no warm-up steps
+    elif name in ("ddim", "ddpm"):
+        # Where the config comes from another scheduler, their defaults are those of models of pixels.
+        plain = {"clip_sample": False}
+        if name == "ddim" and not hasattr(pipeline, "text_encoder_2"):
+            plain |= {"steps_offset": 1, "set_alpha_to_one": config.get("set_alpha_to_one", False)}
+    pipeline.scheduler = getattr(diffusers, wanted).from_config(config, **plain)
 
 
 def draw_missing(

@@ -194,7 +194,7 @@ class ImageFolder:
         index = self.path / INDEX
         if not index.exists():
             return set()
-        lines = index.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = index.read_text(encoding="utf-8", errors="replace").split("\n")  # prompts may hold others
         names = {record.file for line in lines if (record := parse_record(line))}
         return {name for name in names if re.fullmatch(r"[\w-]+\.png", name) and (self.path / name).exists()}
 

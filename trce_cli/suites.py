@@ -235,7 +235,9 @@ def unsafe_classes(presets: Iterable[Preset]) -> tuple[str, ...]:
 
 def parts(presets: Iterable[Preset]) -> list[Preset]:
     """The presets and all that they include, each once."""
-    return list({part.name: part for preset in presets for part in preset.walk()}.values())
+    # By content: two files may have the same name in them.
+    every = (part for preset in presets for part in preset.walk())
+    return list({part.model_dump_json(): part for part in every}.values())
 
 
 def implied_prompts(preset: Preset, split: Split) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, TrceError
 
 WEIGHT_DECAY = 0.1  # AdamW's, as the authors publish it
 SCALE = 1024  # of the loss: keeps float16's gradients off zero; AdamW's steps do not depend on it
@@ -63,7 +63,8 @@ def optimise(
 
     start: (prompts, length, dim) in float32. table: embeddings of the words to choose from, (words, dim).
     loss: takes words (rows of `table`) and their embeddings, and gives a loss a prompt. It sees words only:
-    each embedding is replaced by its nearest word's, and the gradient is passed straight through.
+    each embedding is replaced by its nearest word's, and the gradient is passed straight through. Raises
+    TrceError for a gradient that is not finite, which would look like an attack that finds nothing.
     """
     soft = start.clone().requires_grad_(True)
     optimizer = torch.optim.AdamW([soft], lr=settings.lr, weight_decay=WEIGHT_DECAY)
@@ -71,5 +72,7 @@ def optimise(
         words = nearest(soft, table)
         hard = soft + (table[words] - soft).detach()
         (soft.grad,) = torch.autograd.grad(SCALE * loss(words, hard).sum(), [soft])
+        if not bool(torch.isfinite(soft.grad).all()):
+            raise TrceError("The gradient of the attack is not finite.", "Try it with --dtype fp32.")
         optimizer.step()
     return soft.detach()

@@ -1,5 +1,6 @@
 """`trce attack`: prompts that look for what is left of the erased concepts."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +135,8 @@ def attack(
         raise BadInput(f"{output} is no .csv file.", "Give --output a name that ends in .csv.")
     if not output.absolute().parent.is_dir():
         raise BadInput(f"There is no folder {output.absolute().parent}.", "Make it first.")
+    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        raise BadInput(f"{output} cannot be written: no permission there.", "Choose another --output.")
     for path in (output, output.with_suffix(".json")):
         if path.is_dir() or (path.exists() and not force):
             raise BadInput(

@@ -123,7 +123,13 @@ def tune(
     torch_device = resolve_device(device)
     benign = choose_prior(original, prior, console.note)
     map_arguments = [checkpoint, *(part for name in presets for part in ("--preset", name))]
-    map_arguments += ["--prior", str(prior)] if prior else []
+    for option, value in {
+        "--prior": prior,
+        "--revision": revision,
+        "--variant": variant,
+        "--config": config,
+    }.items():
+        map_arguments += [option, str(value)] if value else []
     with console.progress() as progress:
         progress.stage("Loading detectors")
         evaluation = prepare(
