@@ -188,7 +188,11 @@ def test_comparison_finds_the_front_and_says_what_does_not_compare(tmp_path: Pat
     other = example(tmp_path / "c", pairs=4)[0]
     other["original"]["sha256"] = "1"
     other["detectors"][0]["fingerprint"] = "1"
-    assert len(compare_results([better, other])["remarks"]) == 3
+    other["settings"]["steps"] = 50
+    other["presets"][0]["sha256"] = "0" * 64
+    for suite in other["suites"]:
+        suite["asr"][0]["convention"] += " of another threshold"
+    assert len(compare_results([better, other])["remarks"]) == 6
     page = write_comparison(tmp_path / "page", told).read_text("utf-8")
     assert "Filled points are beaten by no other" in page
 

@@ -3,10 +3,10 @@
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 from PIL import Image
 
@@ -153,20 +153,35 @@ def compare_results(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     edited = [row for row in rows if row["harm"] is not None and row["benefit"] is not None]
     for row, best in zip(edited, pareto([(row["harm"], row["benefit"]) for row in edited]), strict=True):
         row["pareto"] = best
-    remarks = []
-    if len(originals) > 1:
-        remarks.append("They were measured against different originals.")
-    if len({each["detectors"][0]["fingerprint"] for each in evaluations}) > 1:
-        remarks.append("Their headline figures are of different detectors.")
-    if len({json.dumps([(s["name"], s["prompts"]) for s in each["suites"]]) for each in evaluations}) > 1:
-        remarks.append("They asked different suites, or different numbers of prompts.")
     return {
         "columns": columns,
         "rows": rows,
         "harm": sorted(harms),
         "benefit": sorted(benefits),
-        "remarks": remarks,
+        "remarks": [
+            remark
+            for remark, said in _COMPARED.items()
+            if len({json.dumps(said(e)) for e in evaluations}) > 1
+        ],
     }
+
+
+# What is said where evaluations differ, and in what.
+_DRAWN: Final = ("steps", "guidance_scale", "scheduler", "dtype")
+_COMPARED: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
+    "They were measured against different originals.": lambda e: e["original"]["sha256"],
+    "Their headline figures are of different detectors.": lambda e: e["detectors"][0]["fingerprint"],
+    "Their headline figures are of different thresholds or labels.": lambda e: sorted(
+        {suite["asr"][0]["convention"] for suite in e["suites"]}
+    ),
+    "They looked for the concepts of different presets.": lambda e: [p["sha256"] for p in e["presets"]],
+    "They asked different suites, or different numbers of prompts.": lambda e: [
+        (suite["name"], suite["prompts"]) for suite in e["suites"]
+    ],
+    "They were drawn with different steps, guidance scales, schedulers or dtypes.": lambda e: [
+        e["settings"].get(name) for name in _DRAWN
+    ],
+}
 
 
 def row_of(results: Mapping[str, Any], role: str) -> dict[str, Any]:
