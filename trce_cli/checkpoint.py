@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, first_line
 from trce_cli.families import POOLED_KEY, Family, TextEncoder, detect_folder, detect_single_file
 from trce_cli.keymap import (
     EMA,
@@ -23,6 +23,7 @@ from trce_cli.keymap import (
     openclip_from_clip,
     unet_from_ldm,
 )
+from trce_cli.paths import expanded
 from trce_cli.safetensors_file import (
     FLOATS,
     Report,
@@ -160,8 +161,7 @@ class Checkpoint:
             try:
                 found.append(CLIPTokenizerFast.from_pretrained(folder, local_files_only=True))
             except Exception as error:  # of the tokenizers library, which has no class of its own
-                reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-                raise BadInput(f"The tokenizer in {folder} cannot be read: {reason[0]}.") from error
+                raise BadInput(f"The tokenizer in {folder} cannot be read: {first_line(error)}.") from error
         return found
 
     def load_text_encoders(self, device: Any = "cpu", dtype: "torch.dtype | None" = None) -> list[Any]:
@@ -244,7 +244,7 @@ def open_checkpoint(
             revision = path.name
         return _open_folder(name, path, variant, revision)
     if path.suffix == ".safetensors":
-        return _open_single_file(name, path, Path(os.path.expanduser(config)) if config else None)
+        return _open_single_file(name, path, expanded(config) if config else None)
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
@@ -255,7 +255,7 @@ def open_checkpoint(
 
 def _resolve(name: str, revision: str | None, variant: str | None) -> Path:
     """An existing path is a path; what looks like one but is missing is an error; all else is a hub id."""
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     try:
         if path.exists():
             return path
@@ -288,7 +288,7 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise BadInput(
-            f"{name} is no local path, and cannot be had from the hub: {str(error).strip().splitlines()[0]}",
+            f"{name} is no local path, and cannot be had from the hub: {first_line(error)}",
             "Check the name, the network, HF_TOKEN for gated repositories, and HF_HUB_OFFLINE.",
         ) from error
     return Path(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, first_line
 from trce_cli.safetensors_file import hash_file
 
 if TYPE_CHECKING:
@@ -92,9 +92,8 @@ class TransformersClip:
             self._processor = CLIPProcessor.from_pretrained(name)
             weights = Path(str(cached_file(name, "model.safetensors")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BadInput(
-                f"{name} cannot be loaded as a CLIP model: {reason}",
+                f"{name} cannot be loaded as a CLIP model: {first_line(error)}",
                 "Give a folder or hub id with config.json, model.safetensors, tokenizer and preprocessor.",
             ) from error
         self.name = f"CLIP {name}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.checkpoint import Checkpoint, read_json
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, first_line
 from trce_cli.memory import free
 
 if TYPE_CHECKING:
@@ -163,8 +163,9 @@ def ddim(checkpoint: Checkpoint, steps: int) -> "DDIMScheduler":
         scheduler = DDIMScheduler.from_config(config, clip_sample=False, **offset)
         scheduler.set_timesteps(steps)
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"{checkpoint.name} cannot be sampled with {steps} DDIM steps: {reason}") from error
+        raise BadInput(
+            f"{checkpoint.name} cannot be sampled with {steps} DDIM steps: {first_line(error)}"
+        ) from error
     if int(scheduler.timesteps.max()) >= scheduler.config.num_train_timesteps:
         raise BadInput(f"{checkpoint.name} cannot be sampled with as many as {steps} DDIM steps.")
     return scheduler
@@ -184,8 +185,9 @@ def load_unet(
         with torch.device("meta"):
             unet: nn.Module = UNet2DConditionModel.from_config(dict(checkpoint.unet_config))
     except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"The U-Net's config of {checkpoint.path} cannot be used: {reason}") from error
+        raise BadInput(
+            f"The U-Net's config of {checkpoint.path} cannot be used: {first_line(error)}"
+        ) from error
     state = {}
     for key, parameter in unet.named_parameters():
         if key not in checkpoint.unet[0].tensors:

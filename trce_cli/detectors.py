@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trce_cli.captions import prior_captions
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, first_line
 from trce_cli.presets import Preset
 from trce_cli.safetensors_file import hash_file
 from trce_cli.suites import parts, unsafe_classes
@@ -233,8 +233,7 @@ class SafetyChecker:
                 request.original.config_folder / "feature_extractor"
             )
         except (OSError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BadInput(f"The safety checker in {folder} cannot be loaded: {reason}") from error
+            raise BadInput(f"The safety checker in {folder} cannot be loaded: {first_line(error)}") from error
         self._model.to(request.device)
         self._device = request.device
         self.labels = tuple(f"concept {number}" for number in range(len(self._model.concept_embeds)))

@@ -1,7 +1,7 @@
 """The guard of stage 2: what the tuned weights do on held-out states, as they will be saved."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -58,42 +58,39 @@ def guard(
     before and after, on average. unconditional, benign: drift, rms of the change of the predictions over
     their rms.
     """
-    found: list[dict[str, Any]] = []
+    found: list[dict[Kind, list[Tensor]]] = []
     for weights in (before, after):
         for key, parameter in trainable(model).items():
             parameter.copy_(weights[key])
-        shards = {kind: map(stored.read, stored.plan.of(kind)) for kind in CHECKED}
-        found.append(
-            {
-                kind: [_predictions(model, states, conditioning, report) for states in read]
-                for kind, read in shards.items()
-            }
-        )
+        found.append({kind: _measured(model, stored, kind, conditioning, report) for kind in CHECKED})
     figures: dict[str, Any] = {"unsafe": {"states": stored.plan.states("unsafe-check")}}
     for name, one in zip(("before", "after"), found, strict=True):
         for place, prompt in enumerate(("prompt", "empty")):
-            figures["unsafe"][f"{prompt}_{name}"] = _mean_position(
-                stored, [predictions[place] for predictions in one["unsafe-check"]]
-            )
-    for name, kind in (("unconditional", "unconditional-check"), ("benign", "benign-check")):
-        old, new = (torch.cat([predictions[0] for predictions in one[kind]]) for one in found)
+            figures["unsafe"][f"{prompt}_{name}"] = float(one["unsafe-check"][place].mean())
+    drifting: dict[str, Kind] = {"unconditional": "unconditional-check", "benign": "benign-check"}
+    for name, kind in drifting.items():
+        (old,), (new,) = (one[kind] for one in found)
         drift = float((new - old).square().mean().sqrt() / old.square().mean().sqrt())
         figures[name] = {"states": len(old), "drift": drift}
     return figures
 
 
-def _predictions(
-    model: nn.Module, states: Mapping[str, Tensor], conditioning: Conditioning, report: Callable[[int], None]
+def _measured(
+    model: nn.Module,
+    stored: TrajectorySet,
+    kind: Kind,
+    conditioning: Conditioning,
+    report: Callable[[int], None],
 ) -> list[Tensor]:
-    """Predictions under the states' own prompt, and for unsafe ones under the empty one."""
-    columns = [states["rows"]]
-    columns += [torch.zeros_like(states["rows"])] if "direction" in states else []
-    return predictions_at(model, states, columns, conditioning, report)
-
-
-def _mean_position(stored: TrajectorySet, predictions: Sequence[Tensor]) -> float:
-    places = []
-    for shard, prediction in zip(stored.plan.of("unsafe-check"), predictions, strict=True):
-        states = stored.read(shard)
-        places.append(Contrast(states["direction"], states["offset"]).position(prediction))
-    return float(torch.cat(places).mean())
+    """Of unsafe states the positions under their own prompt and the empty one; of others predictions."""
+    shards = []
+    for states in map(stored.read, stored.plan.of(kind)):
+        columns = [states["rows"]]
+        if "direction" in states:
+            columns.append(torch.zeros_like(states["rows"]))
+        found = predictions_at(model, states, columns, conditioning, report)
+        if "direction" in states:
+            contrast = Contrast(states["direction"], states["offset"])
+            found = [contrast.position(prediction) for prediction in found]
+        shards.append(found)
+    return [torch.cat(column) for column in zip(*shards, strict=True)]

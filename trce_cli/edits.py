@@ -4,7 +4,6 @@ Both say which text encoders they were made for, and carry the history of how th
 `write_patched` wants: for each U-Net weight that they change a function from the old to the new one.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.families import FAMILIES, POOLED_KEY, Family, not_a_checkpoint
 from trce_cli.keymap import kohya_names
 from trce_cli.live import check_strength, check_width
+from trce_cli.paths import expanded, real_path
 from trce_cli.provenance import history_text, parse_history, record
 from trce_cli.safetensors_file import (
     FLOATS,
@@ -212,7 +212,7 @@ def load_map(path: str | Path) -> Map:
 
 def open_edit(path: str | Path) -> Edit:
     """Open a map or a LoRA and check it; BadInput says in one sentence what is wrong with the file."""
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     if not path.exists():
         raise BadInput(f"There is no file {path}.", "The edits come first, the checkpoint last.")
     if path.is_dir() or path.suffix in PICKLE_SUFFIXES:
@@ -344,7 +344,7 @@ def write_edit_file(
     path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], force: bool = False
 ) -> Path:
     """Write a map or LoRA, whole or not at all; BadInput for an existing file without `force`."""
-    path = Path(os.path.realpath(os.path.expanduser(path)))
+    path = real_path(path)
     if path.suffix != ".safetensors":
         raise BadInput(f"The output {path} must end in .safetensors.")
     if path.exists() and not (force and path.is_file()):

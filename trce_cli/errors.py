@@ -16,3 +16,8 @@ class BadInput(TrceError):  # noqa: N818 - it names what was given, not what bro
     """Wrong usage, a bad file or a bad value; the command exits with 2."""
 
     exit_code = 2
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library's error says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, first_line
 from trce_cli.safetensors_file import hash_file
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class InceptionFeatures:
                 "inception", ["2048"], feature_extractor_weights_path=str(weights)
             )
         except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if isinstance(error, pickle.UnpicklingError):  # its text advises to run what is in there
                 reason = "it holds something other than weights"
             raise BadInput(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from trce_cli.checkpoint import Checkpoint, read_json
-from trce_cli.errors import BadInput, TrceError
+from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.images import ImageFolder, ImageRecord
 from trce_cli.memory import free
 from trce_cli.prompt_files import MAX_SEED, Prompt
@@ -282,7 +282,7 @@ def load_vae(checkpoint: Checkpoint, device: "torch.device", dtype: "torch.dtype
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(read_json(where))
     except (ValueError, TypeError, AttributeError) as error:
-        raise BadInput(f"{where} cannot be used: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"{where} cannot be used: {first_line(error)}") from error
     found, state = vae_of_single_file(checkpoint), {}
     for key, parameter in vae.named_parameters():
         if key not in found:

@@ -1,7 +1,6 @@
 """What a file or folder is, and in which tensors two of them differ, read one by one."""
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trce_cli.checkpoint import Checkpoint, open_checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.families import not_a_checkpoint
+from trce_cli.paths import expanded
 from trce_cli.provenance import history
 from trce_cli.safetensors_file import Report, SafetensorsFile, no_report
 
@@ -92,7 +92,7 @@ def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
 
 def _other_file(name: str) -> SafetensorsFile | None:
     """A safetensors file whose keys say that it is no checkpoint."""
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     file = SafetensorsFile.open(path)

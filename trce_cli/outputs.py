@@ -1,6 +1,5 @@
 """What an edit is written as: a checkpoint in either layout, a LoRA, or a map; one or several of them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from trce_cli.edits import EDIT_DTYPES, EditDType, Made, Map, WeightEdit, write_
 from trce_cli.errors import BadInput
 from trce_cli.lora import Size, factor, since
 from trce_cli.patching import Form, check_output, needed_bytes, write_patched
+from trce_cli.paths import real_path
 from trce_cli.provenance import provenance_files
 from trce_cli.safetensors_file import Report, no_report
 
@@ -44,7 +44,7 @@ class Outputs:
         """
         for form, path in self.paths.items():
             real = check_output(checkpoint, path, self.force, self.link, form)
-            for read in (Path(os.path.realpath(os.path.expanduser(one))) for one in inputs):
+            for read in map(real_path, inputs):
                 if read.is_relative_to(real):
                     what = "is the input itself" if read == real else f"holds {read}, which is read"
                     raise BadInput(f"The output {path} {what}.", "Choose another --output.")

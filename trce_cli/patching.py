@@ -12,6 +12,7 @@ from typing import Literal
 
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.paths import existing, real_path
 from trce_cli.provenance import single_file_metadata
 from trce_cli.safetensors_file import Edit, Report, copy_file, no_report, share_file
 from trce_cli.staging import clear_stale, whole_or_not_at_all
@@ -34,7 +35,7 @@ def check_output(
     output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
     `TrceError` where the file system lacks space or permission.
     """
-    output = Path(os.path.realpath(os.path.expanduser(output)))
+    output = real_path(output)
     try:
         clear_stale(output)
         _check_place(checkpoint, output, force, form or checkpoint.layout)
@@ -66,23 +67,18 @@ def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) 
             )
 
 
-def existing_parent(path: Path) -> Path:
-    """The innermost of the folders around `path` that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
-
-
 def needed_bytes(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> int:
     """What writing `output` takes on its disk; the arguments are those of `check_output`."""
     if form not in ("diffusers", "single-file"):
         return 0  # little, and known only when it is made
-    same_disk = checkpoint.path.stat().st_dev == existing_parent(output).stat().st_dev
+    same_disk = checkpoint.path.stat().st_dev == existing(output.parent).stat().st_dev
     if link and form == checkpoint.layout and same_disk:
         return sum(file.size for file in checkpoint.unet_files)
     return checkpoint.total_bytes()
 
 
 def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> None:
-    parent = existing_parent(output)
+    parent = existing(output.parent)
     if not parent.is_dir():
         raise BadInput(f"The output {output} cannot be made: {parent} is not a folder.")
     if not os.access(parent, os.W_OK | os.X_OK):

@@ -10,6 +10,7 @@ from typing import Any, Final
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.families import POOLED_KEY
+from trce_cli.paths import existing
 from trce_cli.presets import MapSettings, Preset, joint_map_settings
 from trce_cli.prior import Prior
 from trce_cli.prompts import PromptPair
@@ -78,7 +79,6 @@ def plan(
     keys = checkpoint.projection_keys()
     if checkpoint.family.pooled and settings.pooled:
         keys.append(POOLED_KEY)
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     return {
         "family": checkpoint.family.name,
         "weights": [copy.label for copy in checkpoint.unet],
@@ -93,7 +93,7 @@ def plan(
         "strength": settings.strength,
         "memory_bytes": _memory(checkpoint),
         "disk_bytes": checkpoint.total_bytes(),
-        "free_disk_bytes": shutil.disk_usage(existing).free,
+        "free_disk_bytes": shutil.disk_usage(existing(output)).free,
     }
 
 

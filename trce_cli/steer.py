@@ -33,7 +33,7 @@ from trce_cli.denoiser import (
 )
 from trce_cli.drift import CHECKED, guard, guard_evaluations, weight_change
 from trce_cli.edits import Made
-from trce_cli.errors import BadInput, TrceError
+from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.outputs import Outputs, choose_outputs, total_bytes, write_outputs
 from trce_cli.presets import Preset, SteerSettings
 from trce_cli.processes import PATIENCE, on_main
@@ -136,7 +136,7 @@ def make_accelerator(
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except (ValueError, ImportError) as error:
-        raise BadInput(f"Accelerate refuses these settings: {str(error).strip().splitlines()[0]}") from error
+        raise BadInput(f"Accelerate refuses these settings: {first_line(error)}") from error
 
 
 def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Outputs) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def steer(
     stage("Reading checkpoints", None, "")
 
     def read() -> dict[str, Any]:
-        for checkpoint in (teacher, erased):
+        for checkpoint in [erased] if teacher is erased else [teacher, erased]:
             check_finite(checkpoint)  # now, and not after hours with the other one
         return identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
 

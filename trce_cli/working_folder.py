@@ -17,8 +17,9 @@ from trce_cli import training_state
 from trce_cli.checkpoint import Checkpoint
 from trce_cli.denoiser import is_trainable
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.images import whole_file
 from trce_cli.outputs import Outputs
-from trce_cli.patching import existing_parent
+from trce_cli.paths import existing, real_path
 from trce_cli.processes import on_main
 from trce_cli.trajectories import Plan, TrajectorySet
 
@@ -35,7 +36,7 @@ class WorkingFolder:
     def __init__(
         self, output: Path, outputs: Outputs, made_from: Mapping[str, Any], training: Mapping[str, Any]
     ) -> None:
-        self.output = Path(os.path.realpath(os.path.expanduser(output)))
+        self.output = real_path(output)
         self.outputs = outputs
         self.folder = self.output.with_name(f".{self.output.name}.steer")
         self.arguments = {"set": dict(made_from), "training": dict(training)}
@@ -74,7 +75,8 @@ class WorkingFolder:
                     place.mkdir(parents=True, exist_ok=True)
                     handles.append(_lock_set(place))
                     stored = TrajectorySet(place, plan, self.arguments["set"])
-                _write_whole(self.folder / "run.json", json.dumps(self.arguments, indent=2) + "\n")
+                with whole_file(self.folder / "run.json") as whole:
+                    whole.write_text(json.dumps(self.arguments, indent=2) + "\n")
             except BaseException:
                 if fresh and handles:  # made here, and by nobody else
                     shutil.rmtree(self.folder, ignore_errors=True)
@@ -134,13 +136,13 @@ class WorkingFolder:
         missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
         states = (12 if (self.folder / STATE).exists() else 24) * tuned
         needs = [
-            (stored.folder / "shards", missing),
-            (self.folder / STATE, states),
-            *self.outputs.needed_bytes(erased).items(),
+            (stored.folder, missing),
+            (self.folder, states),
+            *((path.parent, size) for path, size in self.outputs.needed_bytes(erased).items()),
         ]
         wanted: dict[int, int] = {}
         for place, size in needs:
-            parent = existing_parent(place)
+            parent = existing(place)
             device = parent.stat().st_dev
             wanted[device] = wanted.get(device, 0) + size
             free = shutil.disk_usage(parent).free
@@ -181,7 +183,8 @@ class WorkingFolder:
             return
         kept = [entry for entry in self.records() if entry["step"] <= start]
         path = self.folder / LOG
-        _write_whole(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        with whole_file(path) as whole:
+            whole.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         with path.open("a") as file:
 
             def write(entry: Mapping[str, Any]) -> None:
@@ -219,10 +222,3 @@ def _lock(folder: Path, busy: str, hint: str) -> int:
         os.close(handle)
         raise BadInput(busy, hint) from None
     return handle
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a small file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
