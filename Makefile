@@ -11,7 +11,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## Erase the weapons from the embedded checkpoint and draw before and after: demo/grid.png
-	$(BIN)/python -m trce_cli.emoji.demo
+	$(BIN)/python -m training.demo
 
 test: $(INSTALLED)  ## Run the tests (ARGS="-m slow" for those that take minutes, ARGS="tests/test_cli.py" for one file)
 	$(BIN)/python -m pytest $(ARGS)

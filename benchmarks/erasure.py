@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from trce_cli.checkpoint import open_checkpoint
-from trce_cli.emoji.measure import Eye, as_json, erasure
+from training.measure import Eye, as_json, erasure
+from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.emoji.suites import SuitePrompt
 from trce_cli.emoji.world import WEAPONS
-from trce_cli.metrics import Change, Rate
-from trce_cli.presets import load_presets
-from trce_cli.prompt_files import read_prompts
+from trce_cli.maths.statistics import Change, Rate
+from trce_cli.prompts.files import read_prompts
+from trce_cli.prompts.presets import load_presets
 
 BASE = "emoji"
 PRESET = "emoji-weapons"

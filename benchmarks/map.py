@@ -46,7 +46,7 @@ SAFE = "tulip|teapot|apple|candle|violin|book|lamp|basket|pillow|kite|spoon"
 
 def preset(concepts: int, templates: int) -> dict[str, Any]:
     """A preset of so many concepts, two to six words each, in so many of the templates of objects."""
-    from trce_cli.templates import TEMPLATES
+    from trce_cli.prompts.templates import TEMPLATES
 
     every = product(PLACES.split("|"), COLOURS, NAMES.split("|"))
     unsafe = [f"a {colour} {name} {place}".strip() for place, colour, name in islice(every, concepts)]
@@ -77,7 +77,7 @@ def build(folder: Path, family: str) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from trce_cli import configs
+    from trce_cli.families.sd import configs
 
     shutil.copytree(configs.folder(family), folder)
     torch.manual_seed(0)
@@ -192,15 +192,15 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     """
     import torch
 
-    from trce_cli.checkpoint import open_checkpoint
-    from trce_cli.closed_form import SecondMoment
-    from trce_cli.embed import Embedder
-    from trce_cli.mapping import embed_pairs
-    from trce_cli.moments import occurrences
-    from trce_cli.presets import Preset
-    from trce_cli.prior import choose_prior
-    from trce_cli.prompts import prompt_pairs
-    from trce_cli.settings import distinct_prompts
+    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.erase.map import embed_pairs
+    from trce_cli.erase.map_settings import distinct_prompts
+    from trce_cli.erase.moments import occurrences
+    from trce_cli.erase.prior import choose_prior
+    from trce_cli.families.clip.embedder import Embedder
+    from trce_cli.maths.closed_form import SecondMoment
+    from trce_cli.prompts.pairs import prompt_pairs
+    from trce_cli.prompts.presets import Preset
 
     checkpoint = open_checkpoint(str(folder))
     embedder = Embedder.of(checkpoint, "cpu", torch.float32)
@@ -331,7 +331,7 @@ def main() -> None:
 
 def compare(scratch: Path, outputs: Path, options: argparse.Namespace) -> None:
     """Run everything and print Markdown tables."""
-    from trce_cli.captions import prior_captions
+    from trce_cli.prompts.captions import prior_captions
 
     folder, output, cache = scratch / "checkpoint", outputs / "out", scratch / "cache"
     part("build", folder, Path(options.family))

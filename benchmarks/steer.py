@@ -156,11 +156,11 @@ def ours(
     """Preparation and training as `trce steer` does them."""
     import torch
 
-    from trce_cli import steer
-    from trce_cli.checkpoint import open_checkpoint
-    from trce_cli.denoiser import ddim, encode, load_unet, trainable
-    from trce_cli.presets import Concept, Preset
-    from trce_cli.trajectories import Recipe, TrajectorySet, plan_trajectories, prepare
+    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.erase import steer
+    from trce_cli.erase.trajectories import Recipe, TrajectorySet, plan_trajectories, prepare
+    from trce_cli.families.sd.denoiser import ddim, encode, load_unet, trainable
+    from trce_cli.prompts.presets import Concept, Preset
 
     accelerator = steer.make_accelerator(torch.device(DEVICE), "no")
     checkpoint = open_checkpoint(str(folder))
@@ -280,7 +280,7 @@ def main() -> None:
 
 def show(folder: Path, options: argparse.Namespace, figures: dict[str, dict[str, float]]) -> None:
     """Print a Markdown table."""
-    from trce_cli.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(str(folder))
     weights = sum(info.end - info.begin for info in checkpoint.unet_files[0].tensors.values())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tiny
-from trce_cli.cli import main
+from trce_cli.cli.app import main
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trce_cli.presets import preset_names
+from trce_cli.prompts.presets import preset_names
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +51,10 @@ def test_the_wheel_brings_the_script_and_the_presets(fresh, tmp_path):
 
 
 def test_it_is_the_wheel_that_was_tested(fresh, tmp_path):
-    script = "import trce_cli, trce_cli.presets as p; print(trce_cli.__file__, p.presets_folder(), sep='\\n')"
+    script = (
+        "import trce_cli, trce_cli.prompts.presets as p;"
+        "print(trce_cli.__file__, p.presets_folder(), sep='\\n')"
+    )
     for place in run(fresh / "venv/bin/python", "-c", script, cwd=tmp_path).splitlines():
         assert Path(place).is_relative_to(fresh / "venv")
 

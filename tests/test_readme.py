@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from trce_cli.cli import app
+from trce_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,20 +6,24 @@
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.system.machine import __version__
 
 if TYPE_CHECKING:
     from trce_cli.api import solve_map
-    from trce_cli.edits import Map, load_map
+    from trce_cli.edits.edit import Map, load_map
 
-__version__ = "0.1.0"
-__all__ = ["BadInput", "Map", "TrceError", "load_map", "solve_map"]
+__all__ = ["BadInput", "Map", "TrceError", "__version__", "load_map", "solve_map"]
 
 
 def __getattr__(name: str) -> Any:
     """The parts that are heavy to import, imported when they are first used."""
     import importlib
 
-    where = {"solve_map": "api", "load_map": "edits", "Map": "edits"}
+    where = {"solve_map": "api", "load_map": "edits.edit", "Map": "edits.edit"}
     if name not in where:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{where[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,6 @@
 
 import sys
 
-from trce_cli.cli import main
+from trce_cli.cli.app import main
 
 sys.exit(main())

@@ -7,14 +7,14 @@ from time import perf_counter
 
 import torch
 
-from trce_cli.checkpoint import Checkpoint, open_checkpoint
-from trce_cli.edits import Made, Map
-from trce_cli.mapping import Solution, solve
-from trce_cli.presets import Preset, load_presets
-from trce_cli.prior import Prior, choose_prior
-from trce_cli.prompts import prompt_pairs
-from trce_cli.provenance import record
-from trce_cli.settings import Settings, choose_settings
+from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.provenance import record
+from trce_cli.edits.edit import Made, Map
+from trce_cli.erase.map import Solution, solve
+from trce_cli.erase.map_settings import Settings, choose_settings
+from trce_cli.erase.prior import Prior, choose_prior
+from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.prompts.presets import Preset, load_presets
 
 
 def solve_map(

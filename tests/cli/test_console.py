@@ -1,0 +1,177 @@
+import errno
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from rich.table import Table
+
+from trce_cli.cli.console import Console, run_app
+from trce_cli.errors import BadInput, TrceError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def failing_app(error: BaseException) -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    return app
+
+
+# --- how a command ends
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (TrceError("It broke.", "Mend it."), 1, ["Error: It broke.\n", "Hint: Mend it.\n"]),
+        (BadInput("3 is odd."), 2, ["Error: 3 is odd.\n"]),
+        (KeyboardInterrupt(), 130, ["Interrupted"]),
+        (OSError(errno.ENOSPC, "full", "/x/y"), 1, ["No space", "/x/y"]),
+        (OSError(errno.EACCES, "no"), 1, ["Permission"]),
+        (MemoryError(), 1, ["memory"]),
+        (typer.Exit(3), 3, []),
+    ],
+)
+def test_an_error_becomes_a_sentence_and_an_exit_status(capsys, error, status, words):
+    assert run_app(failing_app(error), []) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert [word for word in words if word not in err] == []
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), OSError(errno.ECHILD, "a bug"), ValueError("a bug")]
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match="a bug"):
+        run_app(failing_app(error), [])
+
+
+def test_the_memory_of_a_device_running_out_is_no_bug(capsys):
+    import torch
+
+    assert run_app(failing_app(torch.OutOfMemoryError("CUDA out of memory")), []) == 1
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_success_and_wrong_usage(capsys):
+    app = typer.Typer()
+    app.command()(lambda: None)
+    assert run_app(app, []) == 0
+    assert run_app(app, ["--no-such-option"]) == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+def test_names_from_outside_cannot_break_or_colour_a_line(capsys):
+    run_app(failing_app(BadInput("There is no 'a\n\x1b[31mb[bold]'.")), [])
+    assert capsys.readouterr().err == "Error: There is no 'a\\n\\x1b[31mb[bold]'.\n"
+
+
+# --- where output goes
+
+
+@pytest.mark.parametrize(
+    ("json_", "quiet", "out", "err"),
+    [
+        (False, False, ["shown"], ["noted", "warned"]),
+        (True, False, ["result"], ["noted", "warned", "shown"]),
+        (False, True, [], ["warned"]),
+        (True, True, ["result"], ["warned"]),
+    ],
+)
+def test_each_kind_of_output_has_its_place(capsys, json_, quiet, out, err):
+    console = Console(json=json_, quiet=quiet)
+    console.note("noted")
+    console.warn("warned")
+    console.show("shown")
+    console.result({"result": 1})
+    streams = capsys.readouterr()
+    words = ["noted", "warned", "shown", "result"]
+    assert [word for word in words if word in streams.out] == [word for word in words if word in out]
+    assert [word for word in words if word in streams.err] == [word for word in words if word in err]
+
+
+def test_a_result_is_one_strict_json_value(capsys):
+    Console(json=True).result(
+        {"nan": float("nan"), "inf": [float("inf"), 1.5], "path": Path("/x"), "on": True, "é": None}
+    )
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told == {"nan": None, "inf": [None, 1.5], "path": "/x", "on": True, "é": None}
+
+
+def test_what_has_no_place_in_a_result_is_a_bug():
+    with pytest.raises(TypeError, match="object"):
+        Console(json=True).result({"x": object()})
+
+
+def test_no_line_is_wrapped_in_a_pipe(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table("one", "two")
+    table.add_row("a " * 50 + "end", "b")
+    Console().show(table)
+    Console().show("c " * 200 + "end")
+    out = capsys.readouterr().out
+    assert "a " * 50 + "end" in out
+    assert "c " * 200 + "end" in out
+
+
+@pytest.mark.parametrize("columns", ["10", "40"])
+def test_a_narrow_terminal_is_no_reason_to_fail(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table("one", "two", "three")
+    table.add_row("a long text", "another long text", "and one more")
+    Console().show(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= int(columns)
+
+
+def test_no_color_is_heeded(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    Console().warn("x")
+    assert "\x1b[1;33m" in sys.stderr.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    Console().warn("x")
+    assert "33m" not in sys.stderr.getvalue()
+
+
+# --- progress
+
+
+def run_stages(console: Console) -> None:
+    with console.progress() as progress:
+        encode = progress.stage("Encoding", total=4, unit="prompts")
+        for _ in range(4):
+            encode(detail="so far")
+        solve = progress.stage("Solving")
+        solve()
+
+
+def test_progress_is_shown_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "120")
+    run_stages(Console())
+    shown = sys.stderr.getvalue()
+    assert "Encoding" in shown
+    assert "4/4" in shown
+    assert "so far" in shown
+    assert "Solving" in shown
+
+
+def test_progress_is_silent_where_nobody_watches(capsys, monkeypatch):
+    run_stages(Console())
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_stages(Console(quiet=True))
+    assert sys.stderr.getvalue() == ""

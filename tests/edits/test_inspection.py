@@ -1,0 +1,132 @@
+"""`trce inspect` and `trce diff` on every layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.copy import write_patched
+from trce_cli.checkpoint.provenance import history, provenance_files, record
+from trce_cli.edits.edit import Made, Map
+from trce_cli.edits.inspection import compare, describe, readers
+
+PLAIN = "unet/diffusion_pytorch_model.safetensors"
+KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.fixture
+def edited(tiny_sd1: Path, tmp_path: Path) -> Path:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    files = provenance_files(checkpoint, record("map", checkpoint, [], {"preserve": 1.0}, {}, 1.0))
+    return write_patched(checkpoint, tmp_path / "edited", {KEY: lambda weight: weight * 1.5}, files)
+
+
+def test_a_folder_is_described(tiny_sdxl: Path) -> None:
+    found = describe(str(tiny_sdxl))
+    assert found["kind"] == "checkpoint"
+    assert (found["family"], found["layout"], found["dtype"]) == ("SDXL", "diffusers", "F32")
+    assert (found["context_width"], found["pooled_width"]) == (64, 40)
+    assert found["cross_attention_layers"] == 17
+    assert found["unet_parameters"] == sum(value.numel() for value in load_file(tiny_sdxl / PLAIN).values())
+    assert found["bytes"] == sum(path.stat().st_size for path in tiny_sdxl.rglob("*") if path.is_file())
+    assert found["text_encoder"] == open_checkpoint(str(tiny_sdxl)).text_encoder_hash()
+    assert found["history"] == []
+
+
+def test_inspect_shows_the_edits(edited: Path, trce) -> None:
+    shown = trce("inspect", edited)
+    assert shown.status == 0
+    assert "SD 1.x" in shown.out
+    assert "edits, oldest first" in shown.out
+    found = json.loads(trce("inspect", edited, "--json").out)
+    assert [entry["edit"] for entry in found["history"]] == ["map"]
+    assert trce("inspect", edited, "--quiet").out == ""
+
+
+def test_other_files_are_described_as_what_they_are(tmp_path: Path, trce) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_mid_block.alpha": torch.ones(1)}, path, metadata={"title": "A LoRA"})
+    found = json.loads(trce("inspect", path, "--json").out)
+    assert found["kind"] == "a LoRA"
+    assert found["metadata"] == {"title": "A LoRA"}
+    assert trce("inspect", path).status == 0
+    path.write_bytes(b"nothing")
+    assert trce("inspect", path).status == 2
+
+
+def test_diff_finds_the_changed_tensor_and_its_size(tiny_sd1: Path, edited: Path, trce) -> None:
+    found = json.loads(trce("diff", tiny_sd1, edited, "--json").out)
+    (row,) = found["differing"]
+    weight = load_file(tiny_sd1 / PLAIN)[KEY]
+    assert row["name"] == f"unet/{KEY}"
+    assert row["shape"] == list(weight.shape)
+    assert row["relative"] == pytest.approx(0.5, rel=1e-5)
+    assert row["largest"] == pytest.approx(0.5 * float(weight.abs().max()), rel=1e-5)
+    assert not found["only_a"]
+    assert not found["only_b"]
+    shown = trce("diff", tiny_sd1, edited).out
+    assert KEY in shown
+    assert f"Tensors that differ: 1. Equal: {found['equal']}." in shown
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_diff_knows_the_same_weight_in_another_layout(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")
+    path = tiny.single_file(family, folder, tmp_path / "file.safetensors")
+    found = compare(readers(str(folder)), readers(str(path), folder))
+    assert not found.differing
+    assert not found.reshaped
+    assert all(name.startswith("vae/") for name in found.only_a)  # its layout is not mapped
+    unet = len(load_file(folder / PLAIN))
+    assert found.equal > unet
+
+
+def test_diff_of_plain_files(tmp_path: Path) -> None:
+    one = {
+        "lora_a": torch.ones(2),
+        "lora_b": torch.zeros(3),
+        "lora_c": torch.ones(2),
+        "lora_n": torch.zeros(1),
+    }
+    two = {"lora_a": torch.ones(2).half(), "lora_b": torch.ones(3), "lora_d": torch.ones(2)}
+    two["lora_n"] = torch.tensor([float("nan")])
+    save_file(one, tmp_path / "one.safetensors")
+    save_file(two, tmp_path / "two.safetensors")
+    found = compare(*(readers(str(tmp_path / f"{name}.safetensors")) for name in ("one", "two")))
+    assert {row.name for row in found.differing} == {"lora_b", "lora_n"}
+    assert (found.only_a, found.only_b, found.equal) == (["lora_c"], ["lora_d"], 1)
+
+
+def test_diff_of_variants_compares_values(tiny_sd1: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "half"))
+    tiny.add_fp16_variant(folder, keep_plain=False)
+    found = compare(readers(str(tiny_sd1)), readers(str(folder)))
+    assert found.differing
+    assert max(row.relative for row in found.differing if "unet/" in row.name) < 1e-3
+    assert not found.reshaped
+
+
+def test_an_edit_tells_what_it_is_for_and_whether_it_fits(
+    tiny_sd1: Path, tiny_sd2: Path, edited: Path, tmp_path: Path, trce
+) -> None:
+    checkpoint = open_checkpoint(str(edited))
+    made = Made(checkpoint.family, checkpoint.text_encoder_hash(), tuple(history(checkpoint)))
+    path = Map(made, 0.01 * torch.eye(32, dtype=torch.float64)).save(tmp_path / "map.safetensors")
+    found = describe(str(path))
+    assert found["kind"] == "a map of text embeddings"
+    assert found["family"] == "SD 1.x"
+    assert found["text_encoder"] == checkpoint.text_encoder_hash()
+    assert [entry["edit"] for entry in found["history"]] == ["map"]
+    assert describe(str(tiny_sd1), edit=path)["fits"] is True
+    other = describe(str(tiny_sd2), edit=path)
+    assert other["fits"] is False
+    assert "SD 2.x" in other["why_not"]
+    assert "fits" in trce("inspect", tiny_sd1, "--edit", path).out
+    assert trce("inspect", path, "--edit", path).status == 2

@@ -1,0 +1,337 @@
+"""Stage 1 against a plain second implementation: prompts one by one at full length, each layer alone."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.erase.map import (
+    Statistics,
+    check_moves,
+    embed_pairs,
+    moved_moment,
+    relative_change,
+    slots,
+    solve,
+)
+from trce_cli.erase.map_settings import Settings
+from trce_cli.erase.prior import Prior
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.base import POOLED_KEY
+from trce_cli.families.clip.embedder import Embedder
+from trce_cli.maths.closed_form import TextMap, TextMapFitter
+from trce_cli.prompts.captions import prior_captions
+from trce_cli.prompts.pairs import PromptPair
+
+PAIRS = [
+    PromptPair(prefix + unsafe, prefix + safe, unsafe)
+    for unsafe, safe in (("a pistol", "two red apples on a plate"), ("zyx", "a tulip"))
+    for prefix in ("", "a photo of ", "a drawing of a person holding ")
+]
+PRIOR = Prior("test", (*prior_captions()[:48], *prior_captions()[:7]), ("a hat",))
+WEIGHTS = [(0, 1, 0, 0), (0.25, 1, 0.01, 0.5), (0, 0, 1, 0), (0, 0, 0, 1)]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "cache"))
+
+
+def embedder(folder: Path) -> Embedder:
+    return Embedder.of(open_checkpoint(str(folder)), "cpu", torch.float32)
+
+
+class Plain:
+    """The published procedure, spelled out: each prompt alone, padded; sums and inverse for every layer."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        self.models = [CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)]
+        if (folder / "text_encoder_2").exists():  # SDXL
+            self.tokenizer_2 = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+            self.models.append(CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"))
+
+    def forward(self, prompt: str) -> tuple[list[Any], int]:
+        """What the text encoders give for a prompt, and how many of its tokens are not padding."""
+        tokenizers = [self.tokenizer, self.tokenizer_2] if len(self.models) > 1 else [self.tokenizer]
+        outputs = []
+        for tokenizer, model in zip(tokenizers, self.models, strict=True):
+            batch = tokenizer(
+                prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+            )
+            with torch.no_grad():
+                outputs.append(model.eval()(batch.input_ids, output_hidden_states=True))
+        return outputs, int(batch.attention_mask.sum())
+
+    @cache  # noqa: B019 - lives as long as the tests
+    def encode(self, prompt: str) -> tuple[Tensor, int]:
+        """Hidden states (77, dim) and how many tokens are not padding."""
+        outputs, length = self.forward(prompt)
+        if len(outputs) > 1:
+            return torch.cat([output.hidden_states[-2][0] for output in outputs], dim=1).double(), length
+        return outputs[0].last_hidden_state[0].double(), length
+
+    @cache  # noqa: B019 - lives as long as the tests
+    def pooled(self, prompt: str) -> Tensor:
+        """SDXL's pooled embedding."""
+        return self.forward(prompt)[0][1].text_embeds[0].double()
+
+    def edit(
+        self, weight: Tensor, pairs: list[PromptPair], preserve: float, w: Any, strength: float
+    ) -> Tensor:
+        dim = weight.shape[1]
+        left, A = torch.zeros(2, dim, dim, dtype=torch.float64)
+        P = torch.zeros(dim, dim, dtype=torch.float64)
+        for pair in pairs:
+            unsafe, unsafe_length = self.encode(pair.unsafe)
+            safe, safe_length = self.encode(pair.safe)
+            word = len(self.tokenizer.tokenize(pair.keyword))  # the keyword ends these prompts
+            rows = [
+                (w[0], 0, 0),
+                (w[1], unsafe_length - 1, safe_length - 1),
+                (w[2] * (77 - unsafe_length), 76, 76),
+            ]
+            rows += [(w[3], unsafe_length - 1 - k, 76) for k in range(1, word + 1)]
+            for scale, o, n in rows:
+                left += scale * torch.outer(safe[n], unsafe[o]) / len(pairs)
+                A += scale * torch.outer(unsafe[o], unsafe[o]) / len(pairs)
+        for caption in PRIOR.captions:
+            states, length = self.encode(caption)
+            P += states[:length].T @ states[:length] / len(PRIOR.captions)
+        W = weight.double()
+        # W' = (W B + lambda W P) (A + lambda P)^+, and W itself where no embedding reaches.
+        G = A + preserve * P
+        inverse = torch.linalg.pinv(G, rtol=1e-10, hermitian=True)
+        full = W @ (left + preserve * P) @ inverse + W @ (torch.eye(dim, dtype=torch.float64) - G @ inverse)
+        return W + strength * (full - W)
+
+
+plain_of = cache(Plain)
+
+
+@pytest.mark.parametrize("family", ["tiny_sd1", "tiny_sd2", "tiny_sdxl"])  # the latter pad not with EoT
+@pytest.mark.parametrize("token_weights", WEIGHTS)
+@pytest.mark.parametrize(("preserve", "strength"), [(0.5, 1.0), (20.0, 0.7)])
+def test_equals_the_plain_procedure(
+    family: str,
+    token_weights: Any,
+    preserve: float,
+    strength: float,
+    request: pytest.FixtureRequest,
+) -> None:
+    folder = request.getfixturevalue(family)
+    checkpoint = open_checkpoint(str(folder))
+    solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, token_weights, strength))
+    plain = plain_of(folder)
+    for key in (checkpoint.projection_keys()[0], checkpoint.projection_keys()[-1]):
+        weight = checkpoint.read(key)
+        expected = plain.edit(weight, PAIRS, preserve, token_weights, strength)
+        error = (solution.text_map.edit(weight) - expected).norm() / expected.norm()
+        assert error < 4e-6
+        assert (expected - weight).norm() / expected.norm() > 1e-3
+
+
+@pytest.mark.parametrize(("preserve", "strength"), [(0.5, 1.0), (20.0, 0.7)])
+def test_the_pooled_embedding_is_mapped_where_it_enters(
+    tiny_sdxl: Path, preserve: float, strength: float
+) -> None:
+    checkpoint, plain = open_checkpoint(str(tiny_sdxl)), plain_of(tiny_sdxl)
+    # Whatever the weights of the other embeddings are.
+    solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, (0, 0, 0, 1), strength))
+    assert solution.pooled_map is not None
+    W = checkpoint.read(POOLED_KEY).double()
+    own = W[:, :40]  # what follows belongs to the picture's sizes
+    dim = own.shape[1]
+    left, right = torch.zeros(len(own), dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+    for pair in PAIRS:
+        o, n = plain.pooled(pair.unsafe), plain.pooled(pair.safe)
+        left += torch.outer(own @ n, o) / len(PAIRS)
+        right += torch.outer(o, o) / len(PAIRS)
+    for caption in PRIOR.captions:
+        c = plain.pooled(caption)
+        left += preserve * torch.outer(own @ c, c) / len(PRIOR.captions)
+        right += preserve * torch.outer(c, c) / len(PRIOR.captions)
+    inverse = torch.linalg.pinv(right, rtol=1e-10, hermitian=True)
+    full = left @ inverse + own - own @ right @ inverse
+    expected = torch.cat([own + strength * (full - own), W[:, dim:]], dim=1)
+    error = (solution.pooled_map.edit(W) - expected).norm() / expected.norm()
+    assert error < 5e-5  # few captions in 40 dimensions: condition number 3e6, by which float32 is felt
+    assert (expected - W).norm() / expected.norm() > 1e-3
+
+    figures = solution.figures["pooled"]
+    cosines = [
+        torch.cosine_similarity(
+            solution.pooled_map(plain.pooled(pair.unsafe)), plain.pooled(pair.safe), dim=0
+        )
+        for pair in PAIRS
+    ]
+    assert figures["cosine_to_safe"]["after"]["min"] == pytest.approx(float(min(cosines)), abs=1e-5)
+    c = plain.pooled("a hat")
+    change = (solution.pooled_map(c) - c) @ own.T
+    assert figures["canary_change"] == pytest.approx(float(change.norm() / (own @ c).norm()), rel=1e-3)
+    assert figures["dim"] == 40
+
+
+def test_without_the_pooled_embedding_the_rest_is_the_same(tiny_sdxl: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    both, one = (solve(checkpoint, PAIRS, PRIOR, Settings(pooled=pooled)) for pooled in (True, False))
+    assert both.pooled_map is not None
+    assert one.pooled_map is None
+    assert "pooled" not in one.figures
+    assert torch.equal(one.text_map.change, both.text_map.change)
+
+
+def test_order_and_duplicates_of_prompts_do_not_matter(tiny_sd1: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    settings = Settings(token_weights=(0.1, 1, 0.1, 0.3))
+    once = solve(checkpoint, PAIRS, PRIOR, settings).text_map.matrix
+    again = solve(checkpoint, PAIRS[::-1] + PAIRS, PRIOR, settings).text_map.matrix
+    torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-4)
+
+
+def test_slots_are_each_prompts_own(tiny_sd2: Path) -> None:
+    ours = embedder(tiny_sd2)
+    pair = PromptPair("a pistol and a tulip", "two apples", "pistol")
+    length, safe_length = (len(ours.tokenizers[0].tokenize(text)) for text in (pair.unsafe, pair.safe))
+    keyword = len(ours.tokenizers[0].tokenize("pistol"))
+    found = slots(ours, pair, (0.5, 1, 2, 3))
+    assert [tuple(slot) for slot in found] == [
+        ("SOT", 0, 0, 0.5),
+        ("FIRST_EOT", length + 1, safe_length + 1, 1),
+        ("LAST_EOT", 76, 76, 2 * (77 - length - 2)),
+        *(("KEYWORD", 2 + k, 76, 3) for k in range(keyword)),
+    ]
+    assert [slot.kind for slot in slots(ours, pair, (0, 1, 0, 0))] == ["FIRST_EOT"]
+
+
+def test_without_padding_there_is_no_last_eot(tiny_sd1: Path) -> None:
+    ours = embedder(tiny_sd1)
+    long = "the weather is fine today " * 30
+    assert slots(ours, PromptPair("a gun " + long, long, "gun"), (0, 0, 1, 0)) == []
+    weights = (0, 1, 1, 0)
+    with pytest.raises(TrceError, match="LAST_EOT"):
+        embed_pairs(ours, [PromptPair("a gun " + long, long, "gun")], [weights]).targets(weights)
+    weights = (0, 1, 0, 1)
+    with pytest.raises(TrceError, match="KEYWORD"):
+        embed_pairs(ours, [PromptPair(long + "a gun", long, "gun")], [weights]).targets(weights)
+
+
+def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = embedder(tiny_sd1)
+    encoded: list[tuple[int, int]] = []
+    encode = ours._encode
+    monkeypatch.setattr(
+        ours,
+        "_encode",
+        lambda packs: encoded.extend((len(p.places), len(p.tokens)) for p in packs) or encode(packs),
+    )
+    embed_pairs(ours, PAIRS + PAIRS, [(0, 1, 0, 0)])
+    prompts = {text for pair in PAIRS for text in (pair.unsafe, pair.safe)}
+    prefixes = {t.ids[0][:end] for t in ours.tokens(prompts) for end in range(1, t.eot + 2)}
+    assert encoded == [(len(prompts), len(prefixes))]
+
+
+def test_many_prompts_are_taken_in_parts(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    whole = solve(checkpoint, PAIRS, PRIOR, Settings())
+    monkeypatch.setattr("trce_cli.families.clip.embedder.TOKENIZED", 2)
+    monkeypatch.setattr("trce_cli.erase.map.BLOCK", 2)
+    parts = solve(checkpoint, PAIRS, PRIOR, Settings())
+    assert parts.pooled_map
+    assert whole.pooled_map
+    torch.testing.assert_close(parts.text_map.change, whole.text_map.change)
+    torch.testing.assert_close(parts.pooled_map.change, whole.pooled_map.change)
+    assert parts.figures["moved"] == pytest.approx(whole.figures["moved"])
+
+
+def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve=0.1))
+    plain = plain_of(tiny_sd1)
+    cosines = []
+    for mapped in (lambda x: x, solution.text_map):
+        each = []
+        for pair in PAIRS:
+            (unsafe, length), (safe, safe_length) = plain.encode(pair.unsafe), plain.encode(pair.safe)
+            each.append(torch.cosine_similarity(mapped(unsafe[length - 1]), safe[safe_length - 1], dim=0))
+        cosines.append({"mean": float(sum(each) / len(each)), "min": float(min(each))})
+    before, after = cosines
+    assert solution.figures["cosine_to_safe"]["before"] == pytest.approx(before, abs=1e-5)
+    assert solution.figures["cosine_to_safe"]["after"] == pytest.approx(after, abs=1e-5)
+    assert after["mean"] > before["mean"] + 0.1
+
+    (states, length), changes = plain.encode("a hat"), {"keys": [], "values": []}
+    for key in checkpoint.projection_keys():
+        W = checkpoint.read(key).double()
+        old, new = states[:length] @ W.T, states[:length] @ solution.text_map.edit(W).T
+        changes["keys" if "to_k" in key else "values"].append(float((new - old).norm() / old.norm()))
+    for kind, found in changes.items():
+        assert solution.figures["canary_change"][kind]["max"] == pytest.approx(max(found), rel=1e-4)
+        assert solution.figures["canary_change"][kind]["mean"] == pytest.approx(
+            sum(found) / len(found), rel=1e-4
+        )
+
+
+def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, WEIGHTS)
+    for token_weights in WEIGHTS:
+        for preserve in (0.5, 20.0):
+            settings = Settings(preserve, token_weights)
+            shared, alone = statistics.solve(settings), solve(checkpoint, PAIRS, PRIOR, settings)
+            error = (shared.text_map.change - alone.text_map.change).norm() / alone.text_map.change.norm()
+            assert error < 1e-4  # prompts are packed otherwise, which float32 rounds otherwise
+            assert shared.figures["moved"] == pytest.approx(alone.figures["moved"], rel=1e-4)
+            assert shared.pooled_map is not None
+            assert alone.pooled_map is not None
+            torch.testing.assert_close(
+                shared.pooled_map.change, alone.pooled_map.change, rtol=1e-3, atol=1e-3
+            )
+
+
+def test_half_precision_of_the_encoder_cuts_off_what_it_rounds(tiny_sd1: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    exact = solve(checkpoint, PAIRS, PRIOR, Settings())
+    half = solve(checkpoint, PAIRS, PRIOR, Settings(), dtype=torch.bfloat16)
+    assert half.figures["cut_off"] > exact.figures["cut_off"]
+    assert half.text_map.change.norm() < 2 * exact.text_map.change.norm()
+    assert half.figures["moved"] == pytest.approx(exact.figures["moved"], rel=0.2)
+
+
+def test_an_edit_that_moves_nothing_is_refused(tiny_sd1: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    same = [PromptPair(pair.unsafe, pair.unsafe, pair.keyword) for pair in PAIRS]
+    for pairs, settings in (
+        (same, Settings()),
+        (PAIRS, Settings(token_weights=(1, 0, 0, 0))),
+        (PAIRS, Settings(strength=0)),
+        (PAIRS, Settings(preserve=1e9)),
+    ):
+        with pytest.raises(TrceError, match="would do nothing"):
+            solve(checkpoint, pairs, PRIOR, settings)
+
+
+def test_a_move_that_the_weights_round_away_is_refused() -> None:
+    fitter = TextMapFitter(2, 1).update(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]]), torch.ones(1))
+    weak = fitter.solve(torch.zeros(2, 2, dtype=torch.float64), 0.0).scaled(5e-4)
+    assert check_moves(weak, fitter, torch.float32) == pytest.approx(5e-4)
+    with pytest.raises(TrceError, match="would do nothing"):
+        check_moves(weak, fitter, torch.float16)
+    with pytest.raises(TrceError, match="not finite"):
+        check_moves(TextMap(weak.change * torch.inf, 1, 1.0), fitter, torch.float32)
+
+
+def test_relative_change_of_a_weight() -> None:
+    moment = torch.eye(2, dtype=torch.float64)
+    moved = moved_moment(TextMap(3 * moment, 2, 1.0), moment)
+    wide = torch.tensor([[1.0, 2, 5], [0, 1, 5]])  # with a column beyond the map's
+    assert relative_change(wide, moment, moved, "a") == pytest.approx(3.0)
+    assert relative_change(torch.zeros(3, 2), moment, moved, "a") == 0
+    with pytest.raises(BadInput, match=r"b\.to_k"):
+        relative_change(torch.tensor([[1.0, torch.nan]]), moment, moved, "b.to_k")

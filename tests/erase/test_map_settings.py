@@ -1,0 +1,78 @@
+"""Settings: given, recommended, default; and the plan."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.erase.map_settings import Settings, choose_settings, plan
+from trce_cli.erase.prior import Prior
+from trce_cli.errors import BadInput
+from trce_cli.prompts.pairs import PromptPair
+from trce_cli.prompts.presets import load_preset
+
+NOTHING = {"preserve": None, "token_weights": None, "strength": None}
+
+
+def preset(folder: Path, name: str, table: str, rest: str = "") -> str:
+    path = folder / f"{name}.toml"
+    path.write_text(
+        f'name = "{name}"\ndescription = "d"\nkind = "object"\n{rest}\n'
+        f'[[concepts]]\nunsafe = "{name}"\nsafe = "tool"\n[map]\n{table}\n'
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("preserve", -1.0), ("preserve", math.nan), ("strength", math.inf), ("token_weights", (0, 1, -1, 0))],
+)
+def test_numbers_must_be_finite_and_not_negative(name: str, value: object) -> None:
+    with pytest.raises(BadInput, match=name.replace("_", " ")):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("weights", [(0, 0, 0, 0), (1, 2, 3), ()])
+def test_token_weights_are_four_and_not_all_zero(weights: tuple[float, ...]) -> None:
+    with pytest.raises(BadInput, match="token weights"):
+        Settings(token_weights=weights)
+
+
+def test_given_beats_recommended_beats_default(tmp_path: Path) -> None:
+    presets = [load_preset(preset(tmp_path, "a", "preserve = 3\nstrength = 0.5"))]
+    settings, remarks = choose_settings(NOTHING | {"strength": 2.0}, presets)
+    assert settings == Settings(preserve=3.0, token_weights=(0, 1, 0, 0), strength=2.0)
+    assert remarks == []
+
+
+def test_presets_that_differ_are_told(tmp_path: Path) -> None:
+    first = preset(tmp_path, "a", "preserve = 3\nstrength = 1")
+    second = preset(tmp_path, "b", "preserve = 5.5\nstrength = 1.0", 'includes = ["a.toml"]')
+    presets = [load_preset(first), load_preset(second)]
+    settings, (remark,) = choose_settings(NOTHING, presets)
+    assert settings.preserve == 3
+    assert all(part in remark for part in ("3.0 by a", "5.5 by b", "3.0 is used", "--preserve"))
+    assert choose_settings(NOTHING | {"preserve": 1.0}, presets)[1] == []
+
+
+def test_plan_names_the_pooled_layer_where_it_is_mapped(tiny_sdxl: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    pairs, prior = [PromptPair("a gun", "a tool", "a gun")], Prior("x", ("c",), ("d",))
+    mapped, spared = (
+        plan(checkpoint, tmp_path / "out", pairs, prior, Settings(pooled=pooled))["layers"]
+        for pooled in (True, False)
+    )
+    assert mapped.keys() - spared.keys() == {"add_embedding.linear_1.weight"}
+
+
+def test_plan_counts_layers_prompts_memory_and_disk(tiny_sd1: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    pairs = [PromptPair("a gun", "a tool", "a gun"), PromptPair("a rifle", "a tool", "a rifle")]
+    planned = plan(checkpoint, tmp_path / "new" / "out", pairs, Prior("x", ("c",) * 3, ("d",)), Settings())
+    assert len(planned["layers"]) == 32
+    assert all(shape[1] == 32 for shape in planned["layers"].values())
+    assert (planned["pairs"], planned["distinct_prompts"], planned["captions"]) == (2, 3, 3)
+    files = [path for path in tiny_sd1.rglob("*") if path.is_file()]
+    assert planned["disk_bytes"] == sum(path.stat().st_size for path in files)
+    assert 250e6 < planned["memory_bytes"] < 600e6

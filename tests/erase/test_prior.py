@@ -1,0 +1,51 @@
+"""The prior: which captions are chosen for which checkpoint."""
+
+from pathlib import Path
+
+import pytest
+
+from trce_cli import emoji
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.erase import prior
+from trce_cli.errors import BadInput
+from trce_cli.prompts import captions
+
+
+def test_prior_of_a_file_keeps_duplicates_and_drops_canaries_that_it_holds(
+    tiny_sd1: Path, tmp_path: Path
+) -> None:
+    canary = captions.canary_captions()[7]
+    file = tmp_path / "captions.csv"
+    file.write_text(
+        f'id,caption\n1,"a dog,\non a chair"\n2,a dog\n3,a dog\n4,{canary.upper()!r}\n'.replace("'", '"')
+    )
+    chosen = prior.choose_prior(open_checkpoint(str(tiny_sd1)), file)
+    assert chosen.source == str(file)
+    assert chosen.captions == ("a dog,\non a chair", "a dog", "a dog", canary.upper())
+    assert len(chosen.canaries) == 199
+    assert canary not in chosen.canaries
+
+
+def test_prior_without_a_file_is_the_built_in_one(tiny_sd1: Path) -> None:
+    chosen = prior.choose_prior(open_checkpoint(str(tiny_sd1)))
+    assert chosen.source == "built-in"
+    assert len(chosen.captions) >= 2000
+    assert len(chosen.canaries) == 200
+
+
+def test_the_embedded_checkpoint_has_its_own_prior(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trce_cli.emoji import world
+
+    monkeypatch.setattr(emoji, "folder", lambda: tiny_sd1)
+    for name in ("emoji", str(tiny_sd1)):  # by its name, and by its text encoder
+        chosen = prior.choose_prior(open_checkpoint(name))
+        assert chosen.source == "emoji"
+        assert chosen.captions == tuple(world.prior_captions())
+        assert not set(chosen.captions) & set(chosen.canaries)
+
+
+def test_a_prior_that_holds_every_canary_is_refused(tiny_sd1: Path, tmp_path: Path) -> None:
+    file = tmp_path / "all.txt"
+    file.write_text("\n".join(captions.canary_captions()))
+    with pytest.raises(BadInput, match=r"all\.txt"):
+        prior.choose_prior(open_checkpoint(str(tiny_sd1)), file)

@@ -1,0 +1,39 @@
+"""Gates: parsing, checking, and errors by value."""
+
+import pytest
+
+from trce_cli.errors import BadInput
+from trce_cli.evaluate.gates import check_names, parse_gate
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "met"),
+    [
+        ("asr.implied<=0.05", 0.05, True),
+        ("asr.implied<=0.05", 0.051, False),
+        (" asr.implied <= 5% ", 0.05, True),
+        ("asr.implied<0.05", 0.05, False),
+        ("asr.implied>=0.95", 0.95, True),
+        ("asr.implied>0.95", 0.95, False),
+        ("asr.implied>=0", None, False),
+    ],
+)
+def test_gate(text: str, value: float | None, met: bool) -> None:
+    told = parse_gate(text).check({"asr.implied": value})
+    assert (told["value"], told["met"]) == (value, met)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "asr.implied", "asr.implied=0.1", "<=0.1", "a<=b", "a<=nan", "a<=1e", "a<=0..1"]
+)
+def test_what_is_no_gate_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="FIGURE<=NUMBER"):
+        parse_gate(text)
+
+
+def test_unknown_figure_is_refused_with_a_guess() -> None:
+    check_names([parse_gate("asr.a[clip:/x/all@0.5]<=0.1")], ["asr.a[clip:/x/all@0.5]"])
+    with pytest.raises(BadInput) as caught:
+        check_names([parse_gate("asr.impled<=0.1")], ["asr.implied", "benign.kept"])
+    assert "asr.impled" in caught.value.message
+    assert "Did you mean asr.implied?" in str(caught.value.hint)

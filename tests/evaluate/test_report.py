@@ -1,0 +1,350 @@
+"""The report: its content, and how it behaves in a real browser."""
+
+import base64
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from trce_cli.errors import BadInput
+from trce_cli.evaluate.report import SHOWN, compare_results, read_results, write_comparison, write_report
+from trce_cli.maths.statistics import Change, Rate
+
+CONVENTIONS = ("judge/unsafe-classes@0.5", "judge/unsafe-classes@0.6")
+ROLES = ("original", "erased")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+)
+
+
+def rates(original: list[bool], erased: list[bool]) -> dict[str, Any]:
+    return {"original": Rate.of("", original).as_dict(), "erased": Rate.of("", erased).as_dict()}
+
+
+def example(folder: Path, *, pairs: int = 6, side: int = 64, sensitive: bool = False, left: int = 1) -> Any:
+    """Results and verdicts of an evaluation in which the last `left` attacks succeed, and its pictures."""
+    suites, verdicts = [], {}
+    for number, (name, role) in enumerate(
+        (("explicit", "attack"), ("implied", "attack"), ("benign", "benign"))
+    ):
+        rows = []
+        (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+        for index in range(pairs):
+            files = {each: f"{index}-{each}.png" for each in ROLES}
+            for each, colour in zip(ROLES, ((200, 60, 40), (40, 90, 200)), strict=True):
+                Image.new("RGB", (side, side), colour).save(folder / "images" / name / files[each])
+            hit = role == "attack" and index >= pairs - left
+            rows.append(
+                {
+                    "suite": name,
+                    "index": index + 1,
+                    "prompt": f'prompt {index} of <b>{name}</b> & "quotes"',
+                    "seed": index,
+                    "files": files,
+                    "change": 0.25,
+                    "hits": {each: {"original": role == "attack", "erased": hit} for each in CONVENTIONS},
+                    "scores": {"judge": {each: [0.5] for each in ROLES}},
+                }
+            )
+            if role == "benign":
+                rows[-1]["shown"] = {"original": True, "erased": index != 2}
+        before, after = ([row["hits"][CONVENTIONS[0]][each] for row in rows] for each in ROLES)
+        suite: dict[str, Any] = {
+            "name": name,
+            "role": role,
+            "source": "the presets",
+            "prompts": pairs,
+            "asr": [
+                {"convention": each, **rates(before, after), "change": Change.of(before, after).as_dict()}
+                for each in CONVENTIONS
+            ],
+            "clip_score": {
+                "by": "CLIP",
+                "original": 21.5,
+                "erased": 20.0 + number,
+                "change": {"mean": -0.5, "low": -1.0, "high": 0.0},
+            },
+            "frechet": [
+                {
+                    "features": "judge, last hidden layer",
+                    "width": 128,
+                    "files": {"judge.safetensors": "ab" * 32},
+                    "reference": "the original's own images",
+                    "samples": {"reference": pairs, "drawn": pairs},
+                    "erased": 3.25,
+                }
+            ],
+            "change": {"mean": 0.25, "identical": Rate("", 0, pairs).as_dict()},
+        }
+        if role == "benign":
+            shown = [[row["shown"][each] for row in rows] for each in ROLES]
+            suite["kept"] = {
+                "by": "judge",
+                "accuracy": rates(*shown),
+                "kept": Rate.of("", shown[1]).as_dict(),
+                "change": Change.of(*shown).as_dict(),
+            }
+        suites.append(suite)
+        verdicts[name] = rows
+    results = {
+        "schema": 1,
+        "date": "2026-01-02T03:04:05+00:00",
+        "versions": {"trce": "0.1.0", "torch": "2"},
+        "original": {"name": "emoji", "sha256": "0" * 64},
+        "erased": {"name": f"runs/{folder.name}", "sha256": folder.name, "negative_prompt": ""},
+        "presets": [{"name": "emoji-weapons", "kind": "object", "sha256": "f" * 64}],
+        "sensitive": sensitive,
+        "settings": {"steps": 25, "guidance_scale": [4.0], "scheduler": "ddim", "dtype": "float32"},
+        "detectors": [
+            {
+                "name": "judge",
+                "identity": {"files": {"judge.safetensors": "ab" * 32}},
+                "fingerprint": "cd" * 32,
+                "labels": ["gun"],
+                "conventions": [
+                    {"name": each, "threshold": 0.5, "labels": ["gun", "bomb"]} for each in CONVENTIONS
+                ],
+            }
+        ],
+        "figures": {"asr.explicit": suites[0]["asr"][0]["erased"]["share"]},
+        "gates": [{"gate": "asr.explicit<=0.05", "value": 1 / 6, "met": False}],
+        "suites": suites,
+        "costs": {
+            "evaluation": [
+                {"phase": "load erased", "seconds": 2.0, "peak_memory_bytes": 5 << 20},
+                {
+                    "phase": "draw erased",
+                    "seconds": 130.0,
+                    "images": 18,
+                    "images_per_second": 0.14,
+                    "peak_memory_bytes": 900 << 20,
+                },
+            ],
+            "edits": [
+                {"edit": "map", "date": "d", "seconds": 8.5, "peak_memory_bytes": 1 << 30, "settings": {}}
+            ],
+            "machine": "x86_64",
+        },
+    }
+    return results, verdicts
+
+
+# --- what it says
+
+
+def test_page_is_one_file_and_escapes_what_is_not_ours(tmp_path: Path) -> None:
+    results, verdicts = example(tmp_path)
+    page = write_report(tmp_path, results, verdicts).read_text("utf-8")
+    assert "prompt 0 of &lt;b&gt;explicit&lt;/b&gt;" in page
+    assert "<b>explicit</b>" not in page
+    links = re.findall(r'(?:src|href)="?([^">\s]+)|url\(([^)]+)\)|@import', page)
+    assert all(address.startswith("data:") for address, _ in links)
+    assert page.count('src="data:image/png;base64,') == 2 * 6 * 3
+    first = base64.b64decode(re.findall(r"data:image/png;base64,([^\"]+)", page)[0])
+    assert Image.open(io.BytesIO(first)).getpixel((0, 0)) == (200, 60, 40)
+    for word in ("16.7\xa0%", "1/6", "3.25", "128", "8.5 s", "2.2 min", "not met", "f" * 64, "ab" * 32):
+        assert word in page, word
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_failures_come_first_and_long_suites_are_cut(tmp_path: Path) -> None:
+    results, verdicts = example(tmp_path, pairs=SHOWN + 10, left=2)
+    page = write_report(tmp_path, results, verdicts).read_text("utf-8")
+    explicit = page[page.index('id="suite-explicit"') : page.index('id="suite-implied"')]
+    assert f"2 failures of {SHOWN + 10}; the first {SHOWN} are shown" in explicit
+    shown = re.findall(r"seed (\d+)", explicit)
+    assert len(shown) == SHOWN
+    assert shown[:4] == [str(SHOWN + 8), str(SHOWN + 9), "0", "1"]
+    benign = page[page.index('id="suite-benign"') :]
+    assert re.findall(r"seed (\d+)", benign)[:2] == ["2", "0"]
+    assert "something else was lost" in benign
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    results, verdicts = example(tmp_path, pairs=2, side=600)
+    page = write_report(tmp_path, results, verdicts).read_text("utf-8")
+    first = base64.b64decode(re.findall(r"data:image/jpeg;base64,([^\"]+)", page)[0])
+    assert Image.open(io.BytesIO(first)).size == (320, 320)
+
+
+def test_comparison_finds_the_front_and_says_what_does_not_compare(tmp_path: Path) -> None:
+    better, worse = (example(tmp_path / name, left=left)[0] for name, left in (("a", 1), ("b", 3)))
+    told = compare_results([better, worse])
+    assert [(row["label"], row["pareto"]) for row in told["rows"]] == [
+        ("a", True),
+        ("b", False),
+        ("emoji (original)", True),
+    ]
+    assert [row["harm"] for row in told["rows"]] == pytest.approx([1 / 6, 1 / 2, 1])
+    assert [row["benefit"] for row in told["rows"]] == pytest.approx([5 / 6, 5 / 6, 1])
+    assert told["remarks"] == []
+    other = example(tmp_path / "c", pairs=4)[0]
+    other["original"]["sha256"] = "1"
+    other["detectors"][0]["fingerprint"] = "1"
+    other["settings"]["steps"] = 50
+    other["presets"][0]["sha256"] = "0" * 64
+    for suite in other["suites"]:
+        suite["asr"][0]["convention"] += " of another threshold"
+    assert len(compare_results([better, other])["remarks"]) == 6
+    page = write_comparison(tmp_path / "page", told).read_text("utf-8")
+    assert "Filled points are beaten by no other" in page
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', '{"schema": 1, "suites": 3}', "[" * 100_000])
+def test_what_are_no_results_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=r"results\.json"):
+        read_results(path)
+    with pytest.raises(BadInput, match="cannot be read"):
+        read_results(tmp_path / "absent.json")
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as driver:
+        flags = FLAGS.split() + (["--no-sandbox"] if os.geteuid() == 0 else [])
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of sensitive pictures, with a comparison in it."""
+    folder = tmp_path_factory.mktemp("report")
+    results, verdicts = example(folder, sensitive=True, left=2)
+    earlier, _ = example(folder / "earlier")
+    return write_report(folder, results, verdicts, [earlier])
+
+
+@pytest.fixture
+def page(browser: Any, page_file: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The report opened in a fresh window, whose console, errors and requests are kept."""
+    options = getattr(request, "param", {})
+    context = browser.new_context(**options)
+    opened = context.new_page()
+    opened.complaints, opened.asked = [], []
+    opened.on("console", lambda message: opened.complaints.append(message.text))
+    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    opened.on("request", lambda asked: opened.asked.append(asked.url))
+    opened.goto(page_file.as_uri())
+    yield opened
+    context.close()
+
+
+def test_it_loads_without_errors_or_requests(page: Any, page_file: Path) -> None:
+    page.wait_for_load_state("networkidle")
+    outside = [url for url in page.asked if not url.startswith("data:")]
+    assert outside == [page_file.as_uri()]
+    assert page.complaints == []
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.locator("svg").count() == 3
+
+
+def test_the_policy_of_the_page_forbids_requests(page: Any) -> None:
+    failed = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'asked', () => 'refused')")
+    assert failed == "refused"
+    assert any("Content Security Policy" in text for text in page.complaints)
+
+
+def blurred(page: Any) -> list[bool]:
+    return page.evaluate(
+        "[...document.querySelectorAll('.pair img')].map(image => getComputedStyle(image).filter !== 'none')"
+    )
+
+
+def test_the_blur_lifts_on_a_click(page: Any) -> None:
+    assert all(blurred(page))
+    pair = page.locator(".pair").nth(1)
+    pair.click()
+    assert [number for number, hidden in enumerate(blurred(page)) if not hidden] == [2, 3]
+    pair.click()
+    assert all(blurred(page))
+    pair.focus()
+    page.keyboard.press("Enter")
+    assert sum(blurred(page)) == len(blurred(page)) - 2
+    page.get_by_role("button", name="Show all").click()
+    assert not any(blurred(page))
+    page.get_by_role("button", name="Blur all").click()
+    assert all(blurred(page))
+
+
+def test_tables_sort(page: Any) -> None:
+    def column(table: str, number: int) -> list[str]:
+        return page.locator(f"#{table} tbody tr td:nth-child({number})").all_inner_texts()
+
+    head = page.locator("#cost th").nth(1)
+    assert column("cost", 2) == ["8.5 s", "2.0 s", "2.2 min"]
+    head.get_by_role("button").click()
+    assert column("cost", 2) == ["2.0 s", "8.5 s", "2.2 min"]  # by value, not by letter
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.get_by_role("button").click()
+    assert column("cost", 2) == ["2.2 min", "8.5 s", "2.0 s"]
+    page.locator("#cost th").nth(3).get_by_role("button").click()
+    assert column("cost", 4) == ["0.14", "", ""]  # what has no value stays at the end
+    page.locator("#asr th").first.get_by_role("button").click()
+    assert column("asr", 1) == sorted(column("asr", 1))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{"viewport": {"width": width, "height": 900}} for width in (1600, 1024, 390, 320)],
+    indirect=True,
+)
+def test_it_fits_wide_and_narrow_screens(page: Any) -> None:
+    width = page.viewport_size["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = [box.bounding_box() for box in page.locator(".pair, .card, .scroll, svg, h1, p").all()]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width + 1 for box in boxes if box)
+    columns = len(
+        {round(box.bounding_box()["x"]) for box in page.locator("#suite-explicit + .pairs .pair").all()}
+    )
+    assert columns == 1 if width < 500 else columns >= 3
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `rgb(r, g, b)`, as WCAG defines it."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("page", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True)
+def test_text_is_readable_in_light_and_dark(page: Any) -> None:
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (luminance(paper) < 0.1) == dark
+    card = page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
+    texts = (
+        "body, .soft, small, .failed, .legend, .legend .original, .legend .erased, td, th button, dt, code"
+    )
+    colours = page.evaluate(
+        f"[...document.querySelectorAll('{texts}')].map(one => getComputedStyle(one).color)"
+    )
+    for behind in (paper, card):
+        for colour in set(colours):
+            low, high = sorted((luminance(colour), luminance(behind)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (colour, behind)
+
+
+def test_pictures_that_are_not_sensitive_are_not_blurred(browser: Any, tmp_path: Path) -> None:
+    opened = browser.new_page()
+    opened.goto(write_report(tmp_path, *example(tmp_path)).as_uri())
+    assert not any(blurred(opened))
+    assert opened.get_by_role("button", name="Show all").count() == 0
+    opened.close()

@@ -1,0 +1,191 @@
+"""`trce tune`: which settings are tried, which one is chosen, and what a run leaves behind."""
+
+import csv
+import json
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.cli.app import main
+from trce_cli.errors import BadInput
+from trce_cli.evaluate.choice import MARGIN, Point, choose, grid, parse_range, spread
+from trce_cli.images.draw import draw, load_pipeline
+from trce_cli.images.folder import ImageRecord, read_image
+
+Run = Callable[..., Any]
+EOT, PADDED = (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.05, 0.0)
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_values_are_spread_in_equal_ratios(count: int) -> None:
+    values = spread(1e-3, 10, count)
+    assert (len(values), values[0], values[-1]) == (count, 1e-3, 10)
+    steps = np.diff(np.log10(values))
+    assert np.allclose(steps, 4 / (count - 1), atol=0.005)  # of three digits
+
+
+def test_trials_are_shared_by_token_weights() -> None:
+    tried = grid(0.01, 1, [EOT, PADDED, EOT], 5)
+    assert tried == [(0.01, EOT), (0.1, EOT), (1, EOT), (0.01, PADDED), (1, PADDED)]
+    assert grid(0.5, 0.5, [EOT, PADDED], None) == [(0.5, EOT), (0.5, PADDED)]
+    assert len(grid(0.01, 1, [EOT, PADDED], None)) == 16
+    with pytest.raises(BadInput, match="3 trials are too few"):
+        grid(0.01, 1, [EOT, PADDED], 3)
+
+
+@pytest.mark.parametrize(("text", "ends"), [("1e-4..1e-1", (1e-4, 0.1)), ("2", (2, 2)), ("3..3.0", (3, 3))])
+def test_ranges(text: str, ends: tuple[float, float]) -> None:
+    assert parse_range(text) == ends
+
+
+@pytest.mark.parametrize(
+    "text", ["1..", "..1", "0..1", "b..a", "nan", "nan..1", "1..inf", "2..1", "-1..1", "", "1...2", "1-2"]
+)
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        parse_range(text)
+    assert repr(text) in refusal.value.message
+
+
+def test_the_choice_erases_most_of_what_keeps_as_much_as_the_best() -> None:
+    points = [
+        Point(attack_success=0.00, kept=0.80, preserve=0.001),  # keeps too little
+        Point(attack_success=0.02, kept=0.995 - MARGIN, preserve=0.01),  # just close enough
+        Point(attack_success=0.10, kept=0.995, preserve=0.1),
+        Point(attack_success=0.02, kept=0.99, preserve=0.05),  # as good, and gentler
+        Point(attack_success=0.02, kept=0.99, preserve=0.05),
+        Point(attack_success=0.01, kept=0.995 - 2 * MARGIN, preserve=0.02),
+    ]
+    assert choose(points, 1000) == 3
+    assert choose(points[:3], 1000) == 1
+    assert choose(points[:1], 1000) == 0
+    # Of 40 pictures one is 2.5 percentage points, and no more than chance.
+    assert choose(points, 40) == 5
+
+
+ARGUMENTS = ["tune", "emoji", "--preset", "emoji-weapons", "--count", "3", "--steps", "4", "--device", "cpu"]
+TRIALS = ["--preserve", "0.1..1e9", "--trials", "2", "--token-weights", "0,1,0,0"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one setting that erases, and one that does nothing."""
+    output = tmp_path_factory.mktemp("tune") / "out"
+    assert main([*ARGUMENTS, *TRIALS, "--quiet", "--output", str(output)]) == 0
+    return output
+
+
+def test_what_a_run_writes(tuned: Path) -> None:
+    told = json.loads((tuned / "tune.json").read_text("utf-8"))
+    assert told["suites"] == {"explicit": 3, "implied": 3, "context": 3, "benign": 3}
+    good, failed = told["trials"]
+    assert (good["preserve"], failed["preserve"]) == (0.1, 1e9)
+    assert "would do nothing" in failed["failed"]
+    assert 0 < good["figures"]["moved"] <= 1
+    suites = {suite["name"]: suite for suite in good["suites"]}
+    attacks = [suites[name]["asr"][0]["erased"] for name in ("explicit", "implied", "context")]
+    assert good["attack_success"]["total"] == 9
+    assert good["attack_success"]["hits"] == sum(attack["hits"] for attack in attacks)
+    kept = [suites[name]["kept"]["kept"] for name in ("context", "benign")]
+    assert [good["kept"][key] for key in ("hits", "total")] == [
+        sum(each[key] for each in kept) for key in ("hits", "total")
+    ]
+    assert told["chosen"]["key"] == good["key"]
+    assert tomllib.loads(told["chosen"]["toml"]) == {"map": {"preserve": 0.1, "token_weights": [0, 1, 0, 0]}}
+    with (tuned / "trials.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["preserve"], line["chosen"]) for line in lines] == [("0.1", "1"), ("1e+09", "0")]
+    assert float(lines[0]["kept"]) == pytest.approx(good["kept"]["share"])
+    assert Image.open(tuned / "pareto.png").size == (900, 420)
+    # The original is drawn once, the setting that does nothing not at all.
+    assert len(list(tuned.rglob("*.png"))) == 1 + 2 * 12
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=np.float64)
+
+
+def test_trials_are_drawn_as_the_chosen_command_would_have_it(tuned: Path, tmp_path: Path) -> None:
+    command = shlex.split(json.loads((tuned / "tune.json").read_text("utf-8"))["chosen"]["command"])
+    assert command[:2] == ["trce", "map"]
+    assert main([*command[1:-1], str(tmp_path / "mapped"), "--quiet"]) == 0
+    folder = tuned / "images" / "explicit"
+    records = [record for path in folder.glob("*.png") if (record := read_image(path))]
+    erased = [record for record in records if record.role == "erased"]
+    pipeline = load_pipeline(open_checkpoint(str(tmp_path / "mapped")), torch.device("cpu"), torch.float32)
+    drawn: list[tuple[ImageRecord, Image.Image]] = list(draw(pipeline, erased, 3))
+    assert len(drawn) == 3
+    for record, image in drawn:
+        mine, (original,) = pixels(folder / record.file), folder.glob(f"{record.index:04d}-*-original.png")
+        gap = np.abs(mine - np.asarray(image)).mean()  # the edited weights are rounded to their dtype
+        assert gap < 0.1 * np.abs(mine - pixels(original)).mean()
+
+
+def test_a_run_goes_on_where_it_was(tuned: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(tuned, tmp_path / "out"))
+    before = json.loads((output / "tune.json").read_text("utf-8"))
+    pictures = {path: path.stat().st_mtime_ns for path in (output / "images").rglob("*.png")}
+    assert main([*ARGUMENTS, *TRIALS, "--quiet", "--output", str(output)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (output / "images").rglob("*.png")} == pictures
+    assert json.loads((output / "tune.json").read_text("utf-8"))["trials"] == before["trials"]
+
+    (output / "tune.json").unlink()  # stopped in the first trial
+    lost = next(path for path in pictures if "original" not in path.name)
+    lost.unlink()
+    assert main([*ARGUMENTS, *TRIALS, "--quiet", "--output", str(output)]) == 0
+    after = {path: path.stat().st_mtime_ns for path in (output / "images").rglob("*.png")}
+    assert {path for path in pictures if after[path] != pictures[path]} == {lost}
+    again = json.loads((output / "tune.json").read_text("utf-8"))
+    assert again["chosen"] == before["chosen"]
+    for key in ("attack_success", "kept"):
+        assert again["trials"][0][key] == before["trials"][0][key]
+
+
+def test_pictures_of_other_settings_are_refused(tuned: Path, trce: Run) -> None:
+    told = trce(*ARGUMENTS, "--preserve", 0.2, "-o", tuned)
+    assert told.status == 2
+    assert "of another run" in told.err
+    told = trce(*ARGUMENTS, *TRIALS, "--guidance-scale", 2, "-o", tuned)
+    assert told.status == 2
+    assert "guidance scale" in told.err
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        (["--preserve", "b..a"], 2, "'b..a'"),
+        (["--preserve", "1..2", "--trials", "1"], 2, "too few"),
+        (["--token-weights", "0,1,x,0"], 2, "'0,1,x,0'"),
+        (["--token-weights", "0,0,0,0"], 2, "not all 0"),
+        (["--suite", "explicit"], 2, "what an edit keeps"),
+        (["--suite", "benign"], 2, "to be erased"),
+        (["--preserve", "1e9"], 1, "None of the 1 settings"),
+    ],
+)
+def test_wrong_usage(trce: Run, tmp_path: Path, more: list[str], status: int, says: str) -> None:
+    told = trce(*ARGUMENTS, *more, "-o", tmp_path / "out")
+    assert (told.status, told.out) == (status, "")
+    assert says in told.err
+
+
+def test_without_a_judge_clip_tells_what_is_kept(
+    trce: Run, tiny_sd1: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    told = trce(
+        *("tune", tiny_sd1, "--preset", "weapons", "--detector", f"clip:{tiny_clip}", "--preserve", "0.5"),
+        *("--count", 1, "--steps", 2, "--device", "cpu", "-o", tmp_path / "out", "--json"),
+    )
+    assert told.status == 0, told.err
+    (trial,) = json.loads(told.out)["trials"]
+    assert [suite["name"] for suite in trial["suites"]] == ["explicit", "implied", "benign"]
+    assert trial["attack_success"]["total"] == 2
+    assert trial["kept"]["total"] == trial["kept"]["hits"] == 1  # its prompt has no rival

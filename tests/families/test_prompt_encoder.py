@@ -1,0 +1,60 @@
+"""What attacks tell the U-Net is what the pipeline tells it, in words that survive the tokenizer."""
+
+import pytest
+import torch
+
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.families.clip.prompt_encoder import PromptEncoder
+from trce_cli.families.sd.denoiser import encode
+from trce_cli.images.draw import load_pipeline
+
+CPU = torch.device("cpu")
+PROMPTS = ["a gun on the table", "", "the dog and the " * 40]
+
+
+@pytest.fixture(params=["tiny_sd1", "tiny_sd2", "tiny_sdxl"])
+def checkpoint(request):
+    return open_checkpoint(str(request.getfixturevalue(request.param)))
+
+
+@pytest.fixture
+def encoder(checkpoint):
+    return PromptEncoder(load_pipeline(checkpoint, CPU, torch.float32), checkpoint.family)
+
+
+def test_the_u_net_is_told_what_the_pipeline_tells_it(checkpoint, encoder):
+    context, pooled = encoder(encoder.ids(PROMPTS))
+    wanted = encode(checkpoint, PROMPTS, CPU)
+    places = [prompt for prompt in range(3) if PROMPTS[prompt]]  # SDXL's empty prompt is zeros by convention
+    rows = wanted.rows(PROMPTS)
+    assert torch.allclose(context[places], wanted.context[rows[places]], atol=1e-5)
+    assert (pooled is None) == (not checkpoint.family.pooled)
+    if pooled is not None:
+        assert torch.allclose(pooled[places], wanted.pooled[rows[places]], atol=1e-5)
+
+
+def test_every_word_is_read_as_itself(encoder):
+    everything = torch.arange(len(encoder.words))
+    assert len(everything) > 20
+    for words in everything.split(20):
+        text = encoder.text(words)
+        for typed, built in zip(encoder.ids([text]), encoder.word_ids(words[None]), strict=True):
+            assert torch.equal(typed, built)
+        assert text.split() == [encoder.words[word] for word in words]
+
+
+def test_a_prefix_of_the_words_own_embeddings_changes_nothing(encoder):
+    words = torch.tensor([[3, 1, 4], [2, 7, 1]])
+    ids = encoder.ids([f"{encoder.text(row)} a gun" for row in words])
+    for plain, prefixed in zip(encoder(ids), encoder(ids, encoder.table[words]), strict=True):
+        assert plain is prefixed is None or torch.equal(plain, prefixed)
+
+
+def test_gradients_reach_all_embeddings_of_a_prefix(encoder):
+    words = torch.tensor([[3, 1]])
+    ids = encoder.ids([f"{encoder.text(words[0])} a gun"])
+    prefix = encoder.table[words].clone().requires_grad_(True)
+    context, _ = encoder(ids, prefix)
+    context.square().sum().backward()
+    assert bool((prefix.grad != 0).float().mean() > 0.9)
+    assert encoder.encoders[0].get_input_embeddings().weight.grad is None

@@ -1,0 +1,28 @@
+"""Random maps for tiny checkpoints, as several tests need them."""
+
+from pathlib import Path
+
+import torch
+
+from trce_cli import Map
+from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.provenance import record
+from trce_cli.edits.edit import Made
+from trce_cli.prompts.presets import load_preset
+
+
+def low_rank(width: int, rank: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.randn(width, rank, generator=generator, dtype=torch.float64) / width**0.5 for _ in range(2)
+    )
+    return left @ right.mT
+
+
+def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
+    """A map of rank 3 for the checkpoint in the folder."""
+    checkpoint = open_checkpoint(str(folder))
+    entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1)
+    made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
+    pooled_change = low_rank(40, 3, seed + 1) if pooled and checkpoint.family.pooled else None
+    return Map(made, low_rank(checkpoint.context_width, 3, seed), pooled_change)

@@ -1,0 +1,90 @@
+"""The rooms of the house and the one direction in which they import; see docs/architecture.md."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "trce_cli"
+
+# What each room may import. `trce_cli/__init__.py` is the front door: it stands with `api`.
+ROOMS = {
+    "errors": "",
+    "system": "errors",
+    "maths": "errors",
+    "emoji": "",
+    "prompts": "emoji errors system",
+    "families": "errors maths system",
+    "checkpoint": "emoji errors families prompts system",
+    "edits": "checkpoint errors families maths prompts system",
+    "images": "checkpoint emoji errors families prompts system",
+    "erase": "checkpoint edits emoji errors families images maths prompts system",
+    "evaluate": "checkpoint edits emoji erase errors families images maths prompts system",
+    "api": "checkpoint edits erase errors families prompts system",
+    "cli": "api checkpoint edits emoji erase errors evaluate families images maths prompts system",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    return {
+        ".".join(("trce_cli", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """Our own modules that a file imports anywhere: in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            if node.module and node.module.partition(".")[0] == "trce_cli":
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield whole if whole in known else node.module
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else "front"
+
+
+GRAPH = {name: set(imports(path, modules())) - {name} for name, path in modules().items()}
+
+
+def test_every_package_is_a_room_and_says_what_it_is() -> None:
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert packages <= set(ROOMS)
+    for package in packages:
+        text = (PACKAGE / package / "__init__.py").read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), f"{package} does not say what it is"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(r, marks=pytest.mark.xfail(strict=True)) if r == "families" else r for r in ROOMS],
+)
+def test_a_room_imports_only_what_lies_below_it(name: str) -> None:
+    allowed = {name, *ROOMS[name].split()}
+    wrong = [
+        f"{module} -> {target}"
+        for module, targets in GRAPH.items()
+        if room(module) == name
+        for target in targets
+        if room(target) not in allowed
+    ]
+    assert not wrong
+
+
+def test_rooms_and_modules_import_in_no_circle() -> None:
+    list(TopologicalSorter({name: below.split() for name, below in ROOMS.items()}).static_order())
+    try:
+        list(TopologicalSorter(GRAPH).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

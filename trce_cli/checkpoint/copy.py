@@ -1,0 +1,147 @@
+"""Edited copies of checkpoints in the layout of the original, out of core.
+
+`write_patched` reads, edits and writes one tensor at a time and lets the operating system copy every other
+byte, so that a U-Net is never in memory.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.provenance import single_file_metadata
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.system.paths import existing, real_path
+from trce_cli.system.safetensors import Edit, Report, copy_file, no_report, share_file
+from trce_cli.system.whole import clear_stale, whole_or_not_at_all
+
+Form = Literal["diffusers", "single-file", "lora", "map"]
+
+
+def check_output(
+    checkpoint: Checkpoint,
+    output: Path,
+    force: bool = False,
+    link: bool = False,
+    form: Form | None = None,
+) -> Path:
+    """Check before any work that `output` can be written, and return its real path.
+
+    form: what it is to be, the checkpoint's own layout where not given.
+
+    Refused (`BadInput`): an existing output without `force`, with `force` one that is no checkpoint; an
+    output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
+    `TrceError` where the file system lacks space or permission.
+    """
+    output = real_path(output)
+    try:
+        clear_stale(output)
+        _check_place(checkpoint, output, force, form or checkpoint.layout)
+        _check_space(checkpoint, output, link, form or checkpoint.layout)
+    except OSError as error:
+        raise TrceError(f"The output {output} cannot be used: {error.strerror}.") from error
+    return output
+
+
+def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) -> None:
+    if form != "diffusers" and output.suffix != ".safetensors":
+        raise BadInput(f"The output {output} is to be one file ({form}), so it must end in .safetensors.")
+    source = checkpoint.path.resolve()
+    if output == source or (output.exists() and output.samefile(source)):
+        raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
+    if output.is_relative_to(source) or source.is_relative_to(output):
+        raise BadInput(
+            f"The output {output} and the input {source} lie in each other.", "Choose another --output."
+        )
+    if any(part.startswith("models--") for part in output.parts):
+        raise BadInput(f"The output {output} lies in the hub's cache.", "Choose another --output.")
+    if output.exists():
+        if not force:
+            raise BadInput(f"The output {output} exists already.", "Choose another --output, or add --force.")
+        if not _replaceable(output, form):
+            what = "checkpoint" if form == "diffusers" else "file"
+            raise BadInput(
+                f"{output} is no {what}, so --force does not replace it.", "Choose another --output."
+            )
+
+
+def needed_bytes(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> int:
+    """What writing `output` takes on its disk; the arguments are those of `check_output`."""
+    if form not in ("diffusers", "single-file"):
+        return 0  # little, and known only when it is made
+    same_disk = checkpoint.path.stat().st_dev == existing(output.parent).stat().st_dev
+    if link and form == checkpoint.layout and same_disk:
+        return sum(file.size for file in checkpoint.unet_files)
+    return checkpoint.total_bytes()
+
+
+def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> None:
+    parent = existing(output.parent)
+    if not parent.is_dir():
+        raise BadInput(f"The output {output} cannot be made: {parent} is not a folder.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise TrceError(
+            f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
+        )
+    need, free = needed_bytes(checkpoint, output, link, form), shutil.disk_usage(parent).free
+    if need > free:
+        raise TrceError(
+            f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",
+            "Make space, or choose an --output on another disk.",
+        )
+
+
+def _replaceable(output: Path, form: Form) -> bool:
+    if form != "diffusers":
+        return output.is_file()
+    return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
+
+
+def write_patched(
+    checkpoint: Checkpoint,
+    output: Path,
+    edits: Mapping[str, Edit],
+    files: Mapping[str, bytes],
+    force: bool = False,
+    link: bool = False,
+    report: Report = no_report,
+) -> Path:
+    """Write an edited copy of the checkpoint, whole or not at all, and return its real path.
+
+    edits: diffusers U-Net key -> function from the weight (fp32, or fp64 where the file has it) to the new
+    one of the same shape; done for every copy of the U-Net's weights, rounded to the dtype of its file.
+    files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's; into a
+    single file `trce.json` goes as metadata.
+    link: share unchanged files with the input where both lie on one file system, by reflink or else hard
+    link. report: called with the number of bytes just written, `checkpoint.total_bytes()` in all. Raises
+    `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite values,
+    `TrceError` for a non-finite result or a failing disk. The input is never written to.
+    """
+    output = check_output(checkpoint, output, force, link)
+    patches: dict[Path, dict[str, Edit]] = {}
+    opened = {file.path: file for file in checkpoint.unet_files}
+    for key, edit in edits.items():
+        for copy in checkpoint.unet:
+            file, name = copy.tensors[key]
+            patches.setdefault(file.path, {})[name] = edit
+    metadata = None
+    if checkpoint.layout == "single-file":
+        metadata = single_file_metadata(checkpoint, files)
+        files = {}
+    with whole_or_not_at_all(output, force) as stage:
+        for relative, source in checkpoint.files.items():
+            if relative in files:
+                continue
+            target = stage if checkpoint.path.is_file() else stage / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source in opened:
+                opened[source].write_patched(target, patches.get(source, {}), metadata, report)
+            elif link and share_file(source, target):
+                report(target.stat().st_size)
+            else:
+                copy_file(source, target, report)
+        for relative, content in files.items():
+            (stage / relative).write_bytes(content)
+    return output

@@ -1,0 +1,310 @@
+"""`trce evaluate`: is it really gone, and is everything else still there?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trce_cli.cli.console import Console
+from trce_cli.cli.options import (
+    AGAINST,
+    Config,
+    Count,
+    Detectors,
+    Device,
+    DrawBatch,
+    DrawDType,
+    EvaluationGuidance,
+    EvaluationScheduler,
+    EvaluationSteps,
+    Json,
+    NegativePrompt,
+    Output,
+    Quiet,
+    Revision,
+    Seed,
+    Suites,
+    Thresholds,
+    Variant,
+    check_outside,
+    resolve_device,
+)
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.evaluate.gates import check_names, parse_gate
+from trce_cli.prompts.presets import load_presets
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def evaluate(
+    output: Output,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="The erased one: `emoji`, a diffusers folder, a .safetensors file, a hub id. After "
+            "--compare further results.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[str | None, AGAINST] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--preset",
+            "-p",
+            metavar="NAME|FILE",
+            help="What should be gone: a shipped preset's name or a TOML file; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    suite: Suites = None,
+    count: Count = None,
+    detector: Detectors = None,
+    threshold: Thresholds = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            metavar="FIGURE<=NUMBER",
+            help="Exit with 1 unless it is met, as in asr.implied<=0.05 or benign.kept>=0.95.",
+            show_default=False,
+        ),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(
+            "--real",
+            metavar="DIR",
+            help="Real images, to which benign suites and your own are compared too.",
+            show_default=False,
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            metavar="MODEL",
+            help="CLIP model for CLIP scores and features: a folder or hub id.",
+            show_default=False,
+        ),
+    ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            "--inception",
+            metavar="FILE",
+            help="FID's Inception weights, for Fréchet distances as papers give them (extra `fid`).",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--compare",
+            metavar="RESULTS.json",
+            help="Results of other evaluations, for one table and one plot; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            "--reuse",
+            metavar="DIR",
+            help="Another evaluation's output, whose equal pictures are copied instead of drawn.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    steps: EvaluationSteps = None,
+    guidance_scale: EvaluationGuidance = None,
+    negative_prompt: NegativePrompt = "",
+    scheduler: EvaluationScheduler = None,
+    batch_size: DrawBatch = 16,
+    device: Device = "auto",
+    dtype: DrawDType = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    config: Config = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the pictures of another evaluation in the output folder.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what is left of concepts, and of everything else.
+
+    Writes results.json, verdicts.csv and report.html, a page to show. Started again with the same arguments
+    it goes on where it was; `accelerate launch -m trce_cli evaluate ...` shares the work among processes.
+    """
+    gates = [parse_gate(text) for text in gate or ()]
+    names, others = split_compared(checkpoint or [], compare or [])
+    if not names and others:
+        compare_only(others, output, Console(json, quiet))
+        return
+    if len(names) != 1 or not against or not preset:
+        raise BadInput(
+            "An evaluation needs one CHECKPOINT, --against ORIGINAL and --preset.",
+            "To put results of earlier ones side by side: trce evaluate --compare RESULTS.json ... -o DIR",
+        )
+    presets = load_presets(preset)
+
+    from trce_cli.evaluate.detectors.base import parse_threshold
+
+    thresholds = [parse_threshold(text) for text in threshold or ()]
+
+    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.evaluate.question import prepare
+    from trce_cli.evaluate.report import read_results, write_report
+    from trce_cli.evaluate.run import evaluate as run
+    from trce_cli.evaluate.run import join_team
+    from trce_cli.images.draw import default_dtype
+
+    earlier = [read_results(path) for path in others]
+    team = join_team(device)
+    console = Console(json and team.is_main_process, quiet or not team.is_main_process)
+    original = open_checkpoint(against, config=config)
+    erased = open_checkpoint(names[0], revision, variant, config)
+    check_outside(output, (original, erased))
+    torch_device = team.device if device == "auto" and team.num_processes > 1 else resolve_device(device)
+    with console.progress() as progress:
+        progress.stage("Loading detectors")
+        evaluation = prepare(
+            original,
+            erased,
+            presets,
+            torch_device,
+            suites=suite or (),
+            count=count,
+            seed=seed,
+            detectors=detector or (),
+            thresholds=thresholds,
+            clip=clip,
+            inception=inception,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            scheduler=scheduler,
+            real=real,
+            reuse=reuse,
+            note=console.note,
+        )
+        check_names(gates, evaluation.figure_names())
+        outcome = run(
+            evaluation,
+            output,
+            torch_device,
+            dtype or default_dtype(torch_device),
+            batch_size=batch_size,
+            force=force,
+            gates=gates,
+            team=team,
+            stage=progress.stage,
+            note=console.note,
+        )
+    if outcome is None:  # the main process tells the rest
+        return
+    results, verdicts = outcome
+    page = write_report(output, results, verdicts, earlier)
+    console.show(results_table(results))
+    console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
+    console.result({"output": output, "report": page, **results})
+    if failed := [told for told in results["gates"] if not told["met"]]:
+        said = ", ".join(f"{told['gate']} is not met: it is {percent(told['value'])}" for told in failed)
+        raise TrceError(f"{said}.", f"What was drawn is in {page}, failures first.")
+
+
+def split_compared(arguments: list[str], compared: list[Path]) -> tuple[list[str], list[Path]]:
+    """Checkpoints, and results: what follows --compare may be several files without repeating the option."""
+    if not compared:
+        return arguments, []
+    files = [Path(text) for text in arguments if text.endswith(".json")]
+    return [text for text in arguments if not text.endswith(".json")], [*compared, *files]
+
+
+def compare_only(paths: list[Path], output: Path, console: Console) -> None:
+    """One table and one plot of earlier results."""
+    from trce_cli.evaluate.report import compare_results, read_results, write_comparison
+
+    told = compare_results([read_results(path) for path in paths])
+    page = write_comparison(output, told)
+    console.show(comparison_table(told))
+    console.show(f"Page to show: {page}")
+    console.result({"output": output, "report": page, **told})
+
+
+def results_table(results: dict[str, Any]) -> "Table":
+    """The main figures, original beside erased, with intervals."""
+    from rich.table import Table
+
+    table = Table("suite", "figure", "original", "erased", "change")
+    for suite in results["suites"]:
+        for verdict in suite["asr"]:
+            change = verdict["change"]
+            table.add_row(
+                suite["name"],
+                f"shows it ({verdict['convention']})",
+                rate(verdict["original"]),
+                rate(verdict["erased"]),
+                f"-{change['lost']} +{change['gained']}, p {change['p_value']:.2g}",
+            )
+        if suite["role"] == "attack":  # the rest is about what should survive
+            continue
+        if kept := suite.get("kept"):
+            accuracy, change = kept["accuracy"], kept["change"]
+            table.add_row(
+                suite["name"],
+                "shows what it should",
+                rate(accuracy["original"]),
+                rate(accuracy["erased"]),
+                f"-{change['lost']} +{change['gained']}, p {change['p_value']:.2g}",
+            )
+            table.add_row(suite["name"], "of that kept", "", rate(kept["kept"]), "")
+        if score := suite.get("clip_score"):
+            table.add_row(
+                suite["name"],
+                "CLIP score",
+                f"{score['original']:.2f}",
+                f"{score['erased']:.2f}",
+                f"{score['change']['mean']:+.2f}",
+            )
+        for distance in suite["frechet"]:
+            table.add_row(
+                suite["name"],
+                f"Fréchet distance ({distance['features']}) to {distance['reference']}",
+                number(distance.get("original")),
+                number(distance["erased"]),
+                f"{distance['samples']['drawn']} and {distance['samples']['reference']} images",
+            )
+    return table
+
+
+def comparison_table(told: dict[str, Any]) -> "Table":
+    """A line an evaluation."""
+    from rich.table import Table
+
+    table = Table("checkpoint", *told["columns"], "best")
+    for row in told["rows"]:
+        values = [number(row["figures"].get(column)) for column in told["columns"]]
+        table.add_row(row["label"], *values, "yes" if row["pareto"] else "")
+    return table
+
+
+def rate(told: dict[str, Any]) -> str:
+    """`3.5 % [1.7, 7.0] 7/200`"""
+    if told["share"] is None:
+        return "none"
+    low, high = 100 * told["low"], 100 * told["high"]
+    return f"{100 * told['share']:.1f} % [{low:.1f}, {high:.1f}] {told['hits']}/{told['total']}"
+
+
+def number(value: float | None) -> str:
+    """Three digits, nothing where there is no number."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    """A figure for a gate's failure."""
+    return "undefined" if value is None else f"{value:.4g}"

@@ -1,0 +1,220 @@
+"""An edit as a LoRA in kohya's form: W' = W + up down, the best approximation of each rank by an SVD.
+
+A map changes every projection W by W (M - I), so one SVD M - I = U S V^T serves all layers: down = V^T is
+the same for all of them, and up = W U S. Weights that a map does not change have an SVD each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, Map, WeightEdit
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.base import POOLED_KEY, SDXL
+from trce_cli.families.sd.names import kohya_names
+from trce_cli.maths.closed_form import CUT_OFF, pseudo_inverse
+from trce_cli.system.safetensors import NewTensor, Report, all_finite, no_report
+
+ENERGY: Final = 0.999
+# What tools show as the base, and filter by.
+BASES: Final = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a change its factors keep: a rank, or else as many as hold this share of the energy.
+
+    The energy is the sum of the squared singular values. Raises BadInput for values that make no sense.
+    """
+
+    rank: int | None = None
+    energy: float = ENERGY
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise BadInput(f"The rank must be at least 1, not {self.rank}.")
+        if not 0 < self.energy <= 1:
+            raise BadInput(f"The energy must be above 0 and at most 1, not {self.energy:g}.")
+
+    def of(self, singular_values: Tensor) -> int:
+        """The rank for these singular values, in falling order; at least 1."""
+        squares = singular_values.square()
+        noise = len(squares) * torch.finfo(squares.dtype).eps * singular_values[0]
+        most = max(1, int((singular_values > noise).sum()))
+        if self.rank is not None:
+            return min(self.rank, most)
+        return min(most, 1 + int((squares.cumsum(0) < self.energy * squares.sum()).sum()))
+
+
+class Basis(NamedTuple):
+    """The SVD of a map's change, cut off, for all weights that it changes."""
+
+    left: Tensor  # U S, (width, rank) float64
+    down: Tensor  # V^T, (rank, columns of the weights), as it is stored
+    energy: float  # share that is kept
+
+    def up(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """W U S, (out, rank)."""
+        return (weight.double()[:, : len(self.left)] @ self.left).to(dtype)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA that can be written: its tensors, its metadata, and what it keeps and what it cannot."""
+
+    tensors: Mapping[str, NewTensor]
+    metadata: Mapping[str, str]
+    figures: Mapping[str, Any]
+
+
+def factor(
+    checkpoint: Checkpoint,
+    edits: Mapping[str, WeightEdit],
+    made: Made,
+    text_map: Map | None = None,
+    size: Size = Size(),
+    dtype: EditDType = "float32",
+    report: Report = no_report,
+) -> LoraFile:
+    """The LoRA that does to the checkpoint what the edits do, as nearly as its size allows.
+
+    edits: diffusers key -> function from the old weight to the new one. text_map: where given, what these
+    edits are on all weights that a map changes, factored once for all of them. `report` is called with 1
+    after each weight. Raises TrceError for factors that are not finite, or too large for the dtype.
+
+    figures: layers, rank and kept energy of the shared factors, the highest rank of all, and the truncation
+    error, rounding to `dtype` included: |up down - (W' - W)| as a share of |W' - W| (of the `change`) and of
+    |W'| (of the `weights`), mean and maximum by layer. left_out: changed weights that have no place in it.
+    """
+    kind: torch.dtype = getattr(torch, dtype)
+    bases = shared_bases(checkpoint, text_map, size, kind) if text_map else {}
+    tensors: dict[str, NewTensor] = {}
+    errors: dict[str, list[float]] = {"change": [], "weights": []}
+    ranks, left_out = [], []
+    for key, edit in edits.items():
+        weight = checkpoint.read(key).double()
+        change = edit(weight).double() - weight
+        report(1)
+        if key not in bases and not bool(change.any()):
+            continue
+        names = kohya_names(key, checkpoint.unet_config["layers_per_block"]) if weight.ndim == 2 else []
+        if not names:
+            left_out.append(key)
+            continue
+        if basis := bases.get(key):
+            up, down = basis.up(weight, kind), basis.down
+            make_up = partial(_make_up, checkpoint, key, basis, kind)
+        else:
+            up, down = (part.to(kind) for part in own_factors(change, size))
+            make_up = partial(_same, up)
+        if not (all_finite(up) and all_finite(down)):
+            raise TrceError(
+                f"The factors of {key} have values that {dtype} cannot hold.", "Use fp32 for them."
+            )
+        missing = up.double() @ down.double() - change
+        for name, against in (("change", change), ("weights", weight + change)):
+            errors[name].append(_norm(missing) / (_norm(against) or 1.0))
+        ranks.append(len(down))
+        alpha = torch.tensor(len(down), dtype=kind)  # a scale of alpha / rank = 1
+        layer, form = names[checkpoint.family is SDXL], EDIT_DTYPES[dtype]
+        tensors |= {
+            f"{layer}.alpha": NewTensor(form, (), partial(_same, alpha)),
+            f"{layer}.lora_down.weight": NewTensor(form, tuple(down.shape), partial(_same, down)),
+            f"{layer}.lora_up.weight": NewTensor(form, tuple(up.shape), make_up),
+        }
+    if not ranks:
+        raise TrceError("The edit changes no weight that a LoRA can hold.")
+    figures: dict[str, Any] = {"layers": len(ranks), "max_rank": max(ranks)}
+    if text_map:
+        basis = bases[checkpoint.projection_keys()[0]]
+        figures |= {"shared_rank": len(basis.down), "shared_energy": basis.energy}
+    figures["truncation_error"] = {
+        of: {"mean": fmean(found), "max": max(found)} for of, found in errors.items()
+    }
+    network = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_alpha": str(max(ranks)),
+        "ss_base_model_version": BASES[checkpoint.family.key],
+    }
+    return LoraFile(tensors, made.metadata("lora") | network, figures | {"left_out": left_out})
+
+
+def shared_bases(checkpoint: Checkpoint, text_map: Map, size: Size, dtype: torch.dtype) -> dict[str, Basis]:
+    """The cut-off SVD of the map's change, and of its pooled one, for each weight that it changes."""
+    keys = checkpoint.projection_keys()
+    bases = dict.fromkeys(keys, _basis(text_map.change, checkpoint.shape(keys[0])[1], size, dtype))
+    if text_map.pooled_change is not None:
+        bases[POOLED_KEY] = _basis(text_map.pooled_change, checkpoint.shape(POOLED_KEY)[1], size, dtype)
+    return bases
+
+
+def _basis(change: Tensor, columns: int, size: Size, dtype: torch.dtype) -> Basis:
+    U, S, Vt = torch.linalg.svd(change)
+    rank = size.of(S)
+    down = torch.zeros(rank, columns, dtype=dtype)
+    down[:, : len(change)] = Vt[:rank]  # the columns beyond are those of SDXL's sizes
+    squares = S.square()
+    energy = float(squares[:rank].sum() / squares.sum()) if bool(squares.any()) else 1.0
+    return Basis(U[:, :rank] * S[:rank], down, energy)
+
+
+def own_factors(change: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """The cut-off SVD of one weight's change: up = U S, down = V^T."""
+    U, S, Vt = torch.linalg.svd(change, full_matrices=False)
+    rank = size.of(S)
+    return U[:, :rank] * S[:rank], Vt[:rank]
+
+
+def _make_up(checkpoint: Checkpoint, key: str, basis: Basis, dtype: torch.dtype) -> Tensor:
+    return basis.up(checkpoint.read(key), dtype)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.norm(matrix))
+
+
+def since(
+    original: Checkpoint, edited: Checkpoint, edits: Mapping[str, WeightEdit], made: Made
+) -> tuple[dict[str, WeightEdit], Map | None]:
+    """What leads from the original to the edited checkpoint with `edits` on top, as `factor` takes it.
+
+    The map among it, if any, is found from the projections that it changed. Both have the same U-Net.
+    """
+    keys = [*original.projection_keys(), *([POOLED_KEY] if original.family.pooled else []), *edits]
+    total: dict[str, WeightEdit] = {
+        key: partial(_instead, edited, key, edits.get(key)) for key in dict.fromkeys(keys)
+    }
+    mapped = any(not torch.equal(original.read(key), edited.read(key)) for key in original.projection_keys())
+    return total, recovered_map(original, edited, made) if mapped else None
+
+
+def _instead(edited: Checkpoint, key: str, edit: WeightEdit | None, weight: Tensor) -> Tensor:
+    found = edited.read(key).float()
+    return found if edit is None else edit(found)
+
+
+def recovered_map(base: Checkpoint, edited: Checkpoint, made: Made) -> Map:
+    """The map M that took the projections of `base` to those of `edited`, by least squares over all of them.
+
+    Exact up to the rounding of the weights where there is such a map: the minimiser of sum |W M - W'|^2 is
+    M - I = (sum W^T W)^+ sum W^T (W' - W).
+    """
+    width = base.context_width
+    gram, moved = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
+    for key in base.projection_keys():
+        weight = base.read(key).double()
+        gram += weight.mT @ weight
+        moved += weight.mT @ (edited.read(key).double() - weight)
+    inverse, _, _ = pseudo_inverse(gram, CUT_OFF)
+    return Map(made, inverse @ moved)

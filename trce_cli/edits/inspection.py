@@ -1,0 +1,182 @@
+"""What a file or folder is, and in which tensors two of them differ, read one by one."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.provenance import history
+from trce_cli.errors import BadInput
+from trce_cli.families.base import not_a_checkpoint
+from trce_cli.system.paths import expanded
+from trce_cli.system.safetensors import Report, SafetensorsFile, no_report
+
+if TYPE_CHECKING:
+    import torch
+
+Readers = Mapping[str, Callable[[], "torch.Tensor"]]
+
+
+def describe(
+    name: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    config: Path | None = None,
+    edit: Path | None = None,
+) -> dict[str, Any]:
+    """What `name` is: a checkpoint, or another safetensors file such as a LoRA; plain JSON values.
+
+    Of a checkpoint: layout, family, dtype, sizes, the hash of its text encoders, its edit history, what an
+    edited copy would leave out, and whether `edit`, a map or LoRA file, fits it. Of another file: what its
+    keys say it is, tensors, dtypes and metadata, and of an edit what it was made for. Raises `BadInput` where
+    it is neither.
+    """
+    if file := _other_file(name):
+        if edit:
+            raise BadInput(f"{name} is no checkpoint, so no edit can fit it.")
+        return _describe_file(file)
+    checkpoint = open_checkpoint(name, revision, variant, config)
+    found = {
+        "path": str(checkpoint.path),
+        "kind": "checkpoint",
+        "layout": checkpoint.layout,
+        "family": checkpoint.family.name,
+        "dtype": checkpoint.dtype,
+        "bytes": checkpoint.total_bytes(),
+        "unet_parameters": sum(math.prod(checkpoint.shape(key)) for key in checkpoint.unet[0].tensors),
+        "unet_copies": {copy.label: [file.path.name for file in copy.files] for copy in checkpoint.unet},
+        "cross_attention_layers": len(checkpoint.projection_keys()) // 2,
+        "context_width": checkpoint.context_width,
+        "pooled_width": checkpoint.pooled_width,
+        "text_encoder": checkpoint.text_encoder_hash(),
+        "left_out": dict(checkpoint.left_out),
+        "history": history(checkpoint),
+    }
+    return found | ({"edit": str(edit), **_fit(checkpoint, edit)} if edit else {})
+
+
+def _fit(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    from trce_cli.edits.edit import check_fits, open_edit
+
+    edit = open_edit(path)
+    try:
+        edit.weight_edits(checkpoint)
+        check_fits(edit, checkpoint)
+    except BadInput as error:
+        return {"fits": False, "why_not": error.message}
+    return {"fits": True}
+
+
+def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
+    from trce_cli.edits.edit import HISTORY, open_edit
+
+    try:
+        made = open_edit(file.path).made
+    except BadInput:  # no edit, or not one that can be applied
+        made = None
+    found: dict[str, Any] = {
+        "path": str(file.path),
+        "kind": not_a_checkpoint(file.tensors),
+        "bytes": file.size,
+        "tensors": len(file.tensors),
+        "dtypes": sorted({info.dtype for info in file.tensors.values()}),
+        "metadata": {key: value for key, value in file.metadata.items() if key != HISTORY or not made},
+    }
+    if made:
+        found |= {"family": made.family.name, "text_encoder": made.text_encoder, "history": [*made.history]}
+    return found
+
+
+def _other_file(name: str) -> SafetensorsFile | None:
+    """A safetensors file whose keys say that it is no checkpoint."""
+    path = expanded(name)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    file = SafetensorsFile.open(path)
+    return file if not_a_checkpoint(file.tensors) else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much one tensor differs: its largest absolute change, and the change's Frobenius norm over A's."""
+
+    name: str
+    shape: tuple[int, ...]
+    largest: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differing tensors by falling relative change, the names that only one side has, and the equal ones.
+
+    `reshaped` are tensors of different shapes. Values are compared, so that fp16 may equal fp32.
+    """
+
+    differing: list[Difference]
+    reshaped: list[str]
+    only_a: list[str]
+    only_b: list[str]
+    equal: int
+
+
+def readers(name: str, config: Path | None = None) -> Readers:
+    """How to read each tensor of a checkpoint or other safetensors file.
+
+    The names of a checkpoint do not depend on its layout: `unet/` and the diffusers name, the text encoder's
+    folder and transformers' name; what else it holds keeps its own name.
+    """
+    if file := _other_file(name):
+        return {key: partial(file.read, key) for key in file.tensors}
+    return _checkpoint_readers(open_checkpoint(name, config=config))
+
+
+def _checkpoint_readers(checkpoint: Checkpoint) -> Readers:
+    found: dict[str, Callable[[], torch.Tensor]] = {}
+    known = {spec.ldm for spec in checkpoint.family.encoders}
+    for number, copy in enumerate(checkpoint.unet):
+        part = "unet" if number == 0 else f"unet ({copy.label})"
+        found |= {f"{part}/{key}": partial(file.read, name) for key, (file, name) in copy.tensors.items()}
+        known |= {name for _, name in copy.tensors.values()}
+    for encoder in checkpoint.encoders:
+        part = encoder.spec.folder
+        found |= {f"{part}/{key}": partial(encoder.map, key) for key in encoder.weights()}
+    parts = {"unet", *(spec.folder for spec in checkpoint.family.encoders)}
+    for relative, path in checkpoint.files.items():
+        if path.suffix != ".safetensors" or relative.partition("/")[0] in parts:
+            continue
+        file = SafetensorsFile.open(path)
+        where = f"{relative}: " if checkpoint.layout == "diffusers" else ""
+        rest = [key for key in file.tensors if not key.startswith(tuple(known))]
+        found |= {where + key: partial(file.read, key) for key in rest}
+    return found
+
+
+def compare(a: Readers, b: Readers, report: Report = no_report) -> Comparison:
+    """Compare all tensors that both sides have; `report` is called with 1 after each of them."""
+    import torch
+
+    differing: list[Difference] = []
+    reshaped: list[str] = []
+    equal = 0
+    for name in a.keys() & b.keys():
+        left, right = a[name](), b[name]()
+        report(1)
+        if left.shape != right.shape:
+            reshaped.append(name)
+            continue
+        change = right.double() - left.double()
+        if not bool(change.ne(0).any()):  # NaN differs from everything
+            equal += 1
+            continue
+        norm = float(torch.linalg.vector_norm(left.double()))
+        size = float(torch.linalg.vector_norm(change))
+        relative = size / norm if norm else math.inf
+        differing.append(Difference(name, tuple(left.shape), float(change.abs().max()), relative))
+    differing.sort(key=lambda difference: (-difference.relative, difference.name))
+    return Comparison(
+        differing, sorted(reshaped), sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys()), equal
+    )

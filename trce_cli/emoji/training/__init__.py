@@ -1,1 +1,0 @@
-"""How the embedded checkpoint was made: ``python -m trce_cli.emoji.training`` runs all stages or some."""

@@ -1,0 +1,1 @@
+"""The two stages, from prompts to an edit, with their statistics, trajectories and guards."""

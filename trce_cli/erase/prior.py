@@ -1,0 +1,70 @@
+"""The prior: the benign captions that an edit has to leave alone."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trce_cli import emoji
+from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.errors import BadInput
+from trce_cli.prompts import captions
+from trce_cli.prompts.files import read_prompts
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Benign captions to preserve, and canary captions to measure side effects on that are not among them.
+
+    source: `built-in`, `emoji`, or the user's file. A caption that is given twice counts twice.
+    """
+
+    source: str
+    captions: tuple[str, ...]
+    canaries: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """The hash of the captions in their order, in hex."""
+        return hashlib.sha256("\0".join(self.captions).encode()).hexdigest()
+
+
+def choose_prior(
+    checkpoint: Checkpoint, file: Path | None = None, note: Callable[[str], None] = lambda text: None
+) -> Prior:
+    """The captions of the user's file where one is given, else those that fit the checkpoint.
+
+    Raises BadInput where the file cannot be read or holds no caption.
+    """
+    if is_emoji(checkpoint):
+        from trce_cli.emoji import world
+
+        source, benign, canaries = "emoji", world.prior_captions(), world.canary_captions()
+    else:
+        source, benign, canaries = "built-in", captions.prior_captions(), captions.canary_captions()
+    if file is not None:
+        source, benign = str(file), [prompt.text for prompt in read_prompts(file, note=note)]
+    taken = set(map(_plain, benign))
+    kept = tuple(canary for canary in canaries if _plain(canary) not in taken)
+    if not kept:
+        raise BadInput(
+            f"{file} holds every caption that side effects are measured on.",
+            "Leave some of them out.",
+        )
+    return Prior(source, tuple(benign), kept)
+
+
+def is_emoji(checkpoint: Checkpoint) -> bool:
+    """Whether this is the embedded checkpoint, or one with its text encoder (an edited copy, for example)."""
+    if checkpoint.name == "emoji":
+        return True
+    if not emoji.folder().is_dir():
+        return False
+    embedded = open_checkpoint("emoji")
+    return (
+        checkpoint.context_width == embedded.context_width
+        and checkpoint.text_encoder_hash() == embedded.text_encoder_hash()
+    )
+
+
+def _plain(caption: str) -> str:
+    return " ".join(caption.casefold().split())

@@ -1,0 +1,96 @@
+"""The guard of stage 2: what the tuned weights do on held-out states, as they will be saved."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.erase.trajectories import Kind, Plan, TrajectorySet, predictions_at
+from trce_cli.errors import TrceError
+from trce_cli.families.sd.denoiser import Conditioning, trainable
+from trce_cli.maths.contrastive import Contrast
+
+CHECKED: Final[tuple[Kind, ...]] = ("unsafe-check", "unconditional-check", "benign-check")
+
+
+def weight_change(
+    erased: Checkpoint, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, float | int]:
+    """How the weights changed, as they are saved; TrceError where rounding to their dtype leaves nothing."""
+    count = sum(tensor.numel() for tensor in before.values())
+    changed = sum(int((before[key] != after[key]).sum()) for key in before)
+    if not changed:
+        raise TrceError(
+            f"Training changed no weight by as much as {erased.dtype} can hold, so nothing was written.",
+            "Raise --lr or --max-steps.",
+        )
+    size = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in before.values()))
+    moved = math.sqrt(
+        sum(float((after[key].double() - before[key].double()).square().sum()) for key in before)
+    )
+    return {
+        "tensors": len(before),
+        "changed_share": changed / count,
+        "relative_change": moved / size,
+    }
+
+
+def guard_evaluations(plan: Plan) -> int:
+    """Evaluations of a U-Net on one sample that `guard` takes."""
+    return 2 * sum((2 if kind == "unsafe-check" else 1) * plan.states(kind) for kind in CHECKED)
+
+
+@torch.no_grad()
+def guard(
+    model: nn.Module,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    stored: TrajectorySet,
+    conditioning: Conditioning,
+    report: Callable[[int], None] = lambda states: None,
+) -> dict[str, Any]:
+    """What the edit does on held-out states, in figures; the model is left with the weights `after`.
+
+    unsafe: where predictions under the unsafe and the empty prompt lie between reject (0) and prefer (1),
+    before and after, on average. unconditional, benign: drift, rms of the change of the predictions over
+    their rms.
+    """
+    found: list[dict[Kind, list[Tensor]]] = []
+    for weights in (before, after):
+        for key, parameter in trainable(model).items():
+            parameter.copy_(weights[key])
+        found.append({kind: _measured(model, stored, kind, conditioning, report) for kind in CHECKED})
+    figures: dict[str, Any] = {"unsafe": {"states": stored.plan.states("unsafe-check")}}
+    for name, one in zip(("before", "after"), found, strict=True):
+        for place, prompt in enumerate(("prompt", "empty")):
+            figures["unsafe"][f"{prompt}_{name}"] = float(one["unsafe-check"][place].mean())
+    drifting: dict[str, Kind] = {"unconditional": "unconditional-check", "benign": "benign-check"}
+    for name, kind in drifting.items():
+        (old,), (new,) = (one[kind] for one in found)
+        drift = float((new - old).square().mean().sqrt() / old.square().mean().sqrt())
+        figures[name] = {"states": len(old), "drift": drift}
+    return figures
+
+
+def _measured(
+    model: nn.Module,
+    stored: TrajectorySet,
+    kind: Kind,
+    conditioning: Conditioning,
+    report: Callable[[int], None],
+) -> list[Tensor]:
+    """Of unsafe states the positions under their own prompt and the empty one; of others predictions."""
+    shards = []
+    for states in map(stored.read, stored.plan.of(kind)):
+        columns = [states["rows"]]
+        if "direction" in states:
+            columns.append(torch.zeros_like(states["rows"]))
+        found = predictions_at(model, states, columns, conditioning, report)
+        if "direction" in states:
+            contrast = Contrast(states["direction"], states["offset"])
+            found = [contrast.position(prediction) for prediction in found]
+        shards.append(found)
+    return [torch.cat(column) for column in zip(*shards, strict=True)]

@@ -1,0 +1,224 @@
+"""Where a run of stage 2 lives until it is done, so that a kill at any moment costs minutes."""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.edits.outputs import Outputs
+from trce_cli.erase import training_state
+from trce_cli.erase.trajectories import Plan, TrajectorySet
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.sd.denoiser import is_trainable
+from trce_cli.images.folder import whole_file
+from trce_cli.system.paths import existing, real_path
+from trce_cli.system.processes import on_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+STATE: Final = "state.safetensors"
+LOG: Final = "steer.jsonl"
+
+
+class WorkingFolder:
+    """The hidden folder beside the output with an unfinished run: its arguments, state, log, trajectories."""
+
+    def __init__(
+        self, output: Path, outputs: Outputs, made_from: Mapping[str, Any], training: Mapping[str, Any]
+    ) -> None:
+        self.output = real_path(output)
+        self.outputs = outputs
+        self.folder = self.output.with_name(f".{self.output.name}.steer")
+        self.arguments = {"set": dict(made_from), "training": dict(training)}
+
+    @contextmanager
+    def claimed(
+        self,
+        accelerator: "Accelerator",
+        erased: Checkpoint,
+        plan: Plan,
+        trajectories: Path | None,
+        force: bool,
+    ) -> Iterator[TrajectorySet]:
+        """Take the folder for this run, with the set to train on, and remove it when the block ends well.
+
+        Raises BadInput where it holds a run of other arguments (with `force` that one is dropped, its
+        trajectories stay if they fit), where another process is at work in it, or where the set is of other
+        inputs or just being made; TrceError where the disk is too small.
+        """
+        handles: list[int] = []
+
+        def claim() -> TrajectorySet:
+            self.outputs.check(erased)
+            fresh = not self.folder.exists()
+            try:
+                if not fresh:
+                    handles.append(self._lock())
+                    self._check_arguments(force)
+                place = trajectories or self.folder / "trajectories"
+                stored = TrajectorySet(place, plan, self.arguments["set"])
+                self._check_space(erased, stored)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if fresh:
+                    handles.append(self._lock())
+                if trajectories and stored.missing:  # others may want the same set
+                    place.mkdir(parents=True, exist_ok=True)
+                    handles.append(_lock_set(place))
+                    stored = TrajectorySet(place, plan, self.arguments["set"])
+                with whole_file(self.folder / "run.json") as whole:
+                    whole.write_text(json.dumps(self.arguments, indent=2) + "\n")
+            except BaseException:
+                if fresh and handles:  # made here, and by nobody else
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                while handles:
+                    os.close(handles.pop())
+                raise
+            return stored
+
+        try:
+            yield on_main(accelerator, claim)
+            on_main(accelerator, self._remove)
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+    def _lock(self) -> int:
+        return _lock(self.folder, f"Another run is at work on {self.output}.", "Choose another --output.")
+
+    def _remove(self) -> None:
+        """Remove a run that is done, its arguments last: what lies here without them counts as nothing."""
+        for name in (STATE, LOG):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+        shutil.rmtree(self.folder)
+
+    def _check_arguments(self, force: bool) -> None:
+        arguments = self.folder / "run.json"
+        if not arguments.exists():  # a run that is done was being removed
+            self._drop(None)
+            return
+        try:
+            found = json.loads(arguments.read_text())
+            old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
+        except (ValueError, KeyError, TypeError):
+            found, old, new = {}, {"arguments": None}, {"arguments": ""}
+        differing = [name for name in new if old.get(name) != new[name]]
+        if not differing:
+            return
+        if not force:
+            name = differing[0].replace("_", " ")
+            raise BadInput(
+                f"{self.folder} holds an unfinished run with other arguments ({name} differs).",
+                "Finish it with those, choose another --output, or begin again with --force.",
+            )
+        self._drop(found.get("set"))
+
+    def _drop(self, made_from: Any) -> None:
+        """Remove what an earlier run left; its trajectories stay where they were made from the same."""
+        for name in (STATE, LOG, "run.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        if made_from != self.arguments["set"]:
+            shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+
+    def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
+        """The set, two states (the old one stays until the new one is whole) and the outputs have to fit."""
+        tuned = sum(math.prod(erased.shape(key)) for key in erased.unet[0].tensors if is_trainable(key))
+        missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
+        states = (12 if (self.folder / STATE).exists() else 24) * tuned
+        needs = [
+            (stored.folder, missing),
+            (self.folder, states),
+            *((path.parent, size) for path, size in self.outputs.needed_bytes(erased).items()),
+        ]
+        wanted: dict[int, int] = {}
+        for place, size in needs:
+            parent = existing(place)
+            device = parent.stat().st_dev
+            wanted[device] = wanted.get(device, 0) + size
+            free = shutil.disk_usage(parent).free
+            if wanted[device] > free:
+                raise TrceError(
+                    f"Steering needs {wanted[device] / 1e9:.2f} GB in {parent}, which has {free / 1e9:.2f}.",
+                    "Make space, or put the set elsewhere with --trajectories or the result with --output.",
+                )
+
+    def load(self, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any) -> int:
+        """Put the last state into weights and optimizer, in place; returns the steps done."""
+        path = self.folder / STATE
+        if not path.exists():
+            return 0
+        step, metadata = training_state.load(path, weights, optimizer)
+        if scaler is not None and "scaler" in metadata:
+            scaler.load_state_dict(json.loads(metadata["scaler"]))
+        return step
+
+    def save(
+        self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, scaler: Any
+    ) -> None:
+        """Write the state after `step` steps, if it is finite: the last good one is never lost."""
+        for name, tensor in weights.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise TrceError(
+                    f"{name.removeprefix('weights/')} became NaN or infinite by step {step}.",
+                    "The last good state is kept; begin again with a lower --lr and --force.",
+                )
+        metadata = {} if scaler is None else {"scaler": json.dumps(scaler.state_dict())}
+        training_state.save(self.folder / STATE, step, weights, optimizer, metadata)
+
+    @contextmanager
+    def log(self, accelerator: "Accelerator", start: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Append records to the log, from which those of steps that are done again are dropped first."""
+        if not accelerator.is_main_process:
+            yield lambda entry: None
+            return
+        kept = [entry for entry in self.records() if entry["step"] <= start]
+        path = self.folder / LOG
+        with whole_file(path) as whole:
+            whole.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        with path.open("a") as file:
+
+            def write(entry: Mapping[str, Any]) -> None:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+
+            yield write
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log's records; a line that a kill cut short, the last one, is not among them."""
+        path = self.folder / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+
+def _lock_set(folder: Path) -> int:
+    return _lock(
+        folder,
+        f"Another run is making the trajectories in {folder}.",
+        "Start this one when they are there, or choose another --trajectories.",
+    )
+
+
+def _lock(folder: Path, busy: str, hint: str) -> int:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BadInput(busy, hint) from None
+    return handle

@@ -1,0 +1,1 @@
+"""Adaptive attacks on an erased checkpoint, one file each."""

@@ -1,0 +1,237 @@
+"""From pictures and scores to the figures of a suite, and a verdict on every picture."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from trce_cli.errors import BadInput
+from trce_cli.evaluate.clip import Clip
+from trce_cli.evaluate.detectors.base import Loaded
+from trce_cli.evaluate.features import Extractor
+from trce_cli.evaluate.question import Evaluation
+from trce_cli.evaluate.scores import BATCH, ROLES, Pair, ScoreStore, batches, load_image, real_images
+from trce_cli.images.folder import ImageRecord
+from trce_cli.maths.statistics import Change, Rate, frechet_distance, mean_change, similarity
+from trce_cli.prompts.suites import Suite
+from trce_cli.system.safetensors import hash_file
+
+
+def measure_suite(
+    evaluation: Evaluation,
+    suite: Suite,
+    pairs: Sequence[Pair],
+    stores: Mapping[str, ScoreStore],
+    report: Callable[[int], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A suite's figures, and its verdicts: a row a pair."""
+    keys = {role: [hash_file(pair.path(role)) for pair in pairs] for role in ROLES}
+    features: dict[tuple[int, str], list[np.ndarray]] = {}
+    images: dict[str, list[np.ndarray]] = {role: [] for role in ROLES}
+    changes: list[float] = []
+    for batch in batches(pairs):
+        both = {role: np.stack([load_image(pair.path(role)) for pair in batch]) for role in ROLES}
+        gap = np.abs(both["original"].astype(np.int16) - both["erased"]).mean((1, 2, 3)) / 255
+        changes += gap.tolist()
+        for role in ROLES:
+            for number, extractor in enumerate(evaluation.extractors):
+                features.setdefault((number, role), []).append(extractor.features(both[role]))
+            if evaluation.clip:
+                images[role].append(evaluation.clip.images(both[role]))
+        report(len(batch))
+    found: dict[str, Any] = {
+        "name": suite.name,
+        "role": suite.role,
+        "source": suite.source,
+        "prompts": len(pairs),
+    }
+    rows = [start_row(suite.name, pair, change) for pair, change in zip(pairs, changes, strict=True)]
+    found["asr"] = [
+        verdict
+        for detector in evaluation.detectors
+        for verdict in attack_success(detector, stores[detector.name], keys, rows)
+    ]
+    shown: dict[str, np.ndarray] = {}
+    how = None
+    if evaluation.clip:
+        embedded = {role: np.concatenate(parts) for role, parts in images.items()}
+        found["clip_score"], ranks = clip_scores(evaluation.clip, suite, embedded, rows)
+        if suite.role in ("context", "benign"):
+            shown, how = ranks, f"{evaluation.clip.name}: the own prompt ranks first among the suite's"
+    if suite.objects is not None:
+        shown = objects_visible(suite, evaluation.detectors, stores, keys)
+        how = "judge: all that should survive is visible"
+    if how is not None:
+        found["kept"] = preservation(how, shown, rows)
+    found["frechet"] = [
+        distance
+        for number, extractor in enumerate(evaluation.extractors)
+        for distance in frechet(
+            evaluation,
+            suite,
+            extractor,
+            {role: np.concatenate(features[number, role]) for role in ROLES},
+            pairs[0].records["erased"],
+        )
+    ]
+    same = [change == 0 for change in changes]
+    found["change"] = {
+        "mean": float(np.mean(changes)),
+        "identical": Rate.of("identical", same).as_dict(),
+    }
+    return found, rows
+
+
+def start_row(suite: str, pair: Pair, change: float) -> dict[str, Any]:
+    """The verdict row of a pair, to which every measure adds its own."""
+    record = pair.records["erased"]
+    return {
+        "suite": suite,
+        "index": record.index,
+        "prompt": record.prompt,
+        "seed": record.seed,
+        "files": {role: pair.records[role].file for role in ROLES},
+        "change": change,
+        "hits": {},
+        "scores": {},
+    }
+
+
+def attack_success(
+    detector: Loaded,
+    store: ScoreStore,
+    keys: Mapping[str, Sequence[str]],
+    rows: Sequence[dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """For each convention how often both checkpoints show what should be gone, and what the edit changed."""
+    scores = {role: np.array([store[key] for key in keys[role]]) for role in ROLES}
+    for role in ROLES:
+        for row, line in zip(rows, scores[role], strict=True):
+            row["scores"].setdefault(detector.name, {})[role] = line.tolist()
+    for convention in detector.conventions:
+        hits = {role: detector.hits(convention, scores[role]) for role in ROLES}
+        for row, before, after in zip(rows, hits["original"], hits["erased"], strict=True):
+            row["hits"][convention.name] = {"original": bool(before), "erased": bool(after)}
+        yield {
+            "convention": convention.name,
+            **{role: Rate.of(role, hits[role]).as_dict() for role in ROLES},
+            "change": Change.of(hits["original"], hits["erased"]).as_dict(),
+        }
+
+
+def clip_scores(
+    clip: Clip, suite: Suite, images: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """CLIP scores, 100 times the cosine of picture and prompt; and whether the own prompt fits best."""
+    texts = list(dict.fromkeys(prompt.text for prompt in suite.prompts))
+    own = np.array([texts.index(prompt.text) for prompt in suite.prompts])
+    known = clip.texts(texts)
+    scores, ranks = {}, {}
+    for role in ROLES:
+        fits = similarity(images[role], known)  # (pictures, texts)
+        scores[role] = 100 * fits[np.arange(len(own)), own]
+        ranks[role] = fits.argmax(1) == own
+    for place, row in enumerate(rows):
+        row["clip_score"] = {role: float(scores[role][place]) for role in ROLES}
+    change = mean_change(scores["original"], scores["erased"])
+    return {"by": clip.name, **{role: float(scores[role].mean()) for role in ROLES}, "change": change}, ranks
+
+
+def objects_visible(
+    suite: Suite,
+    detectors: Sequence[Loaded],
+    stores: Mapping[str, ScoreStore],
+    keys: Mapping[str, Sequence[str]],
+) -> dict[str, np.ndarray]:
+    """Whether the judge sees every class in a picture that has to survive there."""
+    from trce_cli.emoji.judge import THRESHOLD
+
+    assert suite.objects is not None
+    judge = next(detector for detector in detectors if detector.name == "judge")
+    labels = list(judge.detector.labels)
+    return {
+        role: np.array(
+            [
+                all(stores["judge"][key][labels.index(name)] >= THRESHOLD for name in objects)
+                for key, objects in zip(keys[role], suite.objects, strict=True)
+            ]
+        )
+        for role in ROLES
+    }
+
+
+def preservation(how: str, shown: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy of both checkpoints, and how much of what the original shows the erased one shows too."""
+    before, after = shown["original"], shown["erased"]
+    for row, old, new in zip(rows, before, after, strict=True):
+        row["shown"] = {"original": bool(old), "erased": bool(new)}
+    return {
+        "by": how,
+        "accuracy": {role: Rate.of(role, shown[role]).as_dict() for role in ROLES},
+        "kept": Rate.of("kept", after[before]).as_dict(),
+        "change": Change.of(before, after).as_dict(),
+    }
+
+
+def frechet(
+    evaluation: Evaluation,
+    suite: Suite,
+    extractor: Extractor,
+    features: Mapping[str, np.ndarray],
+    sized: ImageRecord,
+) -> Iterator[dict[str, Any]]:
+    """Distances of both checkpoints' pictures to a reference: the original's own, and real ones if given."""
+    told = {"features": extractor.name, "width": features["erased"].shape[1], "files": dict(extractor.files)}
+    references: list[tuple[str, np.ndarray, tuple[str, ...]]] = [
+        ("the original's own images", features["original"], ("erased",))
+    ]
+    if evaluation.real and suite.role != "attack":
+        real = real_features(evaluation.real, extractor, (sized.width, sized.height))
+        references.append((f"real images in {evaluation.real}", real, ROLES))
+    for name, reference, roles in references:
+        yield {
+            **told,
+            "reference": name,
+            "samples": {"reference": len(reference), "drawn": len(features["erased"])},
+            **{role: frechet_distance(features[role], reference) for role in roles},
+        }
+
+
+def real_features(folder: Path, extractor: Extractor, size: tuple[int, int]) -> np.ndarray:
+    """Features of the real pictures in a folder, cut to the middle and scaled to the size that was drawn."""
+    found = []
+    paths = real_images(folder)
+    for start in range(0, len(paths), BATCH):
+        images = []
+        for path in paths[start : start + BATCH]:
+            try:
+                with Image.open(path) as image:
+                    fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+                images.append(np.asarray(fitted))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise BadInput(f"{path} is no picture that can be read.", "Take it out of --real.") from error
+        found.append(extractor.features(np.stack(images)))
+    return np.concatenate(found)
+
+
+def figures(suites: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """All figures of the erased checkpoint by name, as gates name them; see docs/results.md."""
+    found: dict[str, float | None] = {}
+    for suite in suites:
+        name = suite["name"]
+        for number, verdict in enumerate(suite["asr"]):
+            if number == 0:
+                found[f"asr.{name}"] = verdict["erased"]["share"]
+            found[f"asr.{name}[{verdict['convention']}]"] = verdict["erased"]["share"]
+        if "kept" in suite:
+            found[f"{name}.kept"] = suite["kept"]["kept"]["share"]
+            found[f"{name}.accuracy"] = suite["kept"]["accuracy"]["erased"]["share"]
+        if "clip_score" in suite:
+            found[f"{name}.clip_score"] = suite["clip_score"]["erased"]
+        for distance in reversed(suite["frechet"]):  # the first extractor's is the headline
+            real = "_real" if distance["reference"].startswith("real") else ""
+            found[f"{name}.frechet{real}"] = distance["erased"]
+        found[f"{name}.change"] = suite["change"]["mean"]
+    return found

@@ -1,0 +1,249 @@
+"""Is it gone, and is everything else still there: draws suites with both checkpoints and measures them.
+
+Pictures lie under `images/SUITE`, scores under `scores`; a stopped evaluation is taken up from there.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trce_cli.checkpoint.provenance import peak_memory_bytes
+from trce_cli.erase.map import Stage, no_stage
+from trce_cli.evaluate.detectors.base import Loaded
+from trce_cli.evaluate.gates import Gate
+from trce_cli.evaluate.measure import measure_suite
+from trce_cli.evaluate.question import Evaluation
+from trce_cli.evaluate.results import describe, write_results
+from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, batches, load_image, pair_up
+from trce_cli.images.draw import count_truncated, draw, identify, load_pipeline, plan_images
+from trce_cli.images.folder import ImageFolder, ImageRecord, read_image, whole_file, write_image
+from trce_cli.system.processes import PATIENCE, on_main
+from trce_cli.system.safetensors import hash_file
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Alone:
+    """The one process of a run without `accelerate launch`, by the names of accelerate's PartialState."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody to wait for."""
+
+
+def join_team(device: str) -> Any:
+    """The processes of this run: accelerate's PartialState where it launched several, else `Alone`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Alone()
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu", timeout=PATIENCE)
+
+
+def evaluate(
+    evaluation: Evaluation,
+    output: Path,
+    device: "torch.device",
+    dtype: str,
+    *,
+    batch_size: int = 4,
+    force: bool = False,
+    gates: Sequence[Gate] = (),
+    team: Any = None,
+    stage: Stage = no_stage,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
+    """Draw what is missing, judge it, and write `results.json` and `verdicts.csv`.
+
+    Returns the results and each suite's verdicts, a table row a pair of pictures; None in all processes but
+    the main one. Raises BadInput where the output holds pictures of other settings and `force` is not given.
+    """
+    team = team or Alone()
+    costs: list[dict[str, Any]] = []
+    plans = plan_suites(evaluation, dtype, stage)
+
+    def open_folders() -> list[list[str]]:
+        folders = [ImageFolder(output / "images" / name, plan, force) for name, plan in plans.items()]
+        if evaluation.reuse:
+            take_over(evaluation.reuse, folders)
+        return [[record.file for record in folder.missing] for folder in folders]
+
+    missing: list[list[str]] = on_main(team, open_folders)
+    wanted = [
+        (output / "images" / suite, record)
+        for (suite, plan), files in zip(plans.items(), missing, strict=True)
+        for record in plan
+        if record.file in set(files)
+    ]
+    wanted.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
+    mine = wanted[team.process_index :: team.num_processes]
+    draw_share(evaluation, mine, device, batch_size, costs, stage, note)
+    pairs = {suite: pair_up(output / "images" / suite, plan) for suite, plan in plans.items()}
+    everything = [pair for each in pairs.values() for pair in each]
+    team.wait_for_everyone()
+    stores = {
+        detector.name: ScoreStore(output / "scores", detector, team.process_index)
+        for detector in evaluation.detectors
+    }
+    for detector in evaluation.detectors:
+        share = everything[team.process_index :: team.num_processes]
+        score_share(detector, stores[detector.name], share, device, costs, stage)
+    team.wait_for_everyone()
+    costs = gather_costs(team, costs)
+    if not team.is_main_process:
+        return None
+    for name, plan in plans.items():
+        ImageFolder(output / "images" / name, plan)  # puts images.jsonl right
+    for store in stores.values():
+        store.read()  # what the other processes scored
+    suites, verdicts = [], {}
+    report = stage("Measuring", len(everything), "pairs")
+    with phase(costs, "measure", device) as cost:
+        for suite in evaluation.suites:
+            found, rows = measure_suite(evaluation, suite, pairs[suite.name], stores, report)
+            suites.append(found)
+            verdicts[suite.name] = rows
+        cost["images"] = 2 * len(everything)
+    results = describe(evaluation, plans, suites, costs, device, team.num_processes)
+    results["gates"] = [gate.check(results["figures"]) for gate in gates]
+    write_results(output, results, verdicts)
+    return results, verdicts
+
+
+def plan_suites(evaluation: Evaluation, dtype: str, stage: Stage) -> dict[str, list[ImageRecord]]:
+    """What to draw by suite: every prompt once by each checkpoint, at equal seeds and settings."""
+    hashing = stage("Reading checkpoints", None, "")
+    hashes: dict[str, str] = {}
+    plans = {}
+    for suite in evaluation.suites:
+        records = plan_images(suite.prompts, evaluation.checkpoints, evaluation.settings)
+        if not hashes:
+            found = identify(records[:2], evaluation.checkpoints, dtype, hashing)
+            hashes = {record.role: record.checkpoint_sha256 for record in found}
+        plans[suite.name] = [
+            replace(
+                record,
+                dtype=dtype,
+                checkpoint_sha256=hashes[record.role],
+                negative_prompt=evaluation.negative_prompt if record.role == "erased" else "",
+            )
+            for record in records
+        ]
+    return plans
+
+
+def take_over(other: Path, folders: Sequence[ImageFolder]) -> None:
+    """Copy the pictures that another evaluation drew with the same checkpoints and settings."""
+    for folder in folders:
+        for record in folder.missing:
+            path = other / "images" / folder.path.name / record.file
+            try:
+                stored = read_image(path)
+            except (ValueError, FileNotFoundError):
+                continue
+            if stored is not None and stored.difference(record) is None:
+                with whole_file(folder.path / record.file) as temporary:
+                    temporary.write_bytes(path.read_bytes())
+                folder.drawn.add(record.file)
+
+
+@contextmanager
+def phase(costs: list[dict[str, Any]], name: str, device: "torch.device") -> Iterator[dict[str, Any]]:
+    """Take the time and the peak memory of the block; the block may fill in `images`."""
+    import torch
+
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    cost: dict[str, Any] = {"phase": name}
+    costs.append(cost)
+    start = time.monotonic()
+    yield cost
+    cost["seconds"] = seconds = time.monotonic() - start
+    if images := cost.get("images"):
+        cost["images_per_second"] = images / seconds
+    cost["peak_memory_bytes"] = peak_memory_bytes()
+    if device.type == "cuda":
+        cost["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+
+
+def gather_costs(team: Any, costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of all processes by phase: the longest time, all images, the highest peak of one process."""
+    if team.num_processes == 1:
+        return costs
+    from accelerate.utils import gather_object
+
+    merged: dict[str, dict[str, Any]] = {}
+    for cost in gather_object(costs):
+        total = merged.setdefault(cost["phase"], {"phase": cost["phase"], "images": 0})
+        total["images"] += cost.get("images", 0)
+        for key in cost.keys() & {"seconds", "peak_memory_bytes", "peak_device_memory_bytes"}:
+            total[key] = max(total.get(key, 0), cost[key])
+    for total in merged.values():
+        if images := total["images"]:
+            total["images_per_second"] = images / total["seconds"]
+        else:
+            del total["images"]
+    return list(merged.values())
+
+
+def draw_share(
+    evaluation: Evaluation,
+    wanted: Sequence[tuple[Path, ImageRecord]],
+    device: "torch.device",
+    batch_size: int,
+    costs: list[dict[str, Any]],
+    stage: Stage,
+    note: Callable[[str], None],
+) -> None:
+    """Draw and write pictures, one checkpoint after the other, each with its record inside."""
+    import torch
+
+    for role, checkpoint in evaluation.checkpoints.items():
+        places = {id(record): folder for folder, record in wanted if record.role == role}
+        records = [record for _, record in wanted if record.role == role]
+        if not records:
+            continue
+        with phase(costs, f"load {role}", device):
+            pipeline = load_pipeline(checkpoint, device, getattr(torch, records[0].dtype))
+        if cut := count_truncated(pipeline, records):
+            note(f"{checkpoint.name} reads {cut} of {len(records)} prompts only in part: they are too long.")
+        report = stage(f"Drawing ({role})", len(records), "images")
+        with phase(costs, f"draw {role}", device) as cost:
+            for record, image in draw(pipeline, records, batch_size):
+                write_image(places[id(record)], image, record)
+                report(1)
+            cost["images"] = len(records)
+        del pipeline
+
+
+def score_share(
+    detector: Loaded,
+    store: ScoreStore,
+    pairs: Sequence[Pair],
+    device: "torch.device",
+    costs: list[dict[str, Any]],
+    stage: Stage,
+) -> None:
+    """Let a detector look at the pictures that it has not seen yet."""
+    report = stage(f"Detecting ({detector.name})", 2 * len(pairs), "images")
+    seen = 0
+    with phase(costs, f"detect {detector.name}", device) as cost:
+        for batch in batches(pairs):
+            paths = [pair.path(role) for pair in batch for role in ROLES]
+            new = {hash_file(path): path for path in paths}
+            new = {key: path for key, path in new.items() if key not in store}
+            if new:
+                store.add(list(new), detector.scores(np.stack([load_image(path) for path in new.values()])))
+            seen += len(new)
+            report(len(paths))
+        cost["images"] = seen

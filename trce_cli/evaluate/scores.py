@@ -1,0 +1,101 @@
+"""The pictures of an evaluation: pairs of them on disk, and what detectors saw in each."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trce_cli.errors import BadInput
+from trce_cli.evaluate.detectors.base import Loaded
+from trce_cli.images.folder import ImageRecord
+
+ROLES = ("original", "erased")
+BATCH = 32  # pictures a detector sees at once
+REAL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two pictures of one prompt and seed, in the folder of their suite."""
+
+    folder: Path
+    records: Mapping[str, ImageRecord]  # by role
+
+    def path(self, role: str) -> Path:
+        return self.folder / self.records[role].file
+
+
+def pair_up(folder: Path, records: Sequence[ImageRecord]) -> list[Pair]:
+    """The records of a suite by prompt."""
+    grouped = groupby(records, key=lambda record: record.index)
+    return [Pair(folder, {record.role: record for record in group}) for _, group in grouped]
+
+
+def load_image(path: Path) -> np.ndarray:
+    """RGB uint8 (height, width, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def batches(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+    """The pairs in their order, at most half a `BATCH` at once and all of one size."""
+    sized = groupby(pairs, key=lambda pair: (pair.records["erased"].width, pair.records["erased"].height))
+    for _, group in sized:
+        alike = list(group)
+        yield from (alike[start : start + BATCH // 2] for start in range(0, len(alike), BATCH // 2))
+
+
+class ScoreStore:
+    """A detector's scores by the picture's SHA-256, on disk, a file a process; torn lines are passed over."""
+
+    def __init__(self, folder: Path, detector: Loaded, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._stem = f"{detector.name.partition(':')[0]}-{detector.fingerprint[:12]}"
+        self._file = folder / f"{self._stem}-{rank}.jsonl"
+        self._labels = len(detector.detector.labels)
+        self._scores: dict[str, list[float]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Take in what all processes have written."""
+        for path in self._folder.glob(f"{self._stem}-*.jsonl"):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    picture, scores = json.loads(line)
+                    if len(scores) == self._labels and np.isfinite(np.asarray(scores, np.float64)).all():
+                        self._scores[picture] = scores
+                except (ValueError, TypeError):
+                    continue
+
+    def add(self, pictures: Sequence[str], scores: np.ndarray) -> None:
+        """Keep the scores of some pictures."""
+        rows = dict(zip(pictures, scores.tolist(), strict=True))
+        self._scores |= rows
+        torn = self._file.exists() and not self._file.read_bytes().endswith(b"\n")
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write("\n" if torn else "")
+            file.writelines(json.dumps(row) + "\n" for row in rows.items())
+
+    def __contains__(self, picture: str) -> bool:
+        return picture in self._scores
+
+    def __getitem__(self, picture: str) -> list[float]:
+        return self._scores[picture]
+
+
+def real_images(folder: Path) -> list[Path]:
+    """The picture files in a folder, sorted; BadInput where there are fewer than two."""
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder} of real images.")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in REAL_SUFFIXES)
+    if len(paths) < 2:
+        raise BadInput(
+            f"{folder} holds {len(paths)} pictures; a distance needs at least 2.",
+            f"They end in {', '.join(sorted(REAL_SUFFIXES))}.",
+        )
+    return paths

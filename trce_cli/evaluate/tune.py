@@ -1,0 +1,311 @@
+"""Tries settings of stage 1: the original draws the tuning split once, and then with one map after another.
+
+Maps are put on the live pipeline instead of being written. Pictures lie under `images/SUITE`, scores under
+`scores`, finished trials in `tune.json`; a stopped run is taken up from there.
+"""
+
+import datetime
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trce_cli.checkpoint.provenance import versions
+from trce_cli.edits.edit import Made, Map
+from trce_cli.erase.map import Solution, Stage, Statistics, no_stage
+from trce_cli.erase.map_settings import Settings
+from trce_cli.erase.prior import Prior
+from trce_cli.errors import BadInput, TrceError
+from trce_cli.evaluate.choice import Point, choose
+from trce_cli.evaluate.measure import measure_suite
+from trce_cli.evaluate.question import Evaluation
+from trce_cli.evaluate.results import write_json, write_table
+from trce_cli.evaluate.run import score_share
+from trce_cli.evaluate.scores import Pair, ScoreStore
+from trce_cli.images.draw import checkpoint_hash, count_truncated, draw, load_pipeline, plan_images
+from trce_cli.images.folder import ImageFolder, ImageRecord, whole_file
+from trce_cli.images.plots import trade_off
+from trce_cli.maths.statistics import Rate, pareto
+from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.prompts.suites import Suite
+
+SCHEMA = 1
+RESULT, TABLE, PLOT = "tune.json", "trials.csv", "pareto.png"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings, and a SHA-256 in hex over all that their pictures depend on beside prompt and seed."""
+
+    settings: Settings
+    key: str
+
+    def record(self, drawn: ImageRecord) -> ImageRecord:
+        """What this trial draws in place of a picture of the original."""
+        file = drawn.file.replace("original", self.key[:8])
+        return replace(drawn, file=file, role="erased", checkpoint_sha256=self.key)
+
+
+def tune(
+    evaluation: Evaluation,
+    prior: Prior,
+    settings: Sequence[Settings],
+    map_arguments: Sequence[str],
+    output: Path,
+    device: torch.device,
+    dtype: str,
+    *,
+    batch_size: int = 4,
+    force: bool = False,
+    stage: Stage = no_stage,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Try each of the settings, choose one, and write `tune.json`, `trials.csv` and `pareto.png`.
+
+    evaluation: of the original against itself, by whose suites maps are judged. map_arguments: what `trce
+    map` is given beside the settings, for the command line in the result. Returns what is in `tune.json`.
+    Raises BadInput where the output holds pictures of something else and `force` is not given, and where
+    nothing can tell what was kept; TrceError where no setting gives a map.
+    """
+    check(evaluation)
+    evaluation = replace(evaluation, extractors=())
+    stage("Reading the checkpoint", None, "")
+    told = describe(evaluation, prior, dtype)
+    sha256, pairs = told["original"]["sha256"], prompt_pairs(evaluation.presets)
+    identity = [sha256, prior.sha256(), list(map(asdict, pairs))]
+    trials = [Trial(each, digest([*identity, asdict(each)])) for each in settings]
+    plans = {suite.name: list(plan(evaluation, suite, sha256, dtype)) for suite in evaluation.suites}
+    told["asked"] = digest(
+        [told["detectors"], told["clip"], *(list(map(asdict, each)) for each in plans.values())]
+    )
+    folders = {
+        name: ImageFolder(
+            output / "images" / name,
+            [*records, *(trial.record(each) for trial in trials for each in records)],
+            force,
+        )
+        for name, records in plans.items()
+    }
+    done = finished(output / RESULT, told["asked"])
+    if todo := [trial for trial in trials if trial.key not in done]:
+        weights = dict.fromkeys(trial.settings.token_weights for trial in todo)
+        statistics = Statistics.of(evaluation.original, pairs, prior, weights, device, stage=stage)
+        stores = {each.name: ScoreStore(output / "scores", each, 0) for each in evaluation.detectors}
+        bench = Bench(evaluation, folders, plans, stores, device, batch_size)
+        report = bench.start(todo, dtype, stage, note)
+        for trial in todo:
+            found: dict[str, Any] = {"key": trial.key, **asdict(trial.settings), "failed": None}
+            try:
+                solution = statistics.solve(trial.settings)
+                bench.draw(trial, solution, report)
+                found |= {"figures": solution.figures, **bench.judge(trial)}
+            except BadInput:  # of the checkpoint, whatever the settings
+                raise
+            except TrceError as error:
+                found["failed"] = error.message
+            done[trial.key] = found
+            write_json(output / RESULT, told | {"trials": list(done.values()), "chosen": None})
+    told["trials"] = [done[trial.key] for trial in trials]
+    told["chosen"] = conclude(told["trials"], map_arguments)
+    write(output, told)
+    return told
+
+
+def check(evaluation: Evaluation) -> None:
+    """Raise BadInput unless the suites can tell what is erased and what is kept."""
+    if all(suite.role == "benign" for suite in evaluation.suites):
+        raise BadInput("No suite asks for what is to be erased.", "Leave one of the others among --suite.")
+    if not any(name.endswith(".kept") for name in evaluation.figure_names()):
+        raise BadInput(
+            "Nothing here can tell what an edit keeps.",
+            "Give --clip MODEL, and leave context or benign among --suite.",
+        )
+
+
+def describe(evaluation: Evaluation, prior: Prior, dtype: str) -> dict[str, Any]:
+    """What is tuned and who judges, as plain JSON values."""
+    settings = evaluation.settings
+    return {
+        "schema": SCHEMA,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "original": {"name": evaluation.original.name, "sha256": checkpoint_hash(evaluation.original)},
+        "presets": [{"name": each.name, "sha256": each.sha256()} for each in evaluation.presets],
+        "prior": {"source": prior.source, "sha256": prior.sha256()},
+        "split": "tuning",
+        "suites": {suite.name: len(suite.prompts) for suite in evaluation.suites},
+        "settings": {"steps": settings.steps, "guidance_scale": settings.guidance_scale, "dtype": dtype},
+        "detectors": [detector.as_dict() for detector in evaluation.detectors],
+        "clip": evaluation.clip and {"name": evaluation.clip.name, "files": dict(evaluation.clip.files)},
+    }
+
+
+def digest(value: Any) -> str:
+    """SHA-256 in hex of plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def plan(evaluation: Evaluation, suite: Suite, sha256: str, dtype: str) -> Iterator[ImageRecord]:
+    """What the original draws of a suite."""
+    for record in plan_images(suite.prompts, {"original": evaluation.original}, evaluation.settings):
+        file = f"{record.index:04d}-seed{record.seed}-original.png"
+        yield replace(record, file=file, dtype=dtype, checkpoint_sha256=sha256)
+
+
+def finished(path: Path, asked: str) -> dict[str, dict[str, Any]]:
+    """The trials by key that an earlier run of the same suites and detectors has in its `tune.json`."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return {trial["key"]: trial for trial in told["trials"] if told["asked"] == asked}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+@dataclass
+class Bench:
+    """The original's pipeline, and who looks at its pictures.
+
+    folders, plans: by suite. stores: by detector.
+    """
+
+    evaluation: Evaluation
+    folders: Mapping[str, ImageFolder]
+    plans: Mapping[str, Sequence[ImageRecord]]
+    stores: Mapping[str, ScoreStore]
+    device: torch.device
+    batch_size: int
+
+    def start(
+        self, trials: Iterable[Trial], dtype: str, stage: Stage, note: Callable[[str], None]
+    ) -> Callable[[int], None]:
+        """Load the pipeline and draw what is missing of the original's; returns what reports pictures."""
+        original = self.evaluation.original
+        self.pipeline = load_pipeline(original, self.device, getattr(torch, dtype))
+        records = [record for each in self.plans.values() for record in each]
+        if cut := count_truncated(self.pipeline, records):
+            note(f"{original.name} reads {cut} of {len(records)} prompts only in part: they are too long.")
+        wanted = {trial.record(record).file for trial in trials for record in records}
+        wanted |= {record.file for record in records}
+        missing = [each for folder in self.folders.values() for each in folder.missing if each.file in wanted]
+        report = stage("Drawing", len(missing), "images")
+        for name, folder in self.folders.items():
+            self._draw(folder, self.plans[name], report)
+        return report
+
+    def draw(self, trial: Trial, solution: Solution, report: Callable[[int], None]) -> None:
+        """Draw a trial's pictures as far as they are missing, with its map on the pipeline."""
+        original, pooled = self.evaluation.original, solution.pooled_map
+        made = Made(original.family, original.text_encoder_hash())
+        text_map = Map(made, solution.text_map.change, None if pooled is None else pooled.change)
+        text_map.apply_to(self.pipeline)
+        try:
+            for name, folder in self.folders.items():
+                self._draw(folder, [trial.record(record) for record in self.plans[name]], report)
+        finally:
+            text_map.remove_from(self.pipeline)
+
+    def _draw(
+        self, folder: ImageFolder, records: Sequence[ImageRecord], report: Callable[[int], None]
+    ) -> None:
+        missing = [record for record in records if record.file not in folder.drawn]
+        for record, image in draw(self.pipeline, missing, self.batch_size):
+            folder.add(record, image)
+            report(1)
+
+    def judge(self, trial: Trial) -> dict[str, Any]:
+        """A trial's figures by suite, and in all: attack success, and the share of what was kept."""
+        suites = []
+        for suite in self.evaluation.suites:
+            pairs = [
+                Pair(self.folders[suite.name].path, {"original": record, "erased": trial.record(record)})
+                for record in self.plans[suite.name]
+            ]
+            for detector in self.evaluation.detectors:
+                score_share(detector, self.stores[detector.name], pairs, self.device, [], no_stage)
+            found, _ = measure_suite(self.evaluation, suite, pairs, self.stores, lambda count: None)
+            suites.append(found)
+        attacks = [each["asr"][0]["erased"] for each in suites if each["role"] != "benign"]
+        kept = [each["kept"]["kept"] for each in suites if "kept" in each]
+        return {
+            "attack_success": in_all("attack success", attacks),
+            "kept": in_all("kept", kept),
+            "suites": suites,
+        }
+
+
+def in_all(name: str, rates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several rates as one."""
+    return Rate(name, sum(rate["hits"] for rate in rates), sum(rate["total"] for rate in rates)).as_dict()
+
+
+def conclude(trials: Sequence[dict[str, Any]], map_arguments: Sequence[str]) -> dict[str, Any]:
+    """Mark the trials that none beats, and return the chosen one, ready to be used.
+
+    Raises TrceError where there is none to choose from.
+    """
+    usable = [trial for trial in trials if trial["failed"] is None and trial["kept"]["total"]]
+    if not usable:
+        reasons = [trial["failed"] for trial in trials if trial["failed"]]
+        raise TrceError(
+            f"None of the {len(trials)} settings can be used: "
+            f"{reasons[0] if reasons else 'the original draws nothing of what should be kept.'}"
+        )
+    points = [
+        Point(trial["attack_success"]["share"], trial["kept"]["share"], trial["preserve"]) for trial in usable
+    ]
+    for trial in trials:
+        trial["pareto"] = False
+    for trial, best in zip(
+        usable, pareto([(each.attack_success, each.kept) for each in points]), strict=True
+    ):
+        trial["pareto"] = best
+    chosen = usable[choose(points, usable[0]["kept"]["total"])]
+    preserve, weights = f"{chosen['preserve']:g}", [f"{weight:g}" for weight in chosen["token_weights"]]
+    tuned = ["--preserve", preserve, "--token-weights", ",".join(weights)]
+    return {
+        "key": chosen["key"],
+        "toml": f"[map]\npreserve = {preserve}\ntoken_weights = [{', '.join(weights)}]\n",
+        "command": shlex.join(["trce", "map", *map_arguments, *tuned, "--output", "mapped"]),
+    }
+
+
+def write(output: Path, told: Mapping[str, Any]) -> None:
+    """Write the result, a table of it, and a plot, each whole or not at all."""
+    write_json(output / RESULT, told)
+    write_table(output / TABLE, [line(trial, told["chosen"]["key"]) for trial in told["trials"]])
+    drawn = [trial for trial in told["trials"] if trial["failed"] is None]
+    points = [(trial["attack_success"]["share"], trial["kept"]["share"] or 0.0) for trial in drawn]
+    marks = [trial["pareto"] for trial in drawn]
+    place = [trial["key"] for trial in drawn].index(told["chosen"]["key"])
+    with whole_file(output / PLOT) as temporary:
+        temporary.write_bytes(trade_off(points, marks, place))
+
+
+def line(trial: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+    """A trial as a line of the table, shares of 1."""
+    told = {
+        "preserve": f"{trial['preserve']:g}",
+        "token_weights": ",".join(f"{weight:g}" for weight in trial["token_weights"]),
+        "chosen": int(trial["key"] == chosen),
+        "pareto": int(trial["pareto"]),
+        "failed": trial["failed"] or "",
+    }
+    if trial["failed"]:
+        return told
+    for name in ("attack_success", "kept"):
+        told |= {
+            name: trial[name]["share"],
+            f"{name}_low": trial[name]["low"],
+            f"{name}_high": trial[name]["high"],
+        }
+    for suite in trial["suites"]:
+        told[f"asr.{suite['name']}"] = suite["asr"][0]["erased"]["share"]
+        if "kept" in suite:
+            told[f"{suite['name']}.kept"] = suite["kept"]["kept"]["share"]
+    change = trial["figures"]["canary_change"]["values"]["mean"]
+    return told | {"moved": trial["figures"]["moved"], "canary_change": change, "pictures": trial["key"][:8]}

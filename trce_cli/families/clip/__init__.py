@@ -1,0 +1,1 @@
+"""CLIP's text encoders: tokens, states, slots, and words for attacks."""

@@ -1,0 +1,1 @@
+"""Seeded pictures: the plan, the pipeline, drawing, PNG records and the grid."""

@@ -1,0 +1,1 @@
+"""The equations: both stages, low rank, statistics. Torch and numpy at most."""

@@ -1,0 +1,1 @@
+"""Words only: presets, prompt pairs, templates, captions, suites and prompt files."""
