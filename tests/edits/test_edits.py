@@ -18,7 +18,8 @@ from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.edits.edit import Lora, combine, open_edit, write_edit_file
 from trce_cli.edits.factor import Size, factor, recovered_map, since
-from trce_cli.families.base import FAMILIES, POOLED_KEY
+from trce_cli.families.registry import FAMILIES
+from trce_cli.families.sd.family import POOLED_KEY
 
 KEYS = {family.key: family for family in FAMILIES}
 

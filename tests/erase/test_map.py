@@ -21,8 +21,8 @@ from trce_cli.erase.map import (
 from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import POOLED_KEY
 from trce_cli.families.clip.embedder import Embedder
+from trce_cli.families.sd.family import POOLED_KEY
 from trce_cli.maths.closed_form import TextMap, TextMapFitter
 from trce_cli.prompts.captions import prior_captions
 from trce_cli.prompts.pairs import PromptPair

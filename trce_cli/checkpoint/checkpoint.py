@@ -13,7 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from trce_cli.errors import BadInput, first_line
-from trce_cli.families.base import POOLED_KEY, Family, TextEncoder, detect_folder, detect_single_file
+from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.registry import detect_folder, detect_single_file
+from trce_cli.families.sd.family import POOLED_KEY, StableDiffusion
 from trce_cli.families.sd.names import (
     EMA,
     UNET,
@@ -70,7 +72,7 @@ class EncoderFiles:
     `map(name)` gives a weight as pages of its file, `release()` gives their memory back.
     """
 
-    spec: TextEncoder
+    spec: EncoderSpec
     config: Mapping[str, Any]
     where: Path
     files: tuple[SafetensorsFile, ...]
@@ -101,7 +103,7 @@ class Checkpoint:
     name: str
     path: Path
     layout: Literal["diffusers", "single-file"]
-    family: Family
+    family: StableDiffusion
     unet: tuple[WeightCopy, ...]
     unet_config: Mapping[str, Any]
     encoders: tuple[EncoderFiles, ...]
@@ -368,7 +370,7 @@ def _single_file_copies(file: SafetensorsFile) -> tuple[WeightCopy, ...]:
     return tuple(copies)
 
 
-def _single_file_encoder(file: SafetensorsFile, config_folder: Path, spec: TextEncoder) -> EncoderFiles:
+def _single_file_encoder(file: SafetensorsFile, config_folder: Path, spec: EncoderSpec) -> EncoderFiles:
     config = _clip_config(config_folder, spec)
 
     def map_weight(key: str) -> "torch.Tensor":
@@ -482,7 +484,7 @@ def _read_index(folder: Path, index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _folder_encoder(folder: Path, spec: TextEncoder, variant: str | None) -> EncoderFiles:
+def _folder_encoder(folder: Path, spec: EncoderSpec, variant: str | None) -> EncoderFiles:
     where = folder / spec.folder
     config = _clip_config(folder, spec)
     choices = [variant, None] if variant else [None]
@@ -516,7 +518,7 @@ def _folder_encoder(folder: Path, spec: TextEncoder, variant: str | None) -> Enc
     return EncoderFiles(spec, config, where, tuple(files), map_weight)
 
 
-def _clip_config(folder: Path, spec: TextEncoder) -> dict[str, Any]:
+def _clip_config(folder: Path, spec: EncoderSpec) -> dict[str, Any]:
     config = read_json(_inside(folder, f"{spec.folder}/config.json"))
     counts = ["hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"]
     if spec.model_class == "CLIPTextModelWithProjection":

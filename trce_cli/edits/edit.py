@@ -20,7 +20,8 @@ from trce_cli.checkpoint.provenance import history_text, parse_history, record
 from trce_cli.edits import live
 from trce_cli.edits.live import check_strength, check_width
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import FAMILIES, POOLED_KEY, Family, not_a_checkpoint
+from trce_cli.families.registry import FAMILIES, not_a_checkpoint
+from trce_cli.families.sd.family import POOLED_KEY, StableDiffusion
 from trce_cli.families.sd.names import kohya_names
 from trce_cli.maths.closed_form import mapped
 from trce_cli.system.paths import expanded, real_path
@@ -56,7 +57,7 @@ class Made:
     each step, oldest first.
     """
 
-    family: Family
+    family: StableDiffusion
     text_encoder: str
     history: tuple[Mapping[str, Any], ...] = ()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, Map, WeightEdit
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import POOLED_KEY, SDXL
+from trce_cli.families.sd.family import POOLED_KEY, SDXL
 from trce_cli.families.sd.names import kohya_names
 from trce_cli.maths.closed_form import CUT_OFF, pseudo_inverse
 from trce_cli.system.safetensors import NewTensor, Report, all_finite, no_report

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trce_cli.checkpoint.provenance import history
 from trce_cli.errors import BadInput
-from trce_cli.families.base import not_a_checkpoint
+from trce_cli.families.registry import not_a_checkpoint
 from trce_cli.system.paths import expanded
 from trce_cli.system.safetensors import Report, SafetensorsFile, no_report
 

@@ -16,8 +16,8 @@ from trce_cli.erase.map_settings import SLOTS, Settings, distinct_prompts
 from trce_cli.erase.moments import Moments, second_moments
 from trce_cli.erase.prior import Prior
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import POOLED_KEY
 from trce_cli.families.clip.embedder import SOT, Embedder
+from trce_cli.families.sd.family import POOLED_KEY
 from trce_cli.maths.closed_form import CUT_OFF, TextMap, TextMapFitter
 from trce_cli.prompts.pairs import PromptPair
 

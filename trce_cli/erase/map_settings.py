@@ -10,7 +10,7 @@ from typing import Any, Final
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.erase.prior import Prior
 from trce_cli.errors import BadInput
-from trce_cli.families.base import POOLED_KEY
+from trce_cli.families.sd.family import POOLED_KEY
 from trce_cli.prompts.pairs import PromptPair
 from trce_cli.prompts.presets import MapSettings, Preset, joint_map_settings
 from trce_cli.system.paths import existing

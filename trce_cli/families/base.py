@@ -1,160 +1,298 @@
-"""The known families, one small adapter each: text encoders, which hidden state, and the pooled embedding."""
+"""The contract of a model family: what every family answers, and what it may ask of a checkpoint.
 
-from collections.abc import Collection, Mapping
+A prompt enters a denoiser in streams of embeddings, such as the `context` of the cross-attention. Each stream
+enters through doors, the weights that an edit of text embeddings changes. A slot is a place in a prompt, such
+as its end, whose embedding a pair of prompts maps.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from trce_cli.errors import BadInput
-from trce_cli.families.sd.names import UNET
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """One text encoder of a family and where its parts lie.
-
-    `hidden` is what the U-Net attends to: `last` is the last layer's output after the final LayerNorm,
-    `penultimate` the input of the last layer, without LayerNorm. `ldm` is the key prefix in a single file,
-    whose weights are in OpenCLIP's form where `openclip` is set.
-    """
-
-    folder: str
-    tokenizer: str
-    model_class: Literal["CLIPTextModel", "CLIPTextModelWithProjection"]
-    hidden: Literal["last", "penultimate"]
-    ldm: str
-    openclip: bool
+Wanted = Mapping[str, Mapping[str, Sequence[int]]]  # stream -> prompt -> positions of its embeddings
 
 
 @dataclass(frozen=True)
-class Family:
-    """A family of checkpoints. The context is the encoders' hidden states side by side, in this order.
+class Door:
+    """Where a prompt enters the denoiser: weights that meet the embeddings of one stream.
 
-    With `pooled`, the last encoder's projected EoT state enters through the first columns of
-    `add_embedding.linear_1` as well (`pooled_width` of them).
+    name: what figures call it, such as `keys`. weights: diffusers names of the matrices W (out, columns) that
+    become W M. width: of the embeddings, which meet the first columns; further ones see something else.
     """
 
-    key: Literal["sd1", "sd2", "sdxl"]
     name: str
-    pipeline: str
-    encoders: tuple[TextEncoder, ...]
-    pooled: bool = False
+    stream: str
+    weights: tuple[str, ...]
+    width: int
 
 
-SD1 = Family(
-    "sd1",
-    "SD 1.x",
-    "StableDiffusionPipeline",
-    (
-        TextEncoder(
-            "text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.transformer.", False
-        ),
-    ),
-)
-SD2 = Family(
-    "sd2",
-    "SD 2.x",
-    "StableDiffusionPipeline",
-    (TextEncoder("text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.model.", True),),
-)
-SDXL = Family(
-    "sdxl",
-    "SDXL",
-    "StableDiffusionXLPipeline",
-    (
-        TextEncoder(
-            "text_encoder",
-            "tokenizer",
-            "CLIPTextModel",
-            "penultimate",
-            "conditioner.embedders.0.transformer.",
-            False,
-        ),
-        TextEncoder(
-            "text_encoder_2",
-            "tokenizer_2",
-            "CLIPTextModelWithProjection",
-            "penultimate",
-            "conditioner.embedders.1.model.",
-            True,
-        ),
-    ),
-    pooled=True,
-)
-FAMILIES = (SD1, SD2, SDXL)
+@dataclass(frozen=True)
+class Defaults:
+    """What a family is used with unless the user says otherwise.
 
-# The text-to-image pipelines of the known families; image-to-image ones are the same checkpoints.
-_PIPELINES = {
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-}
-POOLED_KEY = "add_embedding.linear_1.weight"
-
-
-def detect_folder(where: str, model_index: Mapping[str, Any], unet_config: Mapping[str, Any]) -> Family:
-    """The family of a diffusers folder from its `model_index.json` and `unet/config.json`.
-
-    Raises `BadInput`, which lists the known families, for any other.
+    slots: the slots that are mapped, with their weights; guards measure at these. kohya: the base model as a
+    LoRA's metadata names it, `ss_base_model_version`. tags: of model cards.
     """
-    pipeline = model_index.get("_class_name")
-    if not isinstance(pipeline, str) or pipeline not in _PIPELINES:
-        raise unknown_family(where, f"its pipeline is {pipeline}")
-    if unet_config.get("in_channels", 4) != 4:
-        raise unknown_family(where, f"its U-Net takes {unet_config['in_channels']} channels, not 4")
-    # SD 2.x has linear layers around its attention where SD 1.x has convolutions.
-    sd = SD2 if unet_config.get("use_linear_projection") else SD1
-    family = SDXL if "XL" in pipeline else sd
-    for encoder in family.encoders:
-        entry = model_index.get(encoder.folder)
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if found != encoder.model_class:
-            raise unknown_family(where, f"its {encoder.folder} is {found}, not {encoder.model_class}")
-    return family
+
+    guidance: float
+    slots: Mapping[str, float]
+    kohya: str
+    tags: tuple[str, ...]
 
 
-def detect_single_file(where: str, shapes: Mapping[str, tuple[int, ...]]) -> Family:
-    """The family of a single file in the CompVis/LDM layout from its keys and shapes.
-
-    Raises `BadInput`, which lists the known families, for any other file.
+class Slot(NamedTuple):
+    """A slot of a prompt pair: its kind, the position in the unsafe prompt and the matching one in the safe
+    one, and how much it counts.
     """
-    if found := not_a_checkpoint(shapes):
-        raise BadInput(f"{where} is no checkpoint but {found}.")
-    if not any(key.startswith(UNET) for key in shapes):
-        raise unknown_family(where, f"it has no key that begins with {UNET}")
-    channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
-    if len(channels) < 2 or channels[1] != 4:
-        raise unknown_family(
-            where, f"its U-Net does not take 4 channels (input_blocks.0.0: {list(channels)})"
-        )
-    for family in (SDXL, SD2, SD1):
-        if all(any(key.startswith(spec.ldm) for key in shapes) for spec in family.encoders):
-            return family
-    wanted = " or ".join(" with ".join(spec.ldm for spec in family.encoders) for family in FAMILIES)
-    raise unknown_family(where, f"it holds no text encoder (keys {wanted})")
+
+    kind: str
+    unsafe: int
+    safe: int
+    weight: float
 
 
-def not_a_checkpoint(keys: Collection[str]) -> str | None:
-    """What a safetensors file is by its keys, where it is something that is often taken for a checkpoint."""
-    if any(key.startswith(UNET) for key in keys):
-        return None
-    return next(
-        (what for start, what in _OTHER_FILES.items() if any(key.startswith(start) for key in keys)), None
-    )
+class States(NamedTuple):
+    """Embeddings of one stream, float32 on the CPU, (rows, width), each distinct one once.
+
+    rows: prompt -> the rows of its wanted positions, in their order.
+    """
+
+    embeddings: "Tensor"
+    rows: Mapping[str, Sequence[int]]
 
 
-_OTHER_FILES = {
-    "trce_map.": "a map of text embeddings",
-    "lora_": "a LoRA",
-    "unet.": "a LoRA",
-    "down_blocks.": "the U-Net of a diffusers folder",
-    "first_stage_model.": "a VAE",
-    "decoder.": "a VAE",
-    "text_model.": "a text encoder",
-}
+Batch = Mapping[str, States]  # by stream
 
 
-def unknown_family(where: str, reason: str) -> BadInput:
-    """The refusal of a checkpoint of no known family."""
-    known = ", ".join(family.name for family in FAMILIES)
-    return BadInput(f"{where} is of a family that is not known: {reason}.", f"Known families: {known}.")
+class Weights(Protocol):
+    """What a family may ask of an opened checkpoint, whatever its layout: names are diffusers' and
+    transformers'.
+
+    Parts are those of the diffusers folder: `text_encoder`, `vae`, and the denoiser's own name.
+    """
+
+    @property
+    def name(self) -> str:
+        """The checkpoint as the user gave it."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Mapping[str, Any]]:
+        """The configuration of each part, and `model_index` and `scheduler`."""
+        ...
+
+    def where(self, part: str) -> Path:
+        """The folder or file that errors name."""
+        ...
+
+    def folder(self, part: str) -> Path:
+        """A folder with a part's files that are no weights, such as a tokenizer's."""
+        ...
+
+    def keys(self, part: str) -> Collection[str]:
+        """The names of a part's weights, in the order of its file."""
+        ...
+
+    def shape(self, part: str, key: str) -> tuple[int, ...]:
+        """A weight's shape; nothing is read."""
+        ...
+
+    def read(self, part: str, key: str) -> "Tensor":
+        """A weight in the file's dtype. BadInput where it is missing."""
+        ...
+
+    def map(self, part: str, key: str) -> "Tensor":
+        """A weight as pages of its file, to look at and not to change. BadInput where it is missing."""
+        ...
+
+    def release(self, part: str) -> None:
+        """Give back the memory of all pages of a part that were looked at so far."""
+        ...
+
+
+class Text(Protocol):
+    """A family's text encoders: prompts -> the embeddings that enter the denoiser by each stream.
+
+    Nothing is read before it is needed. Every method raises BadInput for damaged encoders or tokenizers.
+    """
+
+    @property
+    def streams(self) -> Mapping[str, int]:
+        """The width of each stream, the family's main one first."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 in hex of the encoders' weights, the same for every layout and for fp16 and fp32."""
+        ...
+
+    def fingerprint(self, prompts: Collection[str]) -> str:
+        """SHA-256 in hex of all that the prompts' embeddings depend on, rounding aside."""
+        ...
+
+    def content(self, prompts: Collection[str]) -> Wanted:
+        """The positions at which the prompts say something: all but padding and what every prompt has."""
+        ...
+
+    def slots(
+        self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]
+    ) -> Mapping[str, list[Slot]]:
+        """The slots of a prompt pair by stream; in the main stream those whose kind has a weight above 0.
+
+        keyword: what the unsafe prompt is about.
+        """
+        ...
+
+    def states(self, wanted: Wanted, report: Callable[[int], None] = ...) -> Iterator[Batch]:
+        """The embeddings at the wanted positions, a batch at a time, in an order of its own.
+
+        `report` gets the number of prompts of each batch. TrceError for an embedding that is not finite.
+        """
+        ...
+
+    def modules(self) -> dict[str, Any]:
+        """The encoders and tokenizers as the family's diffusers pipeline takes them, by its names."""
+        ...
+
+
+class Words(Protocol):
+    """A pipeline's text encoders as an attack sees them, differentiable in a prompt's first words.
+
+    words: the tokens that are whole words; elsewhere a word is its place in this list. table: their
+    embeddings, float32 (words, dim).
+    """
+
+    @property
+    def words(self) -> Sequence[str]: ...
+
+    @property
+    def table(self) -> "Tensor": ...
+
+    def text(self, words: "Tensor") -> str:
+        """The words, (length,), as a text that the tokenizer reads as these words."""
+        ...
+
+    def ids(self, prompts: Sequence[str]) -> Sequence["Tensor"]:
+        """Token ids for each encoder, (prompts, tokens), padded and cut as the pipeline does."""
+        ...
+
+    def word_ids(self, words: "Tensor") -> Sequence["Tensor"]:
+        """Token ids for each encoder of texts of words, (texts, length), that fit into a prompt."""
+        ...
+
+    def __call__(self, ids: Sequence["Tensor"], prefix: "Tensor | None" = None) -> Mapping[str, "Tensor"]:
+        """What enters by each stream, in the encoders' dtype.
+
+        prefix: embeddings in place of those of the first words, (prompts, words, dim of `table`).
+        """
+        ...
+
+
+class Names(Protocol):
+    """The names of the denoiser's weights in the layouts other than diffusers' (pure)."""
+
+    def single_file(self, key: str) -> str:
+        """The name in a single file."""
+        ...
+
+    def kohya(self, key: str) -> Sequence[str]:
+        """The names of a layer of a LoRA, the one that we write first; none for what has no place in one."""
+        ...
+
+
+class Denoiser(Protocol):
+    """A denoiser that is loaded, and how it is called and sampled."""
+
+    @property
+    def module(self) -> "nn.Module": ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of a latent image of the size that the denoiser was trained with."""
+        ...
+
+    def predict(self, latents: "Tensor", timesteps: "Tensor", told: Mapping[str, "Tensor"]) -> "Tensor":
+        """The denoiser's output, float32; told: what enters by each stream, (batch, ...)."""
+        ...
+
+    def schedule(self, steps: int) -> Any:
+        """The scheduler, set to so many steps."""
+        ...
+
+
+class Family(Protocol):
+    """A model family; `families/registry.py` lists them.
+
+    key: as files name it. name: as people do. pipeline: the class of diffusers that draws. denoiser: the part
+    that is edited, `unet` or `transformer`. streams: by which prompts enter, the main one first: its figures
+    and tensors have plain names. slots: of a prompt, in the order of lists of weights.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pipeline(self) -> str: ...
+
+    @property
+    def denoiser(self) -> str: ...
+
+    @property
+    def streams(self) -> tuple[str, ...]: ...
+
+    @property
+    def slots(self) -> tuple[str, ...]: ...
+
+    @property
+    def defaults(self) -> Defaults: ...
+
+    def claims(self, index: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+        """Why a diffusers folder with this `model_index.json` and denoiser's configuration is none of the
+        family's; None where it is one.
+        """
+        ...
+
+    def claims_file(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """The same of a single file with tensors of these shapes."""
+        ...
+
+    def doors(self, config: Mapping[str, Any]) -> tuple[Door, ...]:
+        """Where prompts enter a denoiser of this configuration: every way there is."""
+        ...
+
+    def names(self, config: Mapping[str, Any]) -> Names:
+        """The names of a denoiser of this configuration."""
+        ...
+
+    def tuned(self, key: str) -> bool:
+        """Whether stage 2 tunes this weight of the denoiser; never one of a door."""
+        ...
+
+    def text(self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype") -> Text:
+        """The text encoders, to be computed with on `device` in `dtype`."""
+        ...
+
+    def denoise(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Denoiser:
+        """The denoiser on `device` in `dtype`."""
+        ...
+
+    def words(self, pipeline: Any) -> Words | None:
+        """The text encoders of a pipeline for attacks; None where attacks cannot search in them."""
+        ...
+
+    def mapped(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        change: Callable[[str, "Tensor"], "Tensor"],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call of the denoiser, as the pipeline calls it, with every stream changed."""
+        ...

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from trce_cli.errors import TrceError
-from trce_cli.families.base import Family
 from trce_cli.families.clip.text_encoder import TextEncoder
+from trce_cli.families.sd.family import StableDiffusion
 
 if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -66,7 +66,9 @@ class Embedder:
     tokenizers and encoders: one for each of `family.encoders`, in that order.
     """
 
-    def __init__(self, family: Family, tokenizers: Sequence[Any], encoders: Sequence[TextEncoder]) -> None:
+    def __init__(
+        self, family: StableDiffusion, tokenizers: Sequence[Any], encoders: Sequence[TextEncoder]
+    ) -> None:
         self.family = family
         self.tokenizers = tuple(tokenizers)
         self.encoders = tuple(encoders)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Family
+from trce_cli.families.sd.family import StableDiffusion
 
 
 class PromptEncoder:
@@ -19,7 +19,7 @@ class PromptEncoder:
     this list. table: the words' embeddings, of all encoders side by side, float32 (words, dim).
     """
 
-    def __init__(self, pipeline: Any, family: Family) -> None:
+    def __init__(self, pipeline: Any, family: StableDiffusion) -> None:
         self.specs, self.pooled = family.encoders, family.pooled
         self.tokenizers = [getattr(pipeline, spec.tokenizer) for spec in self.specs]
         self.encoders = [getattr(pipeline, spec.folder).requires_grad_(False) for spec in self.specs]

@@ -1,0 +1,21 @@
+"""Which CLIP text encoder a family has, and which of its states reach the denoiser."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One text encoder of a family and where its parts lie.
+
+    `hidden` is what the U-Net attends to: `last` is the last layer's output after the final LayerNorm,
+    `penultimate` the input of the last layer, without LayerNorm. `ldm` is the key prefix in a single file,
+    whose weights are in OpenCLIP's form where `openclip` is set.
+    """
+
+    folder: str
+    tokenizer: str
+    model_class: Literal["CLIPTextModel", "CLIPTextModelWithProjection"]
+    hidden: Literal["last", "penultimate"]
+    ldm: str
+    openclip: bool
