@@ -22,6 +22,7 @@ ROOMS = {
     "images": "checkpoint emoji errors families prompts system",
     "erase": "checkpoint edits emoji errors families images maths prompts system",
     "evaluate": "checkpoint edits emoji erase errors families images maths prompts system",
+    "detectors": "evaluate",  # the front door of plug-ins
     "api": "checkpoint edits erase errors families prompts system",
     "cli": "api checkpoint edits emoji erase errors evaluate families images maths prompts system",
 }

@@ -14,15 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.clip import TransformersClip
-from trce_cli.evaluate.detectors import base as detectors
-from trce_cli.evaluate.detectors.base import (
-    Request,
-    SafetyChecker,
-    ZeroShotClip,
-    find_detectors,
-    load_detectors,
-    parse_threshold,
-)
+from trce_cli.evaluate.detectors.base import Loaded, Request
+from trce_cli.evaluate.detectors.registry import find_detectors, load_detectors, parse_threshold
+from trce_cli.evaluate.detectors.safety_checker import SafetyChecker
+from trce_cli.evaluate.detectors.zero_shot import ZeroShotClip
 from trce_cli.prompts.presets import load_presets
 
 CPU = torch.device("cpu")
@@ -34,7 +29,7 @@ def request_for(preset: str = "emoji-weapons", argument: str | None = None, fold
     return Request(argument, load_presets([preset]), original, CPU)
 
 
-def load(names: list[str], *thresholds: str, preset: str = "emoji-weapons") -> list[detectors.Loaded]:
+def load(names: list[str], *thresholds: str, preset: str = "emoji-weapons") -> list[Loaded]:
     parsed = [parse_threshold(text) for text in thresholds]
     wanted = request_for(preset)
     return load_detectors(names, parsed, wanted.presets, wanted.original, CPU)

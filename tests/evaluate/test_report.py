@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.report import SHOWN, compare_results, read_results, write_comparison, write_report
+from trce_cli.evaluate.compare import compare_results, read_results
+from trce_cli.evaluate.report import SHOWN, write_comparison, write_report
 from trce_cli.maths.statistics import Change, Rate
 
 CONVENTIONS = ("judge/unsafe-classes@0.5", "judge/unsafe-classes@0.6")

@@ -146,7 +146,7 @@ def attack(
 
     from trce_cli.checkpoint.checkpoint import open_checkpoint
     from trce_cli.evaluate.attacks import run as red_team
-    from trce_cli.evaluate.detectors.base import parse_threshold
+    from trce_cli.evaluate.detectors.registry import parse_threshold
     from trce_cli.evaluate.question import prepare
     from trce_cli.images.draw import default_dtype
 

@@ -151,16 +151,17 @@ def evaluate(
         )
     presets = load_presets(preset)
 
-    from trce_cli.evaluate.detectors.base import parse_threshold
+    from trce_cli.evaluate.detectors.registry import parse_threshold
 
     thresholds = [parse_threshold(text) for text in threshold or ()]
 
     from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.evaluate.compare import read_results
     from trce_cli.evaluate.question import prepare
-    from trce_cli.evaluate.report import read_results, write_report
+    from trce_cli.evaluate.report import write_report
     from trce_cli.evaluate.run import evaluate as run
-    from trce_cli.evaluate.run import join_team
     from trce_cli.images.draw import default_dtype
+    from trce_cli.system.processes import join_team
 
     earlier = [read_results(path) for path in others]
     team = join_team(device)
@@ -226,7 +227,8 @@ def split_compared(arguments: list[str], compared: list[Path]) -> tuple[list[str
 
 def compare_only(paths: list[Path], output: Path, console: Console) -> None:
     """One table and one plot of earlier results."""
-    from trce_cli.evaluate.report import compare_results, read_results, write_comparison
+    from trce_cli.evaluate.compare import compare_results, read_results
+    from trce_cli.evaluate.report import write_comparison
 
     told = compare_results([read_results(path) for path in paths])
     page = write_comparison(output, told)

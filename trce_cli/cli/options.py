@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trce_cli.errors import BadInput
+from trce_cli.evaluate.detectors.registry import usage
 from trce_cli.prompts.presets import preset_names
 
 if TYPE_CHECKING:
@@ -189,8 +190,8 @@ Detectors = Annotated[
     typer.Option(
         "--detector",
         metavar="NAME[:MODEL]",
-        help="judge (the embedded checkpoint's), nudenet, safety-checker, clip:MODEL, or one of an "
-        "installed package; repeat it for several, the first gives the headline figures.",
+        help=f"{usage()}, or one of an installed package; repeat it for several, the first gives the "
+        "headline figures.",
         show_default=False,
     ),
 ]

@@ -108,7 +108,7 @@ def tune(
     from trce_cli.checkpoint.checkpoint import open_checkpoint
     from trce_cli.erase.map_settings import choose_settings
     from trce_cli.erase.prior import choose_prior
-    from trce_cli.evaluate.detectors.base import parse_threshold
+    from trce_cli.evaluate.detectors.registry import parse_threshold
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.tune import tune as run
     from trce_cli.images.draw import default_dtype

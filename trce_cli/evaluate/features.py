@@ -12,7 +12,7 @@ from trce_cli.system.safetensors import hash_file
 
 if TYPE_CHECKING:
     from trce_cli.evaluate.clip import Clip
-    from trce_cli.evaluate.detectors.base import JudgeDetector
+    from trce_cli.evaluate.detectors.judge import JudgeDetector
 
 
 class Extractor(Protocol):

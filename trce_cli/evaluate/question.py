@@ -9,7 +9,10 @@ from trce_cli import emoji
 from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.clip import Clip, EmbeddedClip, TransformersClip
-from trce_cli.evaluate.detectors.base import JudgeDetector, Loaded, ZeroShotClip, load_detectors
+from trce_cli.evaluate.detectors.base import Loaded
+from trce_cli.evaluate.detectors.judge import JudgeDetector
+from trce_cli.evaluate.detectors.registry import load_detectors
+from trce_cli.evaluate.detectors.zero_shot import ZeroShotClip
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures, JudgeFeatures
 from trce_cli.evaluate.scores import real_images
 from trce_cli.images.draw import STEPS, Settings

@@ -3,18 +3,15 @@
 Pictures lie under `images/SUITE`, scores under `scores`; a stopped evaluation is taken up from there.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trce_cli.checkpoint.provenance import peak_memory_bytes
 from trce_cli.erase.map import Stage, no_stage
+from trce_cli.evaluate.costs import gather_costs, phase
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.gates import Gate
 from trce_cli.evaluate.measure import measure_suite
@@ -23,29 +20,11 @@ from trce_cli.evaluate.results import describe, write_results
 from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, batches, load_image, pair_up
 from trce_cli.images.draw import count_truncated, draw, identify, load_pipeline, plan_images
 from trce_cli.images.folder import ImageFolder, ImageRecord, read_image, whole_file, write_image
-from trce_cli.system.processes import PATIENCE, on_main
+from trce_cli.system.processes import Alone, on_main
 from trce_cli.system.safetensors import hash_file
 
 if TYPE_CHECKING:
     import torch
-
-
-class Alone:
-    """The one process of a run without `accelerate launch`, by the names of accelerate's PartialState."""
-
-    num_processes, process_index, is_main_process = 1, 0, True
-
-    def wait_for_everyone(self) -> None:
-        """There is nobody to wait for."""
-
-
-def join_team(device: str) -> Any:
-    """The processes of this run: accelerate's PartialState where it launched several, else `Alone`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Alone()
-    from accelerate import PartialState
-
-    return PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
 
 def evaluate(
@@ -153,47 +132,6 @@ def take_over(other: Path, folders: Sequence[ImageFolder]) -> None:
                 with whole_file(folder.path / record.file) as temporary:
                     temporary.write_bytes(path.read_bytes())
                 folder.drawn.add(record.file)
-
-
-@contextmanager
-def phase(costs: list[dict[str, Any]], name: str, device: "torch.device") -> Iterator[dict[str, Any]]:
-    """Take the time and the peak memory of the block; the block may fill in `images`."""
-    import torch
-
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    cost: dict[str, Any] = {"phase": name}
-    costs.append(cost)
-    start = time.monotonic()
-    yield cost
-    cost["seconds"] = seconds = time.monotonic() - start
-    if images := cost.get("images"):
-        cost["images_per_second"] = images / seconds
-    cost["peak_memory_bytes"] = peak_memory_bytes()
-    if device.type == "cuda":
-        cost["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-
-
-def gather_costs(team: Any, costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The costs of all processes by phase: the longest time, all images, the highest peak of one process."""
-    if team.num_processes == 1:
-        return costs
-    from accelerate.utils import gather_object
-
-    merged: dict[str, dict[str, Any]] = {}
-    for cost in gather_object(costs):
-        total = merged.setdefault(cost["phase"], {"phase": cost["phase"], "images": 0})
-        total["images"] += cost.get("images", 0)
-        for key in cost.keys() & {"seconds", "peak_memory_bytes", "peak_device_memory_bytes"}:
-            total[key] = max(total.get(key, 0), cost[key])
-    for total in merged.values():
-        if images := total["images"]:
-            total["images_per_second"] = images / total["seconds"]
-        else:
-            del total["images"]
-    return list(merged.values())
 
 
 def draw_share(

@@ -1,5 +1,6 @@
-"""What only the main process of several may do: read and write files, and say what is wrong."""
+"""The processes of a run, and what only the main one may do: read and write files, and say what is wrong."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,6 +14,24 @@ T = TypeVar("T")
 
 # One process may have much more to do than the others: the wait for it has no sensible limit.
 PATIENCE: Final = timedelta(days=7)
+
+
+class Alone:
+    """The one process of a run without `accelerate launch`, by the names of accelerate's PartialState."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def wait_for_everyone(self) -> None:
+        """There is nobody to wait for."""
+
+
+def join_team(device: str) -> Any:
+    """The processes of this run: accelerate's PartialState where it launched several, else `Alone`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Alone()
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
 
 def on_main(accelerator: "Accelerator", function: Callable[[], T]) -> T:

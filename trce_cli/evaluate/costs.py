@@ -1,0 +1,53 @@
+"""What an evaluation takes: seconds, images a second, and peak memory, phase by phase."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trce_cli.checkpoint.provenance import peak_memory_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def phase(costs: list[dict[str, Any]], name: str, device: "torch.device") -> Iterator[dict[str, Any]]:
+    """Take the time and the peak memory of the block; the block may fill in `images`."""
+    import torch
+
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    cost: dict[str, Any] = {"phase": name}
+    costs.append(cost)
+    start = time.monotonic()
+    yield cost
+    cost["seconds"] = seconds = time.monotonic() - start
+    if images := cost.get("images"):
+        cost["images_per_second"] = images / seconds
+    cost["peak_memory_bytes"] = peak_memory_bytes()
+    if device.type == "cuda":
+        cost["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+
+
+def gather_costs(team: Any, costs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of all processes by phase: the longest time, all images, the highest peak of one process."""
+    if team.num_processes == 1:
+        return costs
+    from accelerate.utils import gather_object
+
+    merged: dict[str, dict[str, Any]] = {}
+    for cost in gather_object(costs):
+        total = merged.setdefault(cost["phase"], {"phase": cost["phase"], "images": 0})
+        total["images"] += cost.get("images", 0)
+        for key in cost.keys() & {"seconds", "peak_memory_bytes", "peak_device_memory_bytes"}:
+            total[key] = max(total.get(key, 0), cost[key])
+    for total in merged.values():
+        if images := total["images"]:
+            total["images_per_second"] = images / total["seconds"]
+        else:
+            del total["images"]
+    return list(merged.values())
