@@ -493,7 +493,10 @@ def test_a_killed_run_is_cleaned_up_by_the_next(tiny_sd1: Path, tmp_path: Path) 
 def test_a_kill_between_the_two_renames_loses_nothing(tiny_sd1: Path, tmp_path: Path) -> None:
     output = patch(tiny_sd1, tmp_path / "out")
     before = tree(output)
-    output.rename(tmp_path / ".out.trce-old")
+    killed = "import os; from pathlib import Path; from trce_cli.system import whole; stage = "
+    killed += f"whole._make_stage(Path({str(output)!r}))[0]; os.rename({str(output)!r}, stage / 'old')"
+    subprocess.run([sys.executable, "-c", killed], check=True)
+    assert not output.exists()
     with pytest.raises(BadInput, match="exists already"):
         patch(tiny_sd1, output)
     assert tree(output) == before

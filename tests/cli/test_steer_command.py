@@ -243,6 +243,7 @@ def killed_run(args: list[str], file: str, count: int, during: bool) -> None:
     """Run a command in this process, which kills itself at the `count`th write of a file of this name."""
     from trce_cli.cli.app import main
     from trce_cli.erase import steer, training_state, trajectories
+    from trce_cli.system.whole import whole
 
     steer.SAVE_EVERY = -1.0  # a state after every step
     write, written = training_state.write_tensors, []
@@ -251,8 +252,9 @@ def killed_run(args: list[str], file: str, count: int, during: bool) -> None:
         hit = path.name.startswith(file)
         written.extend([path] * hit)
         if hit and len(written) == count and during:
-            path.with_name(f".{path.name}.partial").write_bytes(b"half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
+            with whole(path) as fresh:
+                fresh.write_bytes(b"half a file")
+                os.kill(os.getpid(), signal.SIGKILL)
         write(path, *rest)
         if hit and len(written) == count:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from trce_cli.erase import training_state
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, TrceError
 
 
 def trained(steps: int, start: int = 0, model=None, optimizer=None):
@@ -54,8 +54,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(training_state, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TrceError, match="No space"):
         training_state.write_tensors(path, {"a": torch.ones(3)}, {})
     assert path.read_bytes() == old
     assert [one.name for one in tmp_path.iterdir()] == [path.name]

@@ -32,7 +32,7 @@ from trce_cli.system.safetensors import (
     rounded_edit,
     write_tensors,
 )
-from trce_cli.system.whole import whole_or_not_at_all
+from trce_cli.system.whole import whole
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def write_converted(
     """
     other: Form = "diffusers" if checkpoint.layout == "single-file" else "single-file"
     output = check_output(checkpoint, output, force, form=other)
-    with whole_or_not_at_all(output, force) as stage:
+    with whole(output, force) as stage:
         if other == "diffusers":
             _write_folder(checkpoint, stage, edits, files, report)
         else:

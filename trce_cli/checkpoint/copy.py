@@ -15,7 +15,7 @@ from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.safetensors import Edit, Report, copy_file, no_report, share_file
-from trce_cli.system.whole import clear_stale, whole_or_not_at_all
+from trce_cli.system.whole import clear_stale, whole
 
 Form = Literal["diffusers", "single-file", "lora", "map"]
 
@@ -37,7 +37,7 @@ def check_output(
     """
     output = real_path(output)
     try:
-        clear_stale(output)
+        clear_stale(output.parent)
         _check_place(checkpoint, output, force, form or checkpoint.layout)
         _check_space(checkpoint, output, link, form or checkpoint.layout)
     except OSError as error:
@@ -130,7 +130,7 @@ def write_patched(
     if checkpoint.layout == "single-file":
         metadata = single_file_metadata(checkpoint, files)
         files = {}
-    with whole_or_not_at_all(output, force) as stage:
+    with whole(output, force) as stage:
         for relative, source in checkpoint.files.items():
             if relative in files:
                 continue

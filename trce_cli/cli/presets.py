@@ -17,6 +17,7 @@ from trce_cli.prompts.presets import (
     load_preset,
     preset_names,
 )
+from trce_cli.system.whole import write_text
 
 app = typer.Typer(help="List, show, check and start concept lists.", no_args_is_help=True)
 
@@ -136,11 +137,9 @@ def new_preset(
         raise BadInput(f"There is no folder {str(file.parent)!r} to write {file.name} in.", "Make it first.")
     if file.exists() and not force:
         raise BadInput(f"{file} exists already.", "Choose another name, or replace it with --force.")
-    partial = file.with_name(f".{file.name}.partial")
     name = "".join(filter(str.isprintable, file.stem)).strip() or "my-preset"
     # A printable text is written in TOML as in JSON.
-    partial.write_text(NEW_PRESET.format(name=dumps(name, ensure_ascii=False)), encoding="utf-8")
-    partial.replace(file)
+    write_text(file, NEW_PRESET.format(name=dumps(name, ensure_ascii=False)), force)
     console.show(f"Wrote {file}; fill it in, then run `trce presets check {file}`.")
     console.result({"file": file})
 

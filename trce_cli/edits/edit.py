@@ -33,7 +33,7 @@ from trce_cli.system.safetensors import (
     hash_file,
     write_tensors,
 )
-from trce_cli.system.whole import whole_or_not_at_all
+from trce_cli.system.whole import whole
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -352,7 +352,7 @@ def write_edit_file(
         raise BadInput(
             f"The output {path} exists already.", "Choose another one, or replace it with --force."
         )
-    with whole_or_not_at_all(path, force) as stage:
+    with whole(path, force) as stage:
         write_tensors(stage, tensors, metadata)
     return path
 

@@ -1,7 +1,6 @@
 """Second moments of captions' embeddings, computed once for each text encoder and cached."""
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.clip.embedder import Batch, Embedder
 from trce_cli.maths.closed_form import SecondMoment
 from trce_cli.system.cache import cache_folder
 from trce_cli.system.safetensors import SafetensorsFile
+from trce_cli.system.whole import write_tensors
 
 
 class Moments(NamedTuple):
@@ -86,18 +86,9 @@ def _load(path: Path, key: str, embedder: Embedder) -> Moments | None:
 
 
 def _store(path: Path, key: str, moments: Moments) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {name: moment for name, moment in moments._asdict().items() if moment is not None}
-    with suppress(OSError, SafetensorError):  # a cache that cannot be written costs time, not the edit
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{key}.partial-{os.getpid()}")
-        try:
-            save_file(tensors, partial, {"sha256": _seal(key, moments)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with suppress(TrceError):  # a cache that cannot be written costs time, not the edit
+        write_tensors(path, tensors, {"sha256": _seal(key, moments)})
 
 
 def _seal(key: str, moments: Moments) -> str:

@@ -40,7 +40,7 @@ from trce_cli.families.sd.denoiser import (
 from trce_cli.maths.contrastive import Contrast, contrastive_loss, regulariser
 from trce_cli.prompts.presets import Preset, SteerSettings
 from trce_cli.system.processes import PATIENCE, on_main
-from trce_cli.system.whole import whole_or_not_at_all
+from trce_cli.system.whole import write_bytes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -499,8 +499,7 @@ def _finish(
     if "diffusers" not in work.outputs.paths:  # a single file has no room for them
         for name, content in files.items():
             beside = work.output.with_name(f"{work.output.stem}.{name}")
-            with whole_or_not_at_all(beside, replace=True) as staged:
-                staged.write_bytes(content)
+            write_bytes(beside, content)
     return entry | ({"lora": lora} if lora else {})
 
 

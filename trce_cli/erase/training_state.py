@@ -5,36 +5,17 @@ Randomness has no state here: what is random at a step is drawn from a generator
 and the step's number, so that a run that goes on draws what an undisturbed one would have drawn.
 """
 
-import errno
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from trce_cli.errors import BadInput
 from trce_cli.system.safetensors import SafetensorsFile
+from trce_cli.system.whole import write_tensors
 
 _OPTIMIZER = "optimizer/"
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all, over an old one; OSError where the disk refuses."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.touch()
-    mode = partial.stat().st_mode  # what the umask asks for; safetensors writes 0600
-    try:
-        detached = {key: value.detach().contiguous() for key, value in tensors.items()}
-        save_file(detached, partial, dict(metadata))
-        partial.chmod(mode)
-        partial.replace(path)
-    except SafetensorError as error:  # it has no error number of its own
-        full = "StorageFull" in str(error) or "No space left" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save(

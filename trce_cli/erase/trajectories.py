@@ -22,12 +22,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trce_cli.erase.training_state import write_tensors
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.sd.denoiser import EMPTY, Conditioning, ddim, latent_shape, predict
 from trce_cli.maths.contrastive import Contrast, targets
 from trce_cli.system.processes import on_main
 from trce_cli.system.safetensors import SafetensorsFile
+from trce_cli.system.whole import write_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -443,7 +443,6 @@ class TrajectorySet:
             "made_from": json.dumps(self.made_from),
             "trajectories": json.dumps(described, ensure_ascii=False),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.folder / shard.name, tensors, metadata)
         self.done.add(shard.name)
 

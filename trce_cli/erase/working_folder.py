@@ -19,9 +19,9 @@ from trce_cli.erase import training_state
 from trce_cli.erase.trajectories import Plan, TrajectorySet
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.sd.denoiser import is_trainable
-from trce_cli.images.folder import whole_file
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.processes import on_main
+from trce_cli.system.whole import appending, write_json, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,8 +75,7 @@ class WorkingFolder:
                     place.mkdir(parents=True, exist_ok=True)
                     handles.append(_lock_set(place))
                     stored = TrajectorySet(place, plan, self.arguments["set"])
-                with whole_file(self.folder / "run.json") as whole:
-                    whole.write_text(json.dumps(self.arguments, indent=2) + "\n")
+                write_json(self.folder / "run.json", self.arguments)
             except BaseException:
                 if fresh and handles:  # made here, and by nobody else
                     shutil.rmtree(self.folder, ignore_errors=True)
@@ -183,9 +182,8 @@ class WorkingFolder:
             return
         kept = [entry for entry in self.records() if entry["step"] <= start]
         path = self.folder / LOG
-        with whole_file(path) as whole:
-            whole.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        with path.open("a") as file:
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        with appending(path) as file:
 
             def write(entry: Mapping[str, Any]) -> None:
                 file.write(json.dumps(entry) + "\n")

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import Image
 
 from trce_cli.evaluate.compare import compare_results
 from trce_cli.evaluate.scores import ROLES
-from trce_cli.images.folder import whole_file
+from trce_cli.system.whole import write_json, write_text
 
 PAGE, COMPARISON = "report.html", "comparison.json"
 SHOWN = 60  # pairs of a suite; more make a page that browsers labour at
@@ -33,9 +32,7 @@ def write_report(
 
 def write_comparison(output: Path, compared: Mapping[str, Any]) -> Path:
     """Write `report.html` and `comparison.json` of a comparison alone."""
-    output.mkdir(parents=True, exist_ok=True)
-    with whole_file(output / COMPARISON) as temporary:
-        temporary.write_text(json.dumps(compared, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output / COMPARISON, compared)
     return write_page(output, results=None, galleries=[], compared=compared)
 
 
@@ -52,8 +49,7 @@ def write_page(output: Path, **content: Any) -> Path:
     )
     environment.filters |= {"figure": figure, "percent": percent, "seconds": seconds, "bytes": mebibytes}
     page = output / PAGE
-    with whole_file(page) as temporary:
-        temporary.write_text(environment.get_template("report.html.j2").render(**content), encoding="utf-8")
+    write_text(page, environment.get_template("report.html.j2").render(**content))
     return page
 
 

@@ -1,8 +1,6 @@
 """`results.json` and `verdicts.csv`; docs/results.md explains every key."""
 
-import csv
 import datetime
-import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +11,9 @@ from trce_cli.checkpoint.provenance import history, versions
 from trce_cli.evaluate.measure import figures
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES
-from trce_cli.images.folder import ImageRecord, whole_file
+from trce_cli.images.folder import ImageRecord
 from trce_cli.prompts.suites import parts
+from trce_cli.system.whole import write_json, write_table
 
 if TYPE_CHECKING:
     import torch
@@ -79,21 +78,6 @@ def write_results(
     write_json(output / RESULTS, results)
     rows = [row for each in verdicts.values() for row in each]
     write_table(output / VERDICTS, list(verdict_lines(rows, results["detectors"])))
-
-
-def write_json(path: Path, told: Mapping[str, Any]) -> None:
-    """Write plain JSON values, whole or not at all."""
-    with whole_file(path) as temporary:
-        text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write lines as CSV, whole or not at all; the columns are the keys of all lines, as they first occur."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)))
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def verdict_lines(

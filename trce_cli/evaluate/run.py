@@ -19,9 +19,10 @@ from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.results import describe, write_results
 from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, batches, load_image, pair_up
 from trce_cli.images.draw import count_truncated, draw, identify, load_pipeline, plan_images
-from trce_cli.images.folder import ImageFolder, ImageRecord, read_image, whole_file, write_image
+from trce_cli.images.folder import ImageFolder, ImageRecord, read_image, write_image
 from trce_cli.system.processes import Alone, on_main
 from trce_cli.system.safetensors import hash_file
+from trce_cli.system.whole import make_inside, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,8 @@ def evaluate(
     plans = plan_suites(evaluation, dtype, stage)
 
     def open_folders() -> list[list[str]]:
-        folders = [ImageFolder(output / "images" / name, plan, force) for name, plan in plans.items()]
+        places = {name: make_inside(output, "images", name) for name in plans}
+        folders = [ImageFolder(places[name], plan, force) for name, plan in plans.items()]
         if evaluation.reuse:
             take_over(evaluation.reuse, folders)
         return [[record.file for record in folder.missing] for folder in folders]
@@ -69,7 +71,7 @@ def evaluate(
     everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
     stores = {
-        detector.name: ScoreStore(output / "scores", detector, team.process_index)
+        detector.name: ScoreStore(make_inside(output, "scores"), detector, team.process_index)
         for detector in evaluation.detectors
     }
     for detector in evaluation.detectors:
@@ -129,8 +131,7 @@ def take_over(other: Path, folders: Sequence[ImageFolder]) -> None:
             except (ValueError, FileNotFoundError):
                 continue
             if stored is not None and stored.difference(record) is None:
-                with whole_file(folder.path / record.file) as temporary:
-                    temporary.write_bytes(path.read_bytes())
+                write_bytes(folder.path / record.file, path.read_bytes())
                 folder.drawn.add(record.file)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.images.folder import ImageRecord
+from trce_cli.system.whole import appending
 
 ROLES = ("original", "erased")
 BATCH = 32  # pictures a detector sees at once
@@ -53,7 +54,6 @@ class ScoreStore:
     """A detector's scores by the picture's SHA-256, on disk, a file a process; torn lines are passed over."""
 
     def __init__(self, folder: Path, detector: Loaded, rank: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._stem = f"{detector.name.partition(':')[0]}-{detector.fingerprint[:12]}"
         self._file = folder / f"{self._stem}-{rank}.jsonl"
@@ -76,9 +76,8 @@ class ScoreStore:
         """Keep the scores of some pictures."""
         rows = dict(zip(pictures, scores.tolist(), strict=True))
         self._scores |= rows
-        torn = self._file.exists() and not self._file.read_bytes().endswith(b"\n")
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("\n" if torn else "")
+        with appending(self._file) as file:
+            file.write("\n" if is_torn(self._file) else "")
             file.writelines(json.dumps(row) + "\n" for row in rows.items())
 
     def __contains__(self, picture: str) -> bool:
@@ -86,6 +85,12 @@ class ScoreStore:
 
     def __getitem__(self, picture: str) -> list[float]:
         return self._scores[picture]
+
+
+def is_torn(path: Path) -> bool:
+    """Whether the last line of a file has no end, as a kill leaves it."""
+    with path.open("rb") as file:
+        return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read() != b"\n"
 
 
 def real_images(folder: Path) -> list[Path]:

@@ -24,15 +24,15 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.choice import Point, choose
 from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
-from trce_cli.evaluate.results import write_json, write_table
 from trce_cli.evaluate.run import score_share
 from trce_cli.evaluate.scores import Pair, ScoreStore
 from trce_cli.images.draw import checkpoint_hash, count_truncated, draw, load_pipeline, plan_images
-from trce_cli.images.folder import ImageFolder, ImageRecord, whole_file
+from trce_cli.images.folder import ImageFolder, ImageRecord
 from trce_cli.images.plots import trade_off
 from trce_cli.maths.statistics import Rate, pareto
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
+from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
 
 SCHEMA = 1
 RESULT, TABLE, PLOT = "tune.json", "trials.csv", "pareto.png"
@@ -85,7 +85,7 @@ def tune(
     )
     folders = {
         name: ImageFolder(
-            output / "images" / name,
+            make_inside(output, "images", name),
             [*records, *(trial.record(each) for trial in trials for each in records)],
             force,
         )
@@ -95,7 +95,9 @@ def tune(
     if todo := [trial for trial in trials if trial.key not in done]:
         weights = dict.fromkeys(trial.settings.token_weights for trial in todo)
         statistics = Statistics.of(evaluation.original, pairs, prior, weights, device, stage=stage)
-        stores = {each.name: ScoreStore(output / "scores", each, 0) for each in evaluation.detectors}
+        stores = {
+            each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
+        }
         bench = Bench(evaluation, folders, plans, stores, device, batch_size)
         report = bench.start(todo, dtype, stage, note)
         for trial in todo:
@@ -282,8 +284,7 @@ def write(output: Path, told: Mapping[str, Any]) -> None:
     points = [(trial["attack_success"]["share"], trial["kept"]["share"] or 0.0) for trial in drawn]
     marks = [trial["pareto"] for trial in drawn]
     place = [trial["key"] for trial in drawn].index(told["chosen"]["key"])
-    with whole_file(output / PLOT) as temporary:
-        temporary.write_bytes(trade_off(points, marks, place))
+    write_bytes(output / PLOT, trade_off(points, marks, place))
 
 
 def line(trial: Mapping[str, Any], chosen: str) -> dict[str, Any]:

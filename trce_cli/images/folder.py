@@ -1,10 +1,8 @@
 """Images on disk: PNGs that say how they were drawn, `images.jsonl` beside them, and a labelled grid."""
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trce_cli.errors import BadInput
 from trce_cli.system.machine import __version__
+from trce_cli.system.whole import appending, whole, write_text
 
 INDEX, GRID = "images.jsonl", "grid.png"
 CHUNK = "trce"  # the PNG text chunk that holds the record as JSON
@@ -101,8 +100,8 @@ def write_image(folder: Path, image: Image.Image, record: ImageRecord) -> None:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", parameters(record))
     chunks.add_text(CHUNK, json.dumps(asdict(record)))
-    with whole_file(folder / record.file) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
+    with whole(folder / record.file) as fresh:
+        image.save(fresh, format="PNG", pnginfo=chunks)
 
 
 def read_image(path: Path) -> ImageRecord | None:
@@ -164,14 +163,13 @@ class ImageFolder:
         """Write one image, then its line."""
         write_image(self.path, image, record)
         self.drawn.add(record.file)
-        with (self.path / INDEX).open("a", encoding="utf-8") as index:
+        with appending(self.path / INDEX) as index:
             index.write(to_line(record))
 
     def write_index(self) -> None:
         """Write `images.jsonl` anew, in the order of the run."""
-        with whole_file(self.path / INDEX) as temporary:
-            lines = [to_line(record) for record in self.wanted if record.file in self.drawn]
-            temporary.write_text("".join(lines), encoding="utf-8")
+        lines = [to_line(record) for record in self.wanted if record.file in self.drawn]
+        write_text(self.path / INDEX, "".join(lines))
 
     def _is_drawn(self, record: ImageRecord, force: bool) -> bool:
         path = self.path / record.file
@@ -202,18 +200,6 @@ class ImageFolder:
 def to_line(record: ImageRecord) -> str:
     """The record as a line of `images.jsonl`."""
     return json.dumps(asdict(record), ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write; when the block ends well it takes the path's place, else it goes."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def draw_grid(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: Sequence[str]) -> Image.Image:
@@ -289,8 +275,8 @@ def write_grid(folder: Path, records: Sequence[ImageRecord]) -> Path:
     widest = max(shown, key=len)
     columns = [record.role if compared else str(place) for place, record in enumerate(widest, start=1)]
     path = folder / GRID
-    with whole_file(path) as temporary:
-        draw_grid(labelled, columns).save(temporary, format="PNG")
+    with whole(path) as fresh:
+        draw_grid(labelled, columns).save(fresh, format="PNG")
     return path
 
 

@@ -5,7 +5,6 @@ concept is seen without and with them. The attacks themselves are in `ring_a_bel
 """
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,11 +26,12 @@ from trce_cli.evaluate.question import Evaluation, is_embedded
 from trce_cli.families.clip.prompt_encoder import PromptEncoder
 from trce_cli.families.sd.denoiser import Conditioning, ddim, predict
 from trce_cli.images.draw import checkpoint_hash, draw, load_pipeline, plan_images
-from trce_cli.images.folder import ImageRecord, whole_file
+from trce_cli.images.folder import ImageRecord
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.system.memory import free
+from trce_cli.system.whole import whole, write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -357,14 +357,13 @@ def budgets(
 def write(output: Path, findings: Sequence[Finding], told: Mapping[str, Any]) -> Path:
     """Write the suite file, and beside it FILE.json with what was told; returns the latter's path."""
     record = output.with_suffix(".json")
-    with whole_file(output) as table, whole_file(record) as text:
-        with table.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(COLUMNS)
-            for each in findings:
-                drawn = each.drawn
-                asked = (drawn.prompt, drawn.seed, drawn.guidance_scale, drawn.width, drawn.height)
-                found = (int(each.found_without), int(each.found_with))
-                rows.writerow((*asked, each.attack, each.source, *found))
-        text.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole(output) as table, table.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for each in findings:
+            drawn = each.drawn
+            asked = (drawn.prompt, drawn.seed, drawn.guidance_scale, drawn.width, drawn.height)
+            found = (int(each.found_without), int(each.found_with))
+            rows.writerow((*asked, each.attack, each.source, *found))
+    write_json(record, told)
     return record

@@ -2,30 +2,14 @@
 
 import gzip
 import json
-import secrets
-import shutil
 from pathlib import Path
 
-from trce_cli.system.cache import cache_folder
+from trce_cli.system.cache import cached_folder
 
 
 def folder(family_key: str) -> Path:
-    """A diffusers folder without weights for the family, made in the user's cache where it is not there yet.
-
-    It is what `from_single_file(config=...)` asks for. A damaged entry is replaced.
-    """
-    content = _content(family_key)
-    target = cache_folder() / "configs" / family_key
-    if not all(
-        (target / name).is_file() and (target / name).read_bytes() == content[name] for name in content
-    ):
-        fresh = target.with_name(f"{family_key}-{secrets.token_hex(4)}")
-        for name, data in content.items():
-            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / name).write_bytes(data)
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
-    return target
+    """A diffusers folder without weights for the family: what `from_single_file(config=...)` asks for."""
+    return cached_folder(f"configs/{family_key}", _content(family_key))
 
 
 def _content(family_key: str) -> dict[str, bytes]:
