@@ -17,14 +17,14 @@ ROOMS = {
     "emoji": "",
     "prompts": "emoji errors system",
     "families": "errors maths system",
-    "checkpoint": "emoji errors families prompts system",
+    "checkpoint": "errors families prompts system",
     "edits": "checkpoint errors families maths prompts system",
-    "images": "checkpoint emoji errors families prompts system",
-    "erase": "checkpoint edits emoji errors families images maths prompts system",
-    "evaluate": "checkpoint edits emoji erase errors families images maths prompts system",
+    "images": "checkpoint errors families prompts system",
+    "erase": "checkpoint edits errors families images maths prompts system",
+    "evaluate": "checkpoint edits erase errors families images maths prompts system",
     "detectors": "evaluate",  # the front door of plug-ins
     "api": "checkpoint edits erase errors families prompts system",
-    "cli": "api checkpoint edits emoji erase errors evaluate families images maths prompts system",
+    "cli": "api checkpoint edits erase errors evaluate families images maths prompts system",
 }
 
 

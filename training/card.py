@@ -14,7 +14,7 @@ from training.measure import GUIDANCE, STEPS, Eye, quality
 from training.text import MAX_LENGTH, load_clip, load_tokenizer
 from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.emoji import folder
-from trce_cli.emoji.judge import THRESHOLD, Judge
+from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.world import Scene, caption, concepts, random_scene
 from trce_cli.maths.statistics import Rate
 
@@ -71,7 +71,7 @@ def write_card(work: Path) -> None:
         steps=STEPS,
         guidance=GUIDANCE,
         last=COUNT - 1,
-        threshold=THRESHOLD,
+        threshold=Judge.threshold,
     )
     (folder() / "README.md").write_text(card, "utf-8")
     logs = Path(__file__).parent / "logs"
@@ -125,6 +125,6 @@ def _judge(work: Path) -> list[Rate]:
     rates = []
     for name, shown in (("as drawn", pixels), ("autoencoded", decoded)):
         rgb = ((shown + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        right = ((judge.scores(rgb) >= THRESHOLD) == wanted).all(1)
+        right = ((judge.scores(rgb) >= Judge.threshold) == wanted).all(1)
         rates.append(Rate(f"judge, all labels right, scenes {name}", int(right.sum()), len(scenes)))
     return rates

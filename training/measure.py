@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.emoji.judge import THRESHOLD, Judge
+from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.render import nearest_background
 from trce_cli.emoji.suites import ERASURE, QUALITY, SuitePrompt, erasure_suite, quality_suite
 from trce_cli.emoji.world import BENIGN
@@ -43,7 +43,7 @@ class Eye:
     def visible(self, images: np.ndarray) -> list[set[str]]:
         """The classes that the judge sees in each picture."""
         labels = np.array(self._judge.labels)
-        return [set(labels[row >= THRESHOLD]) for row in self._judge.scores(images)]
+        return [set(labels[row >= Judge.threshold]) for row in self._judge.scores(images)]
 
     def top(self, images: np.ndarray) -> list[str]:
         """The likeliest class of each picture."""

@@ -19,6 +19,7 @@ from trce_cli.families.clip.prompt_encoder import PromptEncoder
 from trce_cli.families.sd.denoiser import encode, load_unet
 from trce_cli.images.draw import Settings
 from trce_cli.prompts.files import Prompt
+from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import Suite
 
@@ -45,7 +46,15 @@ def tiny_evaluation(request):
     detector = Loaded("reds", Reds(), (Convention("reds/red@0.5", ("red",), 0.5),))
     suite = Suite("own", "own", PROMPTS, "here")
     return Evaluation(
-        checkpoint, checkpoint, load_presets(["weapons"]), [suite], [detector], [], None, Settings(steps=2)
+        checkpoint,
+        checkpoint,
+        REAL_WORLD,
+        load_presets(["weapons"]),
+        [suite],
+        [detector],
+        [],
+        None,
+        Settings(steps=2),
     )
 
 
@@ -196,12 +205,12 @@ def test_only_one_checkpoint_is_in_memory(evaluation, monkeypatch):
     assert len(loaded) == 2
 
 
-def test_budgets_are_the_papers_where_neither_user_nor_checkpoint_says_otherwise(tiny_sd1, evaluation):
-    other = replace(evaluation, original=open_checkpoint(str(tiny_sd1)))
+def test_budgets_are_the_papers_where_neither_user_nor_checkpoint_says_otherwise(evaluation):
+    other = replace(evaluation, home=REAL_WORLD)
     assert budgets(other, {"length": None}, {"lr": 0.5}) == (RingABell(), UnlearnDiff(lr=0.5))
     assert budgets(evaluation, {"length": 7}, {}) == (
-        replace(module.EMBEDDED[0], length=7),
-        module.EMBEDDED[1],
+        RingABell(**evaluation.home.budgets["ring-a-bell"] | {"length": 7}),
+        UnlearnDiff(**evaluation.home.budgets["unlearn-diff"]),
     )
 
 

@@ -25,7 +25,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 24, 16, 3), np.uint8)
 
 
 def request_for(preset: str = "emoji-weapons", argument: str | None = None, folder: Path = Path()) -> Request:
-    original: Any = SimpleNamespace(name="original", config_folder=folder)
+    original: Any = SimpleNamespace(name="emoji", config_folder=folder)
     return Request(argument, load_presets([preset]), original, CPU)
 
 

@@ -25,6 +25,7 @@ from trce_cli.families.sd.names import (
     openclip_from_clip,
     unet_from_ldm,
 )
+from trce_cli.prompts.home import EMBEDDED
 from trce_cli.system.paths import expanded
 from trce_cli.system.safetensors import (
     FLOATS,
@@ -235,12 +236,8 @@ def open_checkpoint(
     differently from its family's published base; weights in it are not looked at. Raises
     `BadInput` in one sentence for everything that is wrong with it; no weight is read.
     """
-    if name == "emoji":
-        from trce_cli import emoji
-
-        path = emoji.folder()
-    else:
-        path = _resolve(name, revision, variant)
+    embedded = {home.name: home.folder for home in EMBEDDED}
+    path = embedded.get(name) or _resolve(name, revision, variant)
     if path.is_dir():
         if path.parent.name == "snapshots":  # of the hub's cache: its name is the commit
             revision = path.name

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trce_cli import emoji
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.home import home_of
 from trce_cli.errors import BadInput
-from trce_cli.prompts import captions
 from trce_cli.prompts.files import read_prompts
 
 
@@ -35,35 +34,19 @@ def choose_prior(
 
     Raises BadInput where the file cannot be read or holds no caption.
     """
-    if is_emoji(checkpoint):
-        from trce_cli.emoji import world
-
-        source, benign, canaries = "emoji", world.prior_captions(), world.canary_captions()
+    home = home_of(checkpoint)
+    if file is None:
+        source, benign = home.name, home.captions()
     else:
-        source, benign, canaries = "built-in", captions.prior_captions(), captions.canary_captions()
-    if file is not None:
         source, benign = str(file), [prompt.text for prompt in read_prompts(file, note=note)]
     taken = set(map(_plain, benign))
-    kept = tuple(canary for canary in canaries if _plain(canary) not in taken)
+    kept = tuple(canary for canary in home.canaries() if _plain(canary) not in taken)
     if not kept:
         raise BadInput(
             f"{file} holds every caption that side effects are measured on.",
             "Leave some of them out.",
         )
     return Prior(source, tuple(benign), kept)
-
-
-def is_emoji(checkpoint: Checkpoint) -> bool:
-    """Whether this is the embedded checkpoint, or one with its text encoder (an edited copy, for example)."""
-    if checkpoint.name == "emoji":
-        return True
-    if not emoji.folder().is_dir():
-        return False
-    embedded = open_checkpoint("emoji")
-    return (
-        checkpoint.context_width == embedded.context_width
-        and checkpoint.text_encoder_hash() == embedded.text_encoder_hash()
-    )
 
 
 def _plain(caption: str) -> str:

@@ -1,8 +1,8 @@
-"""CLIP models that tell how well a picture fits a text, the embedded one and any other, behind one form."""
+"""Any CLIP model of transformers, to tell how well a picture fits a text."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,63 +10,6 @@ from torch import Tensor
 
 from trce_cli.errors import BadInput, first_line
 from trce_cli.system.safetensors import hash_file
-
-if TYPE_CHECKING:
-    from trce_cli.checkpoint.checkpoint import Checkpoint
-
-EMBEDDED = Path(__file__).parents[1] / "emoji" / "clip.safetensors"
-
-
-class Clip(Protocol):
-    """Both towers. `name` and `files` (name -> SHA-256) say what the numbers come from."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def files(self) -> Mapping[str, str]: ...
-
-    def images(self, images: np.ndarray) -> np.ndarray:
-        """RGB uint8 (count, height, width, 3) -> features float32 (count, width)."""
-        ...
-
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> features float32 (count, width) in the same space."""
-        ...
-
-
-class EmbeddedClip:
-    """The CLIP that the embedded checkpoint was trained on; its text tower is that checkpoint's encoder."""
-
-    def __init__(self, checkpoint: "Checkpoint") -> None:
-        from safetensors.torch import load_file
-
-        from trce_cli.emoji.networks import ImageTower
-
-        state = {name: tensor.float() for name, tensor in load_file(EMBEDDED).items()}
-        self.name = "the embedded checkpoint's CLIP"
-        self.files = {EMBEDDED.name: hash_file(EMBEDDED)}
-        self._projection = state.pop("text_projection.weight")
-        self._tower = ImageTower().eval()
-        self._tower.load_state_dict({name.removeprefix("image."): t for name, t in state.items()})
-        (self._tokenizer,), (self._encoder,) = (
-            checkpoint.load_tokenizers(),
-            checkpoint.load_text_encoders(dtype=torch.float32),
-        )
-
-    @torch.inference_mode()
-    def images(self, images: np.ndarray) -> np.ndarray:
-        """RGB uint8 (count, 64, 64, 3) -> features float32 (count, width)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return numpy(self._tower(pixels))
-
-    @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> features float32 (count, width)."""
-        tokens = self._tokenizer(
-            list(texts), padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        return numpy(self._encoder(tokens).pooler_output @ self._projection.T)
 
 
 def refuse_missing(found: Mapping[str, Any]) -> None:

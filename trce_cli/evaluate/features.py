@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from trce_cli.errors import BadInput, first_line
 from trce_cli.system.safetensors import hash_file
 
 if TYPE_CHECKING:
-    from trce_cli.evaluate.clip import Clip
-    from trce_cli.evaluate.detectors.judge import JudgeDetector
+    from trce_cli.prompts.home import Clip, Judge
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """`name` and `files` (name -> SHA-256) are told beside every distance."""
 
@@ -30,19 +30,12 @@ class Extractor(Protocol):
 
 
 class JudgeFeatures:
-    """The judge's last hidden layer, averaged over its cells."""
+    """A judge's last hidden layer, averaged over its cells."""
 
-    def __init__(self, detector: "JudgeDetector") -> None:
+    def __init__(self, judge: "Judge") -> None:
         self.name = "judge, last hidden layer"
-        self.files = detector.identity["files"]
-        self._network = detector.judge.network
-
-    @torch.inference_mode()
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """RGB uint8 (count, 64, 64, 3) -> features float32 (count, channels)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        found: np.ndarray = self._network.features(pixels).mean((2, 3)).numpy()
-        return found
+        self.files = {judge.weights.name: hash_file(judge.weights)}
+        self.features = judge.features
 
 
 class ClipFeatures:

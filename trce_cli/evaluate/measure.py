@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.clip import Clip
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.features import Extractor
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import BATCH, ROLES, Pair, ScoreStore, batches, load_image, real_images
 from trce_cli.images.folder import ImageRecord
 from trce_cli.maths.statistics import Change, Rate, frechet_distance, mean_change, similarity
+from trce_cli.prompts.home import Clip
 from trce_cli.prompts.suites import Suite
 from trce_cli.system.safetensors import hash_file
 
@@ -61,8 +61,9 @@ def measure_suite(
         if suite.role in ("context", "benign"):
             shown, how = ranks, f"{evaluation.clip.name}: the own prompt ranks first among the suite's"
     if suite.objects is not None:
-        shown = objects_visible(suite, evaluation.detectors, stores, keys)
-        how = "judge: all that should survive is visible"
+        judge = evaluation.judge
+        shown = objects_visible(suite, judge, stores[judge.name], keys)
+        how = f"{judge.name}: all that should survive is visible"
     if how is not None:
         found["kept"] = preservation(how, shown, rows)
     found["frechet"] = [
@@ -140,21 +141,15 @@ def clip_scores(
 
 
 def objects_visible(
-    suite: Suite,
-    detectors: Sequence[Loaded],
-    stores: Mapping[str, ScoreStore],
-    keys: Mapping[str, Sequence[str]],
+    suite: Suite, judge: Loaded, store: ScoreStore, keys: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """Whether the judge sees every class in a picture that has to survive there."""
-    from trce_cli.emoji.judge import THRESHOLD
-
     assert suite.objects is not None
-    judge = next(detector for detector in detectors if detector.name == "judge")
-    labels = list(judge.detector.labels)
+    labels, (threshold, *_) = list(judge.detector.labels), judge.detector.thresholds
     return {
         role: np.array(
             [
-                all(stores["judge"][key][labels.index(name)] >= THRESHOLD for name in objects)
+                all(store[key][labels.index(name)] >= threshold for name in objects)
                 for key, objects in zip(keys[role], suite.objects, strict=True)
             ]
         )

@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trce_cli import emoji
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.home import home_of
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.clip import Clip, EmbeddedClip, TransformersClip
+from trce_cli.evaluate.clip import TransformersClip
 from trce_cli.evaluate.detectors.base import Loaded
-from trce_cli.evaluate.detectors.judge import JudgeDetector
 from trce_cli.evaluate.detectors.registry import load_detectors
-from trce_cli.evaluate.detectors.zero_shot import ZeroShotClip
-from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures, JudgeFeatures
+from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
 from trce_cli.evaluate.scores import real_images
 from trce_cli.images.draw import STEPS, Settings
+from trce_cli.prompts.home import Clip, Home, Split
 from trce_cli.prompts.presets import Preset
-from trce_cli.prompts.suites import Split, Suite, choose_suites, unsafe_classes
+from trce_cli.prompts.suites import Suite, choose_suites, unsafe_classes
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +26,14 @@ if TYPE_CHECKING:
 class Evaluation:
     """What is asked of which checkpoints, and what looks at the pictures.
 
-    negative_prompt: of the erased checkpoint alone, as a baseline. real: a folder of real pictures.
-    reuse: the output of another evaluation, from which equal pictures are copied instead of drawn.
+    home: of the original. negative_prompt: of the erased checkpoint alone, as a baseline. real: a folder of
+    real pictures. reuse: the output of another evaluation, from which equal pictures are copied instead of
+    drawn.
     """
 
     original: Checkpoint
     erased: Checkpoint
+    home: Home
     presets: Sequence[Preset]
     suites: Sequence[Suite]
     detectors: Sequence[Loaded]
@@ -47,6 +48,11 @@ class Evaluation:
     def checkpoints(self) -> dict[str, Checkpoint]:
         """Both by role, the original first."""
         return {"original": self.original, "erased": self.erased}
+
+    @property
+    def judge(self) -> Loaded:
+        """The detector that the home brings along."""
+        return next(detector for detector in self.detectors if detector.name == self.home.detector)
 
     def figure_names(self) -> list[str]:
         """The names of all figures that the evaluation will have, for gates."""
@@ -66,16 +72,6 @@ class Evaluation:
 
     def _has_real(self, suite: Suite) -> bool:
         return self.real is not None and suite.role != "attack"
-
-
-def is_embedded(checkpoint: Checkpoint) -> bool:
-    """Whether it is the embedded checkpoint or made from it: the text encoder is the same."""
-    if checkpoint.name == "emoji" or not (emoji.folder() / "model_index.json").is_file():
-        return checkpoint.name == "emoji"
-    ours = open_checkpoint("emoji")
-    if ours.context_width != checkpoint.context_width:
-        return False
-    return ours.text_encoder_hash() == checkpoint.text_encoder_hash()
 
 
 def prepare(
@@ -102,10 +98,10 @@ def prepare(
 ) -> Evaluation:
     """Choose suites, detectors and feature extractors, and load all but the checkpoints.
 
-    suites, count, seed, split: see `choose_suites`. detectors, thresholds: see `load_detectors`; the embedded
-    checkpoint always has its judge. clip: folder or hub id of a model for CLIP scores and features; else that
-    of the first zero-shot detector, or the embedded one. inception: FID's weights. steps, guidance_scale:
-    None is what the embedded checkpoint was made for, elsewhere what `trce generate` would take.
+    suites, count, seed, split: see `choose_suites`. detectors, thresholds: see `load_detectors`; the
+    home's own is always among them. clip: folder or hub id of a model for CLIP scores and features; else that
+    of the first detector that is one, or the home's. inception: FID's weights. steps, guidance_scale: None
+    is what the home's checkpoint was made for, elsewhere what `trce generate` would take.
     """
     if original.family is not erased.family:
         raise BadInput(
@@ -118,49 +114,51 @@ def prepare(
         )
     if real is not None:
         real_images(real)
-    embedded = is_embedded(original)
-    chosen = choose_suites(suites, presets, embedded, count, seed, note, split)
+    home = home_of(original)
+    chosen = choose_suites(suites, presets, home, count, seed, note, split)
+    if home.guidance is not None:
+        chosen = [with_guidance(suite, home.guidance) for suite in chosen]
     wanted = list(detectors)
-    if embedded:
-        from training.measure import GUIDANCE
-        from training.measure import STEPS as OWN_STEPS
-
-        steps = steps or OWN_STEPS
-        chosen = [with_guidance(suite, GUIDANCE) for suite in chosen]
-        if "judge" not in wanted and unsafe_classes(presets):
-            wanted.append("judge")
+    if home.detector and home.detector not in wanted and unsafe_classes(home, presets):
+        wanted.append(home.detector)
     if not wanted:
         raise BadInput(
             f"No detector was named that can tell what {original.name} draws.",
             "--detector clip:MODEL for any concept; nudenet or safety-checker for sexual content.",
         )
     loaded = load_detectors(wanted, thresholds, presets, original, device)
-    found = [each.detector for each in loaded]
-    model: Clip | None = None
-    if clip is not None:
-        model = TransformersClip(clip, device)
-    elif zero_shot := [detector.clip for detector in found if isinstance(detector, ZeroShotClip)]:
-        model = zero_shot[0]
-    elif embedded:
-        model = EmbeddedClip(original)
-    extractors: list[Extractor] = []
-    if inception is not None:
-        extractors.append(InceptionFeatures(inception, device))
-    extractors += [JudgeFeatures(detector) for detector in found if isinstance(detector, JudgeDetector)]
+    model = TransformersClip(clip, device) if clip is not None else brought_clip(loaded) or home.clip()
+    extractors: list[Extractor] = [] if inception is None else [InceptionFeatures(inception, device)]
+    extractors += brought_extractors(loaded)
     extractors += [ClipFeatures(model)] if model else []
     return Evaluation(
         original=original,
         erased=erased,
+        home=home,
         presets=presets,
         suites=chosen,
         detectors=loaded,
         extractors=extractors,
         clip=model,
-        settings=Settings(steps=steps or STEPS, guidance_scale=guidance_scale, scheduler=scheduler),
+        settings=Settings(
+            steps=steps or home.steps or STEPS, guidance_scale=guidance_scale, scheduler=scheduler
+        ),
         negative_prompt=negative_prompt,
         real=real,
         reuse=reuse,
     )
+
+
+def brought_clip(detectors: Sequence[Loaded]) -> Clip | None:
+    """The CLIP of the first detector that is one."""
+    found = (getattr(each.detector, "clip", None) for each in detectors)
+    return next((clip for clip in found if isinstance(clip, Clip)), None)
+
+
+def brought_extractors(detectors: Sequence[Loaded]) -> list[Extractor]:
+    """The features of the detectors that have some to measure distances in."""
+    found = (getattr(each.detector, "extractor", None) for each in detectors)
+    return [each for each in found if isinstance(each, Extractor)]
 
 
 def with_guidance(suite: Suite, guidance: float) -> Suite:

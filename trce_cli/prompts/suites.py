@@ -9,11 +9,10 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from trce_cli.emoji.suites import erasure_suite
-from trce_cli.emoji.world import concepts as emoji_concepts
 from trce_cli.errors import BadInput
 from trce_cli.prompts.captions import canary_captions, tuning_captions
 from trce_cli.prompts.files import MAX_SEED, Prompt, read_prompts
+from trce_cli.prompts.home import Home, Split
 from trce_cli.prompts.presets import Concept, Preset
 
 BUILT_IN = ("explicit", "implied", "context", "benign")
@@ -96,8 +95,6 @@ TUNING = {
         "an orchard in {}",
     ),
 }
-# What reports are made of, and what settings are chosen by; no prompt is in both.
-Split = Literal["reporting", "tuning"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,8 @@ class Suite:
     """Prompts under one name, each with its seed.
 
     role: `attack` prompts ask for what was erased; `context` and `benign` ones for what must survive; of an
-    `own` file it is not known. objects: for each prompt the emoji classes that must survive, where known.
+    `own` file it is not known. objects: for each prompt the classes that must survive, where a world knows
+    them.
     """
 
     name: str
@@ -118,7 +116,7 @@ class Suite:
 def choose_suites(
     wanted: Sequence[str],
     presets: Sequence[Preset],
-    embedded: bool,
+    home: Home,
     count: int | None,
     seed: int,
     note: Callable[[str], None] = lambda text: None,
@@ -126,10 +124,10 @@ def choose_suites(
 ) -> list[Suite]:
     """The suites to ask: the built-in ones, or those of them that are named, and the users' NAME=FILE.
 
-    `none` is no built-in one; a file of a built-in name takes that one's place. `embedded`: the checkpoint is
-    the embedded one, so the prompts come from its world. `count`: prompts a built-in suite (default 200), and
-    at most so many of a file (default all). `split`: of the built-in ones. Prompt i has the seed `seed` + i
-    where its row names none.
+    `none` is no built-in one; a file of a built-in name takes that one's place. `home`: the checkpoint's,
+    whose world the prompts come from where it knows what the presets name. `count`: prompts a built-in suite
+    (default 200), and at most so many of a file (default all). `split`: of the built-in ones. Prompt i has
+    the seed `seed` + i where its row names none.
     Raises BadInput for unknown names, for a suite that cannot be built, and for what `read_prompts` refuses.
     """
     named = [name for name in wanted if "=" not in name]
@@ -146,7 +144,7 @@ def choose_suites(
     for name in BUILT_IN:
         if (named and name not in named) or name in dict(files):
             continue
-        suite = built_in_suite(name, presets, embedded, count or 200, seed, split)
+        suite = built_in_suite(name, presets, home, count or 200, seed, split)
         if suite is None and name in named:
             raise BadInput(
                 f"These presets give no {name} suite.",
@@ -189,7 +187,7 @@ def seeded(prompts: Iterable[Prompt], seed: int) -> tuple[Prompt, ...]:
 def built_in_suite(
     name: str,
     presets: Sequence[Preset],
-    embedded: bool,
+    home: Home,
     count: int,
     seed: int,
     split: Split = "reporting",
@@ -201,12 +199,10 @@ def built_in_suite(
     role: Literal["attack", "context", "benign"] = "attack"
     if name in ("context", "benign"):
         role = "context" if name == "context" else "benign"
-    if embedded and (unsafe := unsafe_classes(presets)):
-        asked = erasure_suite(name, unsafe, count, seed, "train" if split == "tuning" else "held")
-        # What was asked for on top of the unsafe classes has to survive.
-        objects = tuple(frozenset(prompt.objects) - set(unsafe) for prompt in asked)
-        prompts = seeded((Prompt(prompt.text) for prompt in asked), seed)
-        return Suite(name, role, prompts, "the embedded world", None if role == "attack" else objects)
+    if unsafe := unsafe_classes(home, presets):
+        asked = home.suite(name, unsafe, count, seed, split)
+        survivors = None if role == "attack" else tuple(classes for _, classes in asked)
+        return Suite(name, role, seeded((Prompt(text) for text, _ in asked), seed), home.source, survivors)
     rng = Random(seed)
     texts: Iterator[str]
     match name:
@@ -223,14 +219,9 @@ def built_in_suite(
     return Suite(name, role, prompts, source) if prompts else None
 
 
-def unsafe_classes(presets: Iterable[Preset]) -> tuple[str, ...]:
-    """The classes of the embedded world that one of the presets' unsafe phrases names, in label order."""
-    phrases = {concept.unsafe for part in parts(presets) for concept in part.concepts}
-    return tuple(
-        name
-        for name, concept in emoji_concepts().items()
-        if phrases & {*concept.names, *concept.held_names, *concept.implied, *concept.held_implied}
-    )
+def unsafe_classes(home: Home, presets: Iterable[Preset]) -> tuple[str, ...]:
+    """The classes of the home's world that one of the presets' unsafe phrases names, in label order."""
+    return home.classes({concept.unsafe for part in parts(presets) for concept in part.concepts})
 
 
 def parts(presets: Iterable[Preset]) -> list[Preset]:

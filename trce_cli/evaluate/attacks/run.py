@@ -22,7 +22,7 @@ from trce_cli.erase.map import Stage, no_stage
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell, concept_vector, search
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
-from trce_cli.evaluate.question import Evaluation, is_embedded
+from trce_cli.evaluate.question import Evaluation
 from trce_cli.families.clip.prompt_encoder import PromptEncoder
 from trce_cli.families.sd.denoiser import Conditioning, ddim, predict
 from trce_cli.images.draw import checkpoint_hash, draw, load_pipeline, plan_images
@@ -42,12 +42,6 @@ COLUMNS: Final = (
 SCHEMA: Final = 1
 PAIRS: Final = 50  # prompt pairs that give the concept vector, which more of them change little
 AT_ONCE: Final = 256  # prompts that a text encoder reads at a time
-
-# Budgets for the embedded checkpoint, whose prompts are short and whose text encoder knows few words.
-EMBEDDED: Final = (
-    RingABell(length=8, population=40, generations=80, positions=12),
-    UnlearnDiff(length=3, timesteps=4, iterations=15, lr=0.02),
-)
 
 
 @dataclass(frozen=True)
@@ -348,7 +342,8 @@ def budgets(
 
     Raises BadInput for numbers that make no sense.
     """
-    ring, unlearn = EMBEDDED if is_embedded(evaluation.original) else (RingABell(), UnlearnDiff())
+    own = evaluation.home.budgets
+    ring, unlearn = RingABell(**own.get("ring-a-bell", {})), UnlearnDiff(**own.get("unlearn-diff", {}))
     ring = replace(ring, **{name: value for name, value in ring_a_bell.items() if value is not None})
     given = {name: value for name, value in unlearn_diff.items() if value is not None}
     return ring, replace(unlearn, **given)

@@ -33,6 +33,9 @@ class Detector(Protocol):
     labels: names of the columns. sets: label sets by name, the customary one first; a picture is a hit when
     one label of the set reaches the threshold. thresholds: the customary ones. floor: the detector tells
     nothing about scores below it. identity: all that the scores depend on, file hashes too, as plain JSON.
+
+    A detector that is a CLIP may offer it as `clip` (`trce_cli.prompts.home.Clip`) for CLIP scores, one with
+    features for Fréchet distances as `extractor` (`trce_cli.evaluate.features.Extractor`).
     """
 
     @property

@@ -1,9 +1,11 @@
-"""The embedded checkpoint's own judge."""
+"""The judge that an embedded checkpoint brings along."""
 
 from typing import TYPE_CHECKING
 
-from trce_cli.errors import BadInput
+from trce_cli.checkpoint.home import home_of
+from trce_cli.errors import BadInput, first_line
 from trce_cli.evaluate.detectors.base import Request
+from trce_cli.prompts.home import EMBEDDED
 from trce_cli.prompts.suites import unsafe_classes
 from trce_cli.system.safetensors import hash_file
 
@@ -12,33 +14,44 @@ if TYPE_CHECKING:
 
 
 class JudgeDetector:
-    """The embedded checkpoint's judge; a hit is any class that one of the presets names."""
+    """The judge of the original's home, or of the embedded checkpoint whose classes the presets name.
+
+    A hit is any class that one of the presets names.
+    """
 
     name, usage = "judge", "judge (the embedded checkpoint's)"
     floor = 0.0
 
     def __init__(self, request: Request) -> None:
-        from trce_cli.emoji.judge import THRESHOLD, WEIGHTS, Judge
+        from trce_cli.evaluate.features import JudgeFeatures
 
-        unsafe = unsafe_classes(request.presets)
-        if not unsafe:
+        homes = (home_of(request.original), *EMBEDDED)
+        home = next((home for home in homes if unsafe_classes(home, request.presets)), None)
+        if home is None:
             raise BadInput(
                 "The judge knows the embedded checkpoint's classes, and the presets name none of them.",
                 "Use a preset such as emoji-weapons, or another --detector.",
             )
-        if not WEIGHTS.is_file():
-            raise BadInput(f"The judge's weights {WEIGHTS} are missing.", "Install trce anew.")
-        self.judge = Judge(WEIGHTS)
-        self.labels = self.judge.labels
-        self.sets = {"unsafe-classes": unsafe}
-        self.thresholds: tuple[float, ...] = (THRESHOLD,)
-        self.identity = {"files": {WEIGHTS.name: hash_file(WEIGHTS)}}
+        try:
+            judge = home.judge()
+        except OSError as error:
+            raise BadInput(
+                f"The judge cannot be loaded: {first_line(error)}.", "Install trce anew."
+            ) from None
+        assert judge is not None, "a home that knows classes has a judge"
+        self._judge = judge
+        self.labels = judge.labels
+        self.sets = {"unsafe-classes": unsafe_classes(home, request.presets)}
+        self.thresholds: tuple[float, ...] = (judge.threshold,)
+        self.identity = {"files": {judge.weights.name: hash_file(judge.weights)}}
+        self.extractor = JudgeFeatures(judge)
 
     def scores(self, images: "np.ndarray") -> "np.ndarray":
-        """RGB uint8 (count, 64, 64, 3) -> probabilities (count, classes)."""
-        if images.shape[1:] != (64, 64, 3):
+        """RGB uint8 (count, side, side, 3) -> probabilities (count, classes)."""
+        side, (height, width) = self._judge.side, images.shape[1:3]
+        if (height, width) != (side, side):
             raise BadInput(
-                f"The judge sees pictures of 64 x 64 pixels, not of {images.shape[2]} x {images.shape[1]}.",
+                f"The judge sees pictures of {side} x {side} pixels, not of {width} x {height}.",
                 "Draw at the embedded checkpoint's own size, or use another --detector.",
             )
-        return self.judge.scores(images)
+        return self._judge.scores(images)

@@ -1,0 +1,20 @@
+"""Where a checkpoint comes from, told by its text encoder, which no edit changes."""
+
+from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.prompts.home import EMBEDDED, REAL_WORLD, Home
+
+
+def home_of(checkpoint: Checkpoint) -> Home:
+    """The home of the embedded checkpoint that this one is or was made from, else the real world."""
+    for home in EMBEDDED:
+        if checkpoint.name == home.name:
+            return home
+        if home.folder is None or not (home.folder / "model_index.json").is_file():
+            continue
+        ours = open_checkpoint(home.name)
+        # The widths first: a large text encoder is not read to learn that it is another one.
+        if ours.context_width == checkpoint.context_width and (
+            ours.text_encoder_hash() == checkpoint.text_encoder_hash()
+        ):
+            return home
+    return REAL_WORLD
