@@ -193,31 +193,31 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     import torch
 
     from trce_cli.checkpoint.checkpoint import open_checkpoint
-    from trce_cli.erase.map import embed_pairs
     from trce_cli.erase.map_settings import distinct_prompts
     from trce_cli.erase.moments import occurrences
     from trce_cli.erase.prior import choose_prior
-    from trce_cli.families.clip.embedder import Embedder
+    from trce_cli.erase.targets import embed_pairs
+    from trce_cli.families.clip.text import ClipText
     from trce_cli.maths.closed_form import SecondMoment
     from trce_cli.prompts.pairs import prompt_pairs
     from trce_cli.prompts.presets import Preset
 
     checkpoint = open_checkpoint(str(folder))
-    embedder = Embedder.of(checkpoint, "cpu", torch.float32)
+    text = ClipText.of(checkpoint, "cpu", torch.float32)
+    slots = checkpoint.family.default_slots
     pairs, prior = prompt_pairs([Preset.model_validate(table)]), choose_prior(checkpoint)
-    targets = embed_pairs(embedder, pairs, []).eots
-    tokens = zip(prior.captions, embedder.tokens(prior.captions), strict=True)
-    batches = embedder.states({text: range(t.eot + 1) for text, t in tokens})
-    states = [(batch.context, occurrences(batch, Counter(prior.captions))) for batch in batches]
-    weights = [checkpoint.read(key) for key in checkpoint.projection_keys()]
+    targets = embed_pairs(text, pairs, [slots]).targets(slots)["context"]
+    batches = [batch["context"] for batch in text.states(text.content(prior.captions))]
+    states = [(found.embeddings, occurrences(found, Counter(prior.captions))) for found in batches]
+    weights = [checkpoint.read(key) for key in checkpoint.door_weights()["context"]]
 
     start = time.perf_counter()
-    moment = SecondMoment(embedder.dim, len(prior.captions))
+    moment = SecondMoment(text.streams["context"], len(prior.captions))
     for context, times in states:
         moment.update(context, times)
-    text_map = targets.fitter().solve(moment.P, PRESERVE)
+    solved = targets.fitter().solve(moment.P, PRESERVE).map
     for weight in weights:
-        text_map.edit(weight).to(weight.dtype)
+        solved.edit(weight).to(weight.dtype)
     solve = time.perf_counter() - start
 
     per_token = 2 * sum(
@@ -228,7 +228,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     )
 
     def flops(texts: Iterable[str]) -> int:
-        prefixes = {t.ids[0][:end] for t in embedder.tokens(set(texts)) for end in range(1, t.eot + 2)}
+        prefixes = {t.ids[0][:end] for t in text.tokenizers.tokens(set(texts)) for end in range(1, t.eot + 2)}
         return per_token * len(prefixes)
 
     prompts = distinct_prompts(pairs)

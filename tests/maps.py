@@ -8,6 +8,7 @@ from trce_cli import Map
 from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import Made
+from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.presets import load_preset
 
 
@@ -24,5 +25,11 @@ def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
     checkpoint = open_checkpoint(str(folder))
     entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1)
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
-    pooled_change = low_rank(40, 3, seed + 1) if pooled and checkpoint.family.pooled else None
-    return Map(made, low_rank(checkpoint.context_width, 3, seed), pooled_change)
+    widths = {door.stream: door.width for door in checkpoint.doors()}
+    return Map(
+        made,
+        {
+            stream: LinearMap.of(low_rank(widths[stream], 3, seed + number))
+            for number, stream in enumerate(checkpoint.family.streams if pooled else ("context",))
+        },
+    )

@@ -10,7 +10,8 @@ from trce_cli.system.machine import __version__
 
 if TYPE_CHECKING:
     from trce_cli.api import solve_map
-    from trce_cli.edits.edit import Map, load_map
+    from trce_cli.edits.files import load_map
+    from trce_cli.edits.map import Map
 
 __all__ = ["BadInput", "Map", "TrceError", "__version__", "load_map", "solve_map"]
 
@@ -19,7 +20,7 @@ def __getattr__(name: str) -> Any:
     """The parts that are heavy to import, imported when they are first used."""
     import importlib
 
-    where = {"solve_map": "api", "load_map": "edits.edit", "Map": "edits.edit"}
+    where = {"solve_map": "api", "load_map": "edits.files", "Map": "edits.map"}
     if name not in where:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{where[name]}"), name)

@@ -9,7 +9,8 @@ import torch
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from trce_cli.checkpoint.provenance import record
-from trce_cli.edits.edit import Made, Map
+from trce_cli.edits.edit import Made
+from trce_cli.edits.map import Map
 from trce_cli.erase.map import Solution, solve
 from trce_cli.erase.map_settings import Settings, choose_settings
 from trce_cli.erase.prior import Prior, choose_prior
@@ -64,9 +65,8 @@ def solved_map(
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if not checkpoint.family.pooled:
+    if len(checkpoint.family.streams) == 1:
         del resolved["pooled"]
     entry = record("map", checkpoint, presets, resolved, solution.figures, seconds)
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
-    pooled = solution.pooled_map
-    return Map(made, solution.text_map.change, None if pooled is None else pooled.change)
+    return Map(made, solution.streams)

@@ -143,7 +143,7 @@ def test_another_text_encoder_needs_leave_and_gets_the_guard_table(
     assert "Warning" in allowed.err
     figures = json.loads(allowed.out)["figures"]
     assert figures["pairs"] > 20
-    assert set(figures["cosine_to_safe"]) == {"before", "after"}
+    assert set(figures["projected_cosine_to_safe"]) == {"before", "after"}
     assert 0 < figures["canary_change"]["keys"]["mean"] <= figures["canary_change"]["keys"]["max"]
     same(load_file(tmp_path / "out" / UNET), expected(tuned, load_map(saved["a"])))
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli import load_map
-from trce_cli.edits import edit as edits
 from trce_cli.erase import map as mapping
 from trce_cli.maths.closed_form import TextMap
+from trce_cli.maths.linear_map import LinearMap
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
@@ -375,10 +375,10 @@ def test_the_pooled_embedding_can_be_left_alone(
 def test_ctrl_c_while_writing_leaves_nothing(
     map_: Callable[..., Any], tiny_sd1: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(weight: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    def interrupt(linear: LinearMap, weight: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edits, "mapped", interrupt)
+    monkeypatch.setattr(LinearMap, "edit", interrupt)
     assert map_(tiny_sd1, files / "out").status == 130
     assert not [path for path in files.iterdir() if "out" in path.name]
 
@@ -395,7 +395,8 @@ def test_every_form_at_once(map_: Callable[..., Any], tiny_sd1: Path, files: Pat
     assert result["lora"]["shared_energy"] >= 0.999
     text_map = load_map(files / "out.map.safetensors")
     assert text_map.made.history[0]["presets"][0]["name"] == "blades"
-    torch.testing.assert_close(text_map.change, solved(tiny_sd1, files).change, rtol=1e-6, atol=1e-7)
+    ours = solved(tiny_sd1, files).streams["context"]
+    torch.testing.assert_close(text_map.streams["context"].change, ours.change, rtol=1e-6, atol=1e-7)
 
 
 def test_the_python_interface_solves_what_the_command_solves(
@@ -409,7 +410,8 @@ def test_the_python_interface_solves_what_the_command_solves(
     assert outcome.status == 0, outcome.err
     ours = trce_cli.solve_map(tiny_sd1, files / "blades.toml", prior=files / "captions.txt", strength=0.7)
     theirs = load_map(files / "edit.safetensors")
-    torch.testing.assert_close(ours.change, theirs.change, rtol=1e-6, atol=1e-7)
+    changes = [each.streams["context"].change for each in (ours, theirs)]
+    torch.testing.assert_close(*changes, rtol=1e-6, atol=1e-7)
     for name in ("settings", "presets", "base"):
         assert json.loads(json.dumps(ours.made.history[0][name])) == theirs.made.history[0][name]
     assert ours.made.history[0]["figures"]["moved"] == theirs.made.history[0]["figures"]["moved"]

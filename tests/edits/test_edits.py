@@ -16,12 +16,21 @@ from maps import low_rank, random_map
 from trce_cli import BadInput, Map, TrceError, load_map
 from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.copy import write_patched
-from trce_cli.edits.edit import Lora, combine, open_edit, write_edit_file
-from trce_cli.edits.factor import Size, factor, recovered_map, since
+from trce_cli.edits.edit import write_edit_file
+from trce_cli.edits.factor import factor
+from trce_cli.edits.files import combine, open_edit
+from trce_cli.edits.lora import Lora
+from trce_cli.edits.recover import recovered_map, since
 from trce_cli.families.registry import FAMILIES
 from trce_cli.families.sd.family import POOLED_KEY
+from trce_cli.maths.linear_map import LinearMap
+from trce_cli.maths.low_rank import Size
 
 KEYS = {family.key: family for family in FAMILIES}
+
+
+def matrix(text_map: Map, stream: str = "context") -> torch.Tensor:
+    return text_map.streams[stream].matrix
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +66,51 @@ def test_a_map_is_saved_and_loaded(family: str, request: pytest.FixtureRequest, 
     assert loaded.made.family is text_map.made.family
     assert loaded.made.text_encoder == text_map.made.text_encoder
     assert json.loads(json.dumps(text_map.made.history)) == list(loaded.made.history)
-    torch.testing.assert_close(loaded.change, text_map.change.float().double(), rtol=0, atol=0)
-    assert (loaded.pooled_change is None) == (family == "sd1")
-    torch.testing.assert_close(
-        loaded.matrix, torch.eye(len(text_map.change), dtype=torch.float64) + loaded.change
-    )
     half = text_map.save(tmp_path / "half.safetensors", dtype="float16")
-    torch.testing.assert_close(load_map(half).change, text_map.change, rtol=1e-3, atol=1e-6)
+    assert loaded.streams.keys() == load_map(half).streams.keys() == text_map.streams.keys()
+    assert ("pooled" in loaded.streams) == (family == "sdxl")
+    for stream, linear in text_map.streams.items():
+        assert torch.equal(loaded.streams[stream].change, linear.change.float().double())
+        torch.testing.assert_close(load_map(half).streams[stream].change, linear.change, rtol=1e-3, atol=1e-6)
     assert half.stat().st_size < path.stat().st_size
     with safe_open(path, "pt") as file:  # other tools read it
         assert all("M" not in key and "change" in key for key in file.keys())  # noqa: SIM118
 
 
+def test_a_factored_map_is_saved_loaded_and_applied_as_the_whole_one(tiny_sdxl: Path, tmp_path: Path) -> None:
+    whole, checkpoint = random_map(tiny_sdxl), open_checkpoint(str(tiny_sdxl))
+    factors = {}
+    for stream, linear in whole.streams.items():
+        U, S, Vt = linear.svd()
+        factors[stream] = LinearMap((U[:, :3] * S[:3], Vt[:3]))
+    path = Map(whole.made, factors).save(tmp_path / "edit.safetensors")
+    with safe_open(path, "pt") as file:
+        assert {*file.keys()} == {
+            "trce_map.up",
+            "trce_map.down",
+            "trce_map.pooled_up",
+            "trce_map.pooled_down",
+        }
+    loaded = load_map(path)
+    assert [len(linear.factors) for linear in loaded.streams.values()] == [2, 2]
+    ours, theirs = loaded.weight_edits(checkpoint, 0.7), whole.weight_edits(checkpoint, 0.7)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        weight = checkpoint.read(key)
+        torch.testing.assert_close(ours[key](weight), theirs[key](weight), rtol=1e-5, atol=1e-6)
+    both = factor(checkpoint, ours, loaded.made, loaded.scaled(0.7), Size(energy=1))
+    assert both.figures["shared_rank"] == 3
+    change_header(path, lambda header: header["trce_map.up"].update(shape=[3, 64]))
+    with pytest.raises(BadInput, match="no square matrix"):
+        load_map(path)
+    change_header(path, lambda header: header.pop("trce_map.pooled_up"))
+    with pytest.raises(BadInput):
+        load_map(path)
+
+
 def test_a_map_takes_two_megabytes_for_sd1(sd1_map: Map, tmp_path: Path) -> None:
-    path = Map(sd1_map.made, torch.zeros(768, 768, dtype=torch.float64)).save(tmp_path / "edit.safetensors")
+    wide = LinearMap.of(torch.zeros(768, 768, dtype=torch.float64))
+    path = Map(sd1_map.made, {"context": wide}).save(tmp_path / "edit.safetensors")
     assert 768 * 768 * 4 < path.stat().st_size < 768 * 768 * 4 + 65536
 
 
@@ -88,16 +128,16 @@ def test_a_file_is_not_replaced_unasked(sd1_map: Map, tmp_path: Path) -> None:
 
 def test_maps_compose_by_matrix_product_in_the_order_of_the_edits(tiny_sd1: Path) -> None:
     a, b = random_map(tiny_sd1, 1), random_map(tiny_sd1, 2)
-    torch.testing.assert_close((a @ b).matrix, a.matrix @ b.matrix)
+    torch.testing.assert_close(matrix(a @ b), matrix(a) @ matrix(b))
     assert (a @ b).made.history == a.made.history + b.made.history
     checkpoint = open_checkpoint(str(tiny_sd1))
     edits, joined = combine([a, b], checkpoint, strength=0.5)
     assert joined is not None
-    key = checkpoint.projection_keys()[3]
+    key = checkpoint.door_weights()["context"][3]
     weight = checkpoint.read(key).double()
-    expected = weight @ a.scaled(0.5).matrix @ b.scaled(0.5).matrix
+    expected = weight @ matrix(a.scaled(0.5)) @ matrix(b.scaled(0.5))
     torch.testing.assert_close(edits[key](weight), expected)
-    assert not torch.allclose(expected, weight @ b.scaled(0.5).matrix @ a.scaled(0.5).matrix)
+    assert not torch.allclose(expected, weight @ matrix(b.scaled(0.5)) @ matrix(a.scaled(0.5)))
 
 
 def test_maps_of_different_encoders_are_not_joined(tiny_sd1: Path, tiny_sd2: Path) -> None:
@@ -110,16 +150,14 @@ def test_pooled_changes_touch_the_pooled_columns_alone(tiny_sdxl: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
     text_map = random_map(tiny_sdxl)
     edits = text_map.weight_edits(checkpoint)
-    assert edits.keys() == {*checkpoint.projection_keys(), POOLED_KEY}
+    assert edits.keys() == {*checkpoint.door_weights()["context"], POOLED_KEY}
     weight = checkpoint.read(POOLED_KEY).double()
     edited = edits[POOLED_KEY](weight)
-    assert text_map.pooled_change is not None
-    pooled = torch.eye(40, dtype=torch.float64) + text_map.pooled_change
-    torch.testing.assert_close(edited[:, :40], weight[:, :40] @ pooled)
+    torch.testing.assert_close(edited[:, :40], weight[:, :40] @ matrix(text_map, "pooled"))
     assert torch.equal(edited[:, 40:], weight[:, 40:])
     one = random_map(tiny_sdxl, pooled=False)
     assert POOLED_KEY not in one.weight_edits(checkpoint)
-    assert torch.equal((one @ text_map).pooled_change, text_map.pooled_change)
+    assert torch.equal(matrix(one @ text_map, "pooled"), matrix(text_map, "pooled"))
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
@@ -130,7 +168,7 @@ def test_strengths_make_sense(sd1_map: Map, strength: float) -> None:
 
 def test_strength_nought_changes_nothing_and_two_goes_beyond(sd1_map: Map, tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
-    key = checkpoint.projection_keys()[0]
+    key = checkpoint.door_weights()["context"][0]
     weight = checkpoint.read(key)
     assert torch.equal(sd1_map.weight_edits(checkpoint, 0.0)[key](weight).float(), weight)
     full, twice = (sd1_map.weight_edits(checkpoint, s)[key](weight) for s in (1.0, 2.0))
@@ -195,7 +233,7 @@ def test_other_broken_files_are_refused(sd1_map: Map, tiny_sd1: Path, tmp_path: 
             open_edit(tmp_path / name)
     with pytest.raises(BadInput, match="neither a map nor a LoRA"):
         open_edit(tiny_sd1 / "unet/diffusion_pytorch_model.safetensors")
-    bad = Map(sd1_map.made, sd1_map.change.clone().fill_(1.0))
+    bad = Map(sd1_map.made, {"context": LinearMap.of(torch.ones(32, 32, dtype=torch.float64))})
     raw = bytearray(bad.save(tmp_path / "bad.safetensors").read_bytes())
     raw[-4:] = torch.tensor(torch.nan).numpy().tobytes()
     (tmp_path / "bad.safetensors").write_bytes(raw)
@@ -242,7 +280,7 @@ def test_the_factors_of_a_lora_come_from_one_svd_of_the_change(
 ) -> None:
     lora_of(sd1_map, tiny_sd1, tmp_path / "lora.safetensors", Size(rank=2))
     tensors = load_file(tmp_path / "lora.safetensors")
-    _, _, Vt = torch.linalg.svd(sd1_map.change)
+    _, _, Vt = torch.linalg.svd(sd1_map.streams["context"].change)
     downs = {key: value for key, value in tensors.items() if key.endswith("lora_down.weight")}
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     assert len(downs) == 32
@@ -322,8 +360,8 @@ def test_a_lora_of_both_stages_is_found_from_the_weights(
     mapped = open_checkpoint(
         str(write_patched(original, tmp_path / "mapped", sd1_map.weight_edits(original), {}))
     )
-    found = recovered_map(original, mapped, sd1_map.made)
-    torch.testing.assert_close(found.change, sd1_map.change, rtol=1e-4, atol=1e-5)
+    found = recovered_map(original, mapped, sd1_map.made, ["context"])
+    torch.testing.assert_close(matrix(found), matrix(sd1_map), rtol=1e-4, atol=1e-5)
     query = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
     change = low_rank(16, 4, 9)
     edits, text_map = since(original, mapped, {query: partial(torch.add, change)}, sd1_map.made)
@@ -331,14 +369,14 @@ def test_a_lora_of_both_stages_is_found_from_the_weights(
     assert (made.figures["shared_rank"], made.figures["max_rank"], made.figures["layers"]) == (3, 4, 33)
     write_edit_file(tmp_path / "lora.safetensors", made.tensors, made.metadata)
     lora = open_edit(tmp_path / "lora.safetensors").weight_edits(original)
-    assert lora.keys() == {query, *original.projection_keys()}
+    assert lora.keys() == {query, *original.door_weights()["context"]}
     for key, edit in lora.items():
         wanted = mapped.read(key).double() + (change if key == query else 0)
         torch.testing.assert_close(edit(original.read(key)), wanted, rtol=1e-3, atol=1e-4)
     nothing, none = since(original, original, {}, sd1_map.made)
     assert none is None
     with pytest.raises(TrceError, match="changes no weight"):
-        factor(original, nothing, sd1_map.made, none)
+        factor(original, nothing, sd1_map.made, none, Size())
 
 
 def test_loras_of_other_tools_are_read(tiny_sdxl: Path, tmp_path: Path) -> None:

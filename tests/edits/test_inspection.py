@@ -12,8 +12,9 @@ import tiny
 from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.provenance import history, provenance_files, record
-from trce_cli.edits.edit import Made, Map
+from trce_cli.edits.edit import Made
 from trce_cli.edits.inspection import compare, describe, readers
+from trce_cli.edits.map import Map
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"

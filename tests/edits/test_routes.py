@@ -14,9 +14,9 @@ import tiny
 from maps import random_map
 from trce_cli import BadInput, Map, load_map
 from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from trce_cli.edits.edit import combine
-from trce_cli.edits.factor import Size
+from trce_cli.edits.files import combine
 from trce_cli.edits.outputs import choose_outputs, write_outputs
+from trce_cli.maths.low_rank import Size
 
 PROMPTS = ["a photo of a knife", "two red apples on a plate"]
 # Pixels are within [0, 1]. Routes differ in the order of float32 roundings alone.

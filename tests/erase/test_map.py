@@ -9,21 +9,17 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import open_checkpoint
-from trce_cli.erase.map import (
-    Statistics,
-    check_moves,
-    embed_pairs,
-    moved_moment,
-    relative_change,
-    slots,
-    solve,
-)
+from trce_cli.erase.map import Statistics, check_moves, relative_change, solve
 from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
+from trce_cli.erase.targets import embed_pairs, pair_slots
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.clip.embedder import Embedder
+from trce_cli.families.base import Slot
+from trce_cli.families.clip.text import ClipText
+from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd.family import POOLED_KEY
-from trce_cli.maths.closed_form import TextMap, TextMapFitter
+from trce_cli.maths.closed_form import MapFitter
+from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.captions import prior_captions
 from trce_cli.prompts.pairs import PromptPair
 
@@ -41,8 +37,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "cache"))
 
 
-def embedder(folder: Path) -> Embedder:
-    return Embedder.of(open_checkpoint(str(folder)), "cpu", torch.float32)
+def text_of(folder: Path) -> ClipText:
+    return ClipText.of(open_checkpoint(str(folder)), "cpu", torch.float32)
 
 
 class Plain:
@@ -115,6 +111,14 @@ class Plain:
 plain_of = cache(Plain)
 
 
+def by_slot(weights: Any) -> dict[str, float]:
+    return dict(zip(SLOTS, weights, strict=True))
+
+
+def slots(text: ClipText, pair: PromptPair, weights: Any) -> list[Slot]:
+    return pair_slots(text, pair, by_slot(weights))["context"]
+
+
 @pytest.mark.parametrize("family", ["tiny_sd1", "tiny_sd2", "tiny_sdxl"])  # the latter pad not with EoT
 @pytest.mark.parametrize("token_weights", WEIGHTS)
 @pytest.mark.parametrize(("preserve", "strength"), [(0.5, 1.0), (20.0, 0.7)])
@@ -129,10 +133,10 @@ def test_equals_the_plain_procedure(
     checkpoint = open_checkpoint(str(folder))
     solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, token_weights, strength))
     plain = plain_of(folder)
-    for key in (checkpoint.projection_keys()[0], checkpoint.projection_keys()[-1]):
+    for key in (checkpoint.door_weights()["context"][0], checkpoint.door_weights()["context"][-1]):
         weight = checkpoint.read(key)
         expected = plain.edit(weight, PAIRS, preserve, token_weights, strength)
-        error = (solution.text_map.edit(weight) - expected).norm() / expected.norm()
+        error = (solution.streams["context"].edit(weight) - expected).norm() / expected.norm()
         assert error < 4e-6
         assert (expected - weight).norm() / expected.norm() > 1e-3
 
@@ -144,7 +148,6 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
     checkpoint, plain = open_checkpoint(str(tiny_sdxl)), plain_of(tiny_sdxl)
     # Whatever the weights of the other embeddings are.
     solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, (0, 0, 0, 1), strength))
-    assert solution.pooled_map is not None
     W = checkpoint.read(POOLED_KEY).double()
     own = W[:, :40]  # what follows belongs to the picture's sizes
     dim = own.shape[1]
@@ -160,20 +163,20 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
     inverse = torch.linalg.pinv(right, rtol=1e-10, hermitian=True)
     full = left @ inverse + own - own @ right @ inverse
     expected = torch.cat([own + strength * (full - own), W[:, dim:]], dim=1)
-    error = (solution.pooled_map.edit(W) - expected).norm() / expected.norm()
+    error = (solution.streams["pooled"].edit(W) - expected).norm() / expected.norm()
     assert error < 5e-5  # few captions in 40 dimensions: condition number 3e6, by which float32 is felt
     assert (expected - W).norm() / expected.norm() > 1e-3
 
     figures = solution.figures["pooled"]
     cosines = [
         torch.cosine_similarity(
-            solution.pooled_map(plain.pooled(pair.unsafe)), plain.pooled(pair.safe), dim=0
+            solution.streams["pooled"](plain.pooled(pair.unsafe)), plain.pooled(pair.safe), dim=0
         )
         for pair in PAIRS
     ]
     assert figures["cosine_to_safe"]["after"]["min"] == pytest.approx(float(min(cosines)), abs=1e-5)
     c = plain.pooled("a hat")
-    change = (solution.pooled_map(c) - c) @ own.T
+    change = (solution.streams["pooled"](c) - c) @ own.T
     assert figures["canary_change"] == pytest.approx(float(change.norm() / (own @ c).norm()), rel=1e-3)
     assert figures["dim"] == 40
 
@@ -181,25 +184,24 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
 def test_without_the_pooled_embedding_the_rest_is_the_same(tiny_sdxl: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
     both, one = (solve(checkpoint, PAIRS, PRIOR, Settings(pooled=pooled)) for pooled in (True, False))
-    assert both.pooled_map is not None
-    assert one.pooled_map is None
+    assert (both.streams.keys(), one.streams.keys()) == ({"context", "pooled"}, {"context"})
     assert "pooled" not in one.figures
-    assert torch.equal(one.text_map.change, both.text_map.change)
+    assert torch.equal(one.streams["context"].change, both.streams["context"].change)
 
 
 def test_order_and_duplicates_of_prompts_do_not_matter(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
     settings = Settings(token_weights=(0.1, 1, 0.1, 0.3))
-    once = solve(checkpoint, PAIRS, PRIOR, settings).text_map.matrix
-    again = solve(checkpoint, PAIRS[::-1] + PAIRS, PRIOR, settings).text_map.matrix
+    once = solve(checkpoint, PAIRS, PRIOR, settings).streams["context"].matrix
+    again = solve(checkpoint, PAIRS[::-1] + PAIRS, PRIOR, settings).streams["context"].matrix
     torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-4)
 
 
 def test_slots_are_each_prompts_own(tiny_sd2: Path) -> None:
-    ours = embedder(tiny_sd2)
+    ours = text_of(tiny_sd2)
     pair = PromptPair("a pistol and a tulip", "two apples", "pistol")
-    length, safe_length = (len(ours.tokenizers[0].tokenize(text)) for text in (pair.unsafe, pair.safe))
-    keyword = len(ours.tokenizers[0].tokenize("pistol"))
+    length, safe_length = (len(ours.tokenizers.each[0].tokenize(text)) for text in (pair.unsafe, pair.safe))
+    keyword = len(ours.tokenizers.each[0].tokenize("pistol"))
     found = slots(ours, pair, (0.5, 1, 2, 3))
     assert [tuple(slot) for slot in found] == [
         ("SOT", 0, 0, 0.5),
@@ -211,42 +213,42 @@ def test_slots_are_each_prompts_own(tiny_sd2: Path) -> None:
 
 
 def test_without_padding_there_is_no_last_eot(tiny_sd1: Path) -> None:
-    ours = embedder(tiny_sd1)
+    ours = text_of(tiny_sd1)
     long = "the weather is fine today " * 30
     assert slots(ours, PromptPair("a gun " + long, long, "gun"), (0, 0, 1, 0)) == []
-    weights = (0, 1, 1, 0)
+    weights = by_slot((0, 1, 1, 0))
     with pytest.raises(TrceError, match="LAST_EOT"):
         embed_pairs(ours, [PromptPair("a gun " + long, long, "gun")], [weights]).targets(weights)
-    weights = (0, 1, 0, 1)
+    weights = by_slot((0, 1, 0, 1))
     with pytest.raises(TrceError, match="KEYWORD"):
         embed_pairs(ours, [PromptPair(long + "a gun", long, "gun")], [weights]).targets(weights)
 
 
 def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = embedder(tiny_sd1)
+    ours = text_of(tiny_sd1)
     encoded: list[tuple[int, int]] = []
     encode = ours._encode
     monkeypatch.setattr(
         ours,
         "_encode",
-        lambda packs: encoded.extend((len(p.places), len(p.tokens)) for p in packs) or encode(packs),
+        lambda some, wanted: (
+            encoded.extend((len(p.places), len(p.tokens)) for p in some) or encode(some, wanted)
+        ),
     )
-    embed_pairs(ours, PAIRS + PAIRS, [(0, 1, 0, 0)])
+    embed_pairs(ours, PAIRS + PAIRS, [by_slot((0, 1, 0, 0))])
     prompts = {text for pair in PAIRS for text in (pair.unsafe, pair.safe)}
-    prefixes = {t.ids[0][:end] for t in ours.tokens(prompts) for end in range(1, t.eot + 2)}
+    prefixes = {t.ids[0][:end] for t in ours.tokenizers.tokens(prompts) for end in range(1, t.eot + 2)}
     assert encoded == [(len(prompts), len(prefixes))]
 
 
 def test_many_prompts_are_taken_in_parts(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
     whole = solve(checkpoint, PAIRS, PRIOR, Settings())
-    monkeypatch.setattr("trce_cli.families.clip.embedder.TOKENIZED", 2)
-    monkeypatch.setattr("trce_cli.erase.map.BLOCK", 2)
+    monkeypatch.setattr("trce_cli.families.clip.tokens.TOKENIZED", 2)
+    monkeypatch.setattr("trce_cli.erase.targets.BLOCK", 2)
     parts = solve(checkpoint, PAIRS, PRIOR, Settings())
-    assert parts.pooled_map
-    assert whole.pooled_map
-    torch.testing.assert_close(parts.text_map.change, whole.text_map.change)
-    torch.testing.assert_close(parts.pooled_map.change, whole.pooled_map.change)
+    torch.testing.assert_close(parts.streams["context"].change, whole.streams["context"].change)
+    torch.testing.assert_close(parts.streams["pooled"].change, whole.streams["pooled"].change)
     assert parts.figures["moved"] == pytest.approx(whole.figures["moved"])
 
 
@@ -255,7 +257,7 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
     solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve=0.1))
     plain = plain_of(tiny_sd1)
     cosines = []
-    for mapped in (lambda x: x, solution.text_map):
+    for mapped in (lambda x: x, solution.streams["context"]):
         each = []
         for pair in PAIRS:
             (unsafe, length), (safe, safe_length) = plain.encode(pair.unsafe), plain.encode(pair.safe)
@@ -267,9 +269,9 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
     assert after["mean"] > before["mean"] + 0.1
 
     (states, length), changes = plain.encode("a hat"), {"keys": [], "values": []}
-    for key in checkpoint.projection_keys():
+    for key in checkpoint.door_weights()["context"]:
         W = checkpoint.read(key).double()
-        old, new = states[:length] @ W.T, states[:length] @ solution.text_map.edit(W).T
+        old, new = states[:length] @ W.T, states[:length] @ solution.streams["context"].edit(W).T
         changes["keys" if "to_k" in key else "values"].append(float((new - old).norm() / old.norm()))
     for kind, found in changes.items():
         assert solution.figures["canary_change"][kind]["max"] == pytest.approx(max(found), rel=1e-4)
@@ -285,13 +287,13 @@ def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
         for preserve in (0.5, 20.0):
             settings = Settings(preserve, token_weights)
             shared, alone = statistics.solve(settings), solve(checkpoint, PAIRS, PRIOR, settings)
-            error = (shared.text_map.change - alone.text_map.change).norm() / alone.text_map.change.norm()
+            error = (
+                shared.streams["context"].change - alone.streams["context"].change
+            ).norm() / alone.streams["context"].change.norm()
             assert error < 1e-4  # prompts are packed otherwise, which float32 rounds otherwise
             assert shared.figures["moved"] == pytest.approx(alone.figures["moved"], rel=1e-4)
-            assert shared.pooled_map is not None
-            assert alone.pooled_map is not None
             torch.testing.assert_close(
-                shared.pooled_map.change, alone.pooled_map.change, rtol=1e-3, atol=1e-3
+                shared.streams["pooled"].change, alone.streams["pooled"].change, rtol=1e-3, atol=1e-3
             )
 
 
@@ -300,7 +302,7 @@ def test_half_precision_of_the_encoder_cuts_off_what_it_rounds(tiny_sd1: Path) -
     exact = solve(checkpoint, PAIRS, PRIOR, Settings())
     half = solve(checkpoint, PAIRS, PRIOR, Settings(), dtype=torch.bfloat16)
     assert half.figures["cut_off"] > exact.figures["cut_off"]
-    assert half.text_map.change.norm() < 2 * exact.text_map.change.norm()
+    assert half.streams["context"].change.norm() < 2 * exact.streams["context"].change.norm()
     assert half.figures["moved"] == pytest.approx(exact.figures["moved"], rel=0.2)
 
 
@@ -318,18 +320,18 @@ def test_an_edit_that_moves_nothing_is_refused(tiny_sd1: Path) -> None:
 
 
 def test_a_move_that_the_weights_round_away_is_refused() -> None:
-    fitter = TextMapFitter(2, 1).update(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]]), torch.ones(1))
-    weak = fitter.solve(torch.zeros(2, 2, dtype=torch.float64), 0.0).scaled(5e-4)
+    fitter = MapFitter(2, 1).update(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]]), torch.ones(1))
+    weak = fitter.solve(torch.zeros(2, 2, dtype=torch.float64), 0.0).map.scaled(5e-4)
     assert check_moves(weak, fitter, torch.float32) == pytest.approx(5e-4)
     with pytest.raises(TrceError, match="would do nothing"):
         check_moves(weak, fitter, torch.float16)
     with pytest.raises(TrceError, match="not finite"):
-        check_moves(TextMap(weak.change * torch.inf, 1, 1.0), fitter, torch.float32)
+        check_moves(weak.scaled(torch.inf), fitter, torch.float32)
 
 
 def test_relative_change_of_a_weight() -> None:
     moment = torch.eye(2, dtype=torch.float64)
-    moved = moved_moment(TextMap(3 * moment, 2, 1.0), moment)
+    moved = LinearMap.of(3 * moment).moved_moment(moment)
     wide = torch.tensor([[1.0, 2, 5], [0, 1, 5]])  # with a column beyond the map's
     assert relative_change(wide, moment, moved, "a") == pytest.approx(3.0)
     assert relative_change(torch.zeros(3, 2), moment, moved, "a") == 0

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.erase import moments
-from trce_cli.families.clip.embedder import Embedder
+from trce_cli.families.clip.text import ClipText
 from trce_cli.system.cache import cache_folder
 
 TEXTS = ["a photo of a dog", "two red apples", "a cat sleeping on a chair", "a dog", "two red apples"]
@@ -21,16 +21,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def embedder(tiny_sd1: Path) -> Embedder:
-    return Embedder.of(open_checkpoint(str(tiny_sd1)), "cpu", torch.float32)
+def text(tiny_sd1: Path) -> ClipText:
+    return ClipText.of(open_checkpoint(str(tiny_sd1)), "cpu", torch.float32)
 
 
-def plain_moment(embedder: Embedder) -> torch.Tensor:
+def plain_moment(text: ClipText) -> torch.Tensor:
     """Each caption, duplicates too, on its own at 77 positions; sums in a loop."""
     from transformers import CLIPTextModel
 
-    total = torch.zeros(embedder.dim, embedder.dim, dtype=torch.float64)
-    tokenizer, folder = embedder.tokenizers[0], embedder.encoders[0].files.where
+    total = torch.zeros(text.streams["context"], text.streams["context"], dtype=torch.float64)
+    tokenizer, folder = text.tokenizers.each[0], text.encoders[0].files.where
     model = CLIPTextModel.from_pretrained(folder, local_files_only=True).eval()
     for text in TEXTS:
         batch = tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
@@ -43,21 +43,23 @@ def plain_moment(embedder: Embedder) -> torch.Tensor:
     return total / len(TEXTS)
 
 
-def test_moment_equals_a_plain_sum(embedder: Embedder) -> None:
+def test_moment_equals_a_plain_sum(text: ClipText) -> None:
     done: list[int] = []
-    found = moments.second_moments(embedder, TEXTS, done.append)
-    torch.testing.assert_close(found.context, plain_moment(embedder), rtol=1e-5, atol=1e-5)
-    assert found.pooled is None
+    found = moments.second_moments(text, TEXTS, done.append)
+    assert found.keys() == {"context"}
+    torch.testing.assert_close(found["context"], plain_moment(text), rtol=1e-5, atol=1e-5)
     assert sum(done) == len(set(TEXTS))
 
 
 @pytest.fixture
-def encodings(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def encodings(text: ClipText, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many prompts each forward pass took since."""
     counts: list[int] = []
-    encode = embedder._encode
+    encode = text._encode
     monkeypatch.setattr(
-        embedder, "_encode", lambda packs: counts.append(sum(len(p.places) for p in packs)) or encode(packs)
+        text,
+        "_encode",
+        lambda some, wanted: counts.append(sum(len(p.places) for p in some)) or encode(some, wanted),
     )
     return counts
 
@@ -67,21 +69,21 @@ def entry(cache: Path) -> Path:
     return path
 
 
-def test_moment_is_computed_once(embedder: Embedder, encodings: list[int]) -> None:
-    first = moments.second_moments(embedder, TEXTS).context
+def test_moment_is_computed_once(text: ClipText, encodings: list[int]) -> None:
+    first = moments.second_moments(text, TEXTS)["context"]
     assert encodings
     encodings.clear()
-    assert torch.equal(moments.second_moments(embedder, TEXTS).context, first)
+    assert torch.equal(moments.second_moments(text, TEXTS)["context"], first)
     assert not encodings
-    assert not torch.equal(moments.second_moments(embedder, TEXTS[1:]).context, first)
+    assert not torch.equal(moments.second_moments(text, TEXTS[1:])["context"], first)
     assert encodings
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "pickle", "empty", "folder", "renamed", "shape", "nan"])
 def test_damaged_or_foreign_entries_are_computed_anew(
-    embedder: Embedder, cache: Path, encodings: list[int], damage: str
+    text: ClipText, cache: Path, encodings: list[int], damage: str
 ) -> None:
-    expected = moments.second_moments(embedder, TEXTS).context
+    expected = moments.second_moments(text, TEXTS)["context"]
     path = entry(cache)
     data = path.read_bytes()
     match damage:
@@ -97,18 +99,16 @@ def test_damaged_or_foreign_entries_are_computed_anew(
             path.unlink()
             path.mkdir()
         case "renamed":
-            moments.second_moments(embedder, TEXTS[1:])
+            moments.second_moments(text, TEXTS[1:])
             (other,) = set(cache.rglob("*.safetensors")) - {path}
             other.replace(path)
         case "shape":
             save_file({"context": torch.eye(3, dtype=torch.float64)}, path)
         case "nan":
             bad = torch.full_like(expected, torch.nan)
-            save_file(
-                {"context": bad}, path, {"sha256": moments._seal(path.stem, moments.Moments(bad, None))}
-            )
+            save_file({"context": bad}, path, {"sha256": moments._seal(path.stem, {"context": bad})})
     encodings.clear()
-    assert torch.equal(moments.second_moments(embedder, TEXTS).context, expected)
+    assert torch.equal(moments.second_moments(text, TEXTS)["context"], expected)
     assert encodings
     if damage != "folder":
         assert torch.equal(load_file(entry(cache))["context"], expected)
@@ -116,12 +116,12 @@ def test_damaged_or_foreign_entries_are_computed_anew(
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: ClipText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "file"))
-    found = moments.second_moments(embedder, TEXTS).context
-    torch.testing.assert_close(found, plain_moment(embedder), rtol=1e-5, atol=1e-5)
+    found = moments.second_moments(text, TEXTS)["context"]
+    torch.testing.assert_close(found, plain_moment(text), rtol=1e-5, atol=1e-5)
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trce_cli.maths.closed_form import CUT_OFF, SecondMoment, TextMapFitter, pseudo_inverse
+from trce_cli.maths.closed_form import CUT_OFF, MapFitter, SecondMoment, pseudo_inverse
 
 DIM, PAIRS, TOKENS = 24, 12, 400
 MANY = 3 * DIM  # captions
@@ -34,8 +34,8 @@ def pairs(count: int = PAIRS) -> tuple[Tensor, Tensor, Tensor]:
     return embeddings(count, seed=1), embeddings(count, seed=2), weights
 
 
-def fitter() -> TextMapFitter:
-    return TextMapFitter(DIM, PAIRS).update(*pairs())
+def fitter() -> MapFitter:
+    return MapFitter(DIM, PAIRS).update(*pairs())
 
 
 def plain_layer_edit(weight: Tensor, preserve: float) -> Tensor:
@@ -53,25 +53,25 @@ def plain_layer_edit(weight: Tensor, preserve: float) -> Tensor:
 
 @pytest.mark.parametrize("preserve", [0.0, 0.1, 1.0, 30.0])
 def test_equals_a_plain_least_squares_solution_for_each_layer(preserve: float) -> None:
-    text_map = fitter().solve(benign().P, preserve)
+    linear = fitter().solve(benign().P, preserve).map
     for out in (7, DIM, 40):
         weight = torch.randn(out, DIM, generator=torch.Generator().manual_seed(out), dtype=torch.float64)
         expected = plain_layer_edit(weight, preserve)
-        error = (text_map.edit(weight) - expected).norm() / expected.norm()
+        error = (linear.edit(weight) - expected).norm() / expected.norm()
         assert error < 1e-8
 
 
 def test_is_the_minimum_of_the_objective() -> None:
     unsafe, safe, weights = (x.double() for x in pairs())
     tokens = embeddings(TOKENS, seed=3).double()
-    text_map = fitter().solve(benign().P, preserve=2.0)
+    linear = fitter().solve(benign().P, preserve=2.0).map
 
     def objective(M: Tensor) -> Tensor:
         erase = (weights * (unsafe @ M.mT - safe).square().sum(1)).sum() / PAIRS
         keep = (tokens @ M.mT - tokens).square().sum() / MANY
         return erase + 2.0 * keep
 
-    M = text_map.matrix.requires_grad_()
+    M = linear.matrix.requires_grad_()
     (gradient,) = torch.autograd.grad(objective(M), M)
     identity = torch.eye(DIM, dtype=torch.float64, requires_grad=True)
     (reference,) = torch.autograd.grad(objective(identity), identity)
@@ -80,9 +80,9 @@ def test_is_the_minimum_of_the_objective() -> None:
 
 def test_is_the_identity_when_safe_equals_unsafe() -> None:
     unsafe, _, weights = pairs()
-    fit = TextMapFitter(DIM, PAIRS).update(unsafe, unsafe, weights)
-    text_map = fit.solve(benign().P, preserve=0.5)
-    assert torch.equal(text_map.matrix, torch.eye(DIM, dtype=torch.float64))
+    fit = MapFitter(DIM, PAIRS).update(unsafe, unsafe, weights)
+    linear = fit.solve(benign().P, preserve=0.5).map
+    assert torch.equal(linear.matrix, torch.eye(DIM, dtype=torch.float64))
     assert fit.distance == 0
 
 
@@ -90,12 +90,12 @@ def test_is_exact_on_the_pairs_as_preserve_goes_to_zero() -> None:
     unsafe, safe, _ = pairs()
     distance = (safe - unsafe).double().norm()
     errors = [
-        float((fitter().solve(benign().P, preserve)(unsafe) - safe).norm() / distance)
+        float((fitter().solve(benign().P, preserve).map(unsafe) - safe).norm() / distance)
         for preserve in (1.0, 1e-2, 1e-4, 1e-6)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-4
-    assert fitter().moved(fitter().solve(benign().P, 1e-6)) == pytest.approx(1, abs=1e-3)
+    assert fitter().moved(fitter().solve(benign().P, 1e-6).map) == pytest.approx(1, abs=1e-3)
 
 
 def test_benign_embeddings_stay_within_the_bound() -> None:
@@ -104,22 +104,22 @@ def test_benign_embeddings_stay_within_the_bound() -> None:
     tokens = embeddings(TOKENS, seed=3)
     at_identity = float(weights @ (safe - unsafe).square().sum(1)) / PAIRS
     for preserve in (0.1, 10.0, 1000.0):
-        text_map = fitter().solve(benign().P, preserve)
-        change = float((text_map(tokens) - tokens).square().sum()) / MANY
+        linear = fitter().solve(benign().P, preserve).map
+        change = float((linear(tokens) - tokens).square().sum()) / MANY
         assert 0 < change <= at_identity / preserve
 
 
 def test_order_and_duplication_do_not_matter() -> None:
     unsafe, safe, weights = pairs()
-    once = fitter().solve(benign().P, preserve=1.0).matrix
+    once = fitter().solve(benign().P, preserve=1.0).map.matrix
     order = torch.randperm(2 * PAIRS, generator=torch.Generator().manual_seed(5)) % PAIRS
-    twice = TextMapFitter(DIM, 2 * PAIRS).update(unsafe[order], safe[order], weights[order])
-    torch.testing.assert_close(twice.solve(benign().P, preserve=1.0).matrix, once, rtol=1e-9, atol=1e-10)
+    twice = MapFitter(DIM, 2 * PAIRS).update(unsafe[order], safe[order], weights[order])
+    torch.testing.assert_close(twice.solve(benign().P, preserve=1.0).map.matrix, once, rtol=1e-9, atol=1e-10)
 
 
 def test_streamed_equals_batch() -> None:
     unsafe, safe, weights = pairs()
-    fit, prior = TextMapFitter(DIM, PAIRS), SecondMoment(DIM, MANY)
+    fit, prior = MapFitter(DIM, PAIRS), SecondMoment(DIM, MANY)
     for start in range(0, PAIRS, 5):
         part = slice(start, start + 5)
         fit = fit.update(unsafe[part], safe[part], weights[part])
@@ -130,24 +130,24 @@ def test_streamed_equals_batch() -> None:
             prior = prior.update(rest, torch.full((len(rest),), share))
     torch.testing.assert_close(prior.P, benign().P, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(fit.A, fitter().A, rtol=1e-12, atol=1e-12)
-    expected = fitter().solve(benign().P, preserve=1.0).matrix
-    torch.testing.assert_close(fit.solve(prior.P, preserve=1.0).matrix, expected, rtol=1e-9, atol=1e-10)
+    expected = fitter().solve(benign().P, preserve=1.0).map.matrix
+    torch.testing.assert_close(fit.solve(prior.P, preserve=1.0).map.matrix, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("preserve", [0.0, 1.0])
 def test_nothing_changes_off_the_layer_norm_hyperplane(preserve: float) -> None:
     # float32 rounding leaves the embeddings a little off the plane; a ridge would blow that up.
-    text_map = fitter().solve(benign().P, preserve)
-    assert text_map.rank <= DIM - 1
-    assert (text_map.change @ normal()).norm() < 1e-5 * text_map.change.norm()
+    found = fitter().solve(benign().P, preserve)
+    assert found.rank <= DIM - 1
+    assert (found.map.change @ normal()).norm() < 1e-5 * found.map.change.norm()
 
 
 def test_rank_is_that_of_the_pairs_without_a_prior() -> None:
-    text_map = fitter().solve(benign().P, preserve=0.0)
+    found = fitter().solve(benign().P, preserve=0.0)
     unsafe = pairs()[0].double()
-    assert text_map.rank == PAIRS
+    assert found.rank == PAIRS
     complement = torch.linalg.svd(unsafe).Vh[PAIRS:]  # directions that no unsafe embedding has
-    assert (text_map.change @ complement.mT).norm() < 1e-9 * text_map.change.norm()
+    assert (found.map.change @ complement.mT).norm() < 1e-9 * found.map.change.norm()
 
 
 def test_distance_and_move_are_those_of_the_weighted_embeddings() -> None:
@@ -155,29 +155,9 @@ def test_distance_and_move_are_those_of_the_weighted_embeddings() -> None:
     mean_square = lambda x: float(weights @ x.square().sum(1))  # noqa: E731
     distance = (mean_square(safe - unsafe) / mean_square(unsafe)) ** 0.5
     assert fitter().distance == pytest.approx(distance)
-    text_map = fitter().solve(benign().P, preserve=1.0)
-    steps = ((text_map(unsafe) - unsafe) * (safe - unsafe)).sum(1)
-    assert fitter().moved(text_map) == pytest.approx(float(weights @ steps) / mean_square(safe - unsafe))
-
-
-def test_strength_scales_the_change() -> None:
-    text_map = fitter().solve(benign().P, preserve=1.0)
-    tokens = embeddings(5, seed=6)
-    eye = torch.eye(DIM, dtype=torch.float64)
-    for strength in (0.0, 0.5, 1.0, 1.7):
-        scaled = text_map.scaled(strength)
-        torch.testing.assert_close(scaled.matrix, eye + strength * (text_map.matrix - eye))
-        torch.testing.assert_close(scaled(tokens), tokens.double() @ scaled.matrix.mT)
-        assert fitter().moved(scaled) == pytest.approx(strength * fitter().moved(text_map))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_edit_is_computed_in_float64(dtype: torch.dtype) -> None:
-    text_map = fitter().solve(benign().P, preserve=1.0)
-    weight = torch.randn(9, DIM, generator=torch.Generator().manual_seed(7)).to(dtype)
-    torch.testing.assert_close(
-        text_map.edit(weight), weight.double() @ text_map.matrix
-    )  # float64 on both sides
+    linear = fitter().solve(benign().P, preserve=1.0).map
+    steps = ((linear(unsafe) - unsafe) * (safe - unsafe)).sum(1)
+    assert fitter().moved(linear) == pytest.approx(float(weights @ steps) / mean_square(safe - unsafe))
 
 
 def test_pseudo_inverse_of_nothing_is_nothing() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from trce_cli.errors import BadInput, first_line
+from trce_cli.families.base import Door
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.registry import detect_folder, detect_single_file
 from trce_cli.families.sd.family import POOLED_KEY, StableDiffusion
@@ -143,6 +144,19 @@ class Checkpoint:
     def projection_keys(self) -> list[str]:
         """The diffusers names of all cross-attention key and value weights, each (out, context_width)."""
         return [key for key in self.unet[0].tensors if key.endswith(PROJECTIONS)]
+
+    def doors(self) -> tuple[Door, ...]:
+        """Where prompts enter the denoiser."""
+        return self.family.doors(self.unet_config, self.unet[0].tensors)
+
+    def door_weights(self) -> dict[str, list[str]]:
+        """By stream, the weights of its doors in the order in which the checkpoint has them."""
+        streams = {key: door.stream for door in self.doors() for key in door.weights}
+        found: dict[str, list[str]] = {stream: [] for stream in self.family.streams}
+        for key in self.unet[0].tensors:
+            if key in streams:
+                found[streams[key]].append(key)
+        return found
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of a U-Net weight by its diffusers name."""

@@ -67,8 +67,8 @@ def apply(
     Several are applied one after the other; of maps that is the product of their matrices.
     """
     from trce_cli.checkpoint.checkpoint import open_checkpoint
-    from trce_cli.edits.edit import open_edit
-    from trce_cli.edits.live import check_strength
+    from trce_cli.edits.edit import check_strength
+    from trce_cli.edits.files import open_edit
     from trce_cli.edits.outputs import choose_outputs
 
     start = perf_counter()
@@ -79,7 +79,8 @@ def apply(
     outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
     outputs.check(source, files_read([], *edits, config))
 
-    from trce_cli.edits.edit import Made, check_fits, combine, record_apply
+    from trce_cli.edits.edit import Made
+    from trce_cli.edits.files import check_fits, combine, record_apply
     from trce_cli.edits.outputs import lora_lines, notes, total_bytes, write_outputs
     from trce_cli.erase.map_guard import concept_pairs, measure
 
@@ -114,8 +115,8 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     table = Table("Guard", "Before", "After", title="What the edit does with this text encoder")
-    if "cosine_to_safe" in figures:
-        before, after = (figures["cosine_to_safe"][when] for when in ("before", "after"))
+    if "projected_cosine_to_safe" in figures:
+        before, after = (figures["projected_cosine_to_safe"][when] for when in ("before", "after"))
         row = "Cosine of unsafe to safe EoT in keys and values"
         table.add_row(f"{row}, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
         table.add_row(

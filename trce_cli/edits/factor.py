@@ -14,42 +14,17 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, Map, WeightEdit
-from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.sd.family import POOLED_KEY, SDXL
+from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, WeightEdit
+from trce_cli.edits.map import Map
+from trce_cli.errors import TrceError
+from trce_cli.families.sd.family import SDXL
 from trce_cli.families.sd.names import kohya_names
-from trce_cli.maths.closed_form import CUT_OFF, pseudo_inverse
+from trce_cli.maths.linear_map import LinearMap
+from trce_cli.maths.low_rank import Size, own_factors
 from trce_cli.system.safetensors import NewTensor, Report, all_finite, no_report
 
-ENERGY: Final = 0.999
 # What tools show as the base, and filter by.
 BASES: Final = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of a change its factors keep: a rank, or else as many as hold this share of the energy.
-
-    The energy is the sum of the squared singular values. Raises BadInput for values that make no sense.
-    """
-
-    rank: int | None = None
-    energy: float = ENERGY
-
-    def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise BadInput(f"The rank must be at least 1, not {self.rank}.")
-        if not 0 < self.energy <= 1:
-            raise BadInput(f"The energy must be above 0 and at most 1, not {self.energy:g}.")
-
-    def of(self, singular_values: Tensor) -> int:
-        """The rank for these singular values, in falling order; at least 1."""
-        squares = singular_values.square()
-        noise = len(squares) * torch.finfo(squares.dtype).eps * singular_values[0]
-        most = max(1, int((singular_values > noise).sum()))
-        if self.rank is not None:
-            return min(self.rank, most)
-        return min(most, 1 + int((squares.cumsum(0) < self.energy * squares.sum()).sum()))
 
 
 class Basis(NamedTuple):
@@ -77,8 +52,8 @@ def factor(
     checkpoint: Checkpoint,
     edits: Mapping[str, WeightEdit],
     made: Made,
-    text_map: Map | None = None,
-    size: Size = Size(),
+    text_map: Map | None,
+    size: Size,
     dtype: EditDType = "float32",
     report: Report = no_report,
 ) -> LoraFile:
@@ -132,7 +107,7 @@ def factor(
         raise TrceError("The edit changes no weight that a LoRA can hold.")
     figures: dict[str, Any] = {"layers": len(ranks), "max_rank": max(ranks)}
     if text_map:
-        basis = bases[checkpoint.projection_keys()[0]]
+        basis = next(iter(bases.values()))  # of the main stream
         figures |= {"shared_rank": len(basis.down), "shared_energy": basis.energy}
     figures["truncation_error"] = {
         of: {"mean": fmean(found), "max": max(found)} for of, found in errors.items()
@@ -147,29 +122,23 @@ def factor(
 
 
 def shared_bases(checkpoint: Checkpoint, text_map: Map, size: Size, dtype: torch.dtype) -> dict[str, Basis]:
-    """The cut-off SVD of the map's change, and of its pooled one, for each weight that it changes."""
-    keys = checkpoint.projection_keys()
-    bases = dict.fromkeys(keys, _basis(text_map.change, checkpoint.shape(keys[0])[1], size, dtype))
-    if text_map.pooled_change is not None:
-        bases[POOLED_KEY] = _basis(text_map.pooled_change, checkpoint.shape(POOLED_KEY)[1], size, dtype)
+    """The cut-off SVD of what the map does to each stream, for each weight that it changes."""
+    bases: dict[str, Basis] = {}
+    for stream, keys in checkpoint.door_weights().items():
+        if stream in text_map.streams:
+            basis = _basis(text_map.streams[stream], checkpoint.shape(keys[0])[1], size, dtype)
+            bases |= dict.fromkeys(keys, basis)
     return bases
 
 
-def _basis(change: Tensor, columns: int, size: Size, dtype: torch.dtype) -> Basis:
-    U, S, Vt = torch.linalg.svd(change)
+def _basis(linear: LinearMap, columns: int, size: Size, dtype: torch.dtype) -> Basis:
+    U, S, Vt = linear.svd()
     rank = size.of(S)
     down = torch.zeros(rank, columns, dtype=dtype)
-    down[:, : len(change)] = Vt[:rank]  # the columns beyond are those of SDXL's sizes
+    down[:, : linear.width] = Vt[:rank]  # the columns beyond meet something else than embeddings
     squares = S.square()
     energy = float(squares[:rank].sum() / squares.sum()) if bool(squares.any()) else 1.0
     return Basis(U[:, :rank] * S[:rank], down, energy)
-
-
-def own_factors(change: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """The cut-off SVD of one weight's change: up = U S, down = V^T."""
-    U, S, Vt = torch.linalg.svd(change, full_matrices=False)
-    rank = size.of(S)
-    return U[:, :rank] * S[:rank], Vt[:rank]
 
 
 def _make_up(checkpoint: Checkpoint, key: str, basis: Basis, dtype: torch.dtype) -> Tensor:
@@ -182,39 +151,3 @@ def _same(tensor: Tensor) -> Tensor:
 
 def _norm(matrix: Tensor) -> float:
     return float(torch.linalg.norm(matrix))
-
-
-def since(
-    original: Checkpoint, edited: Checkpoint, edits: Mapping[str, WeightEdit], made: Made
-) -> tuple[dict[str, WeightEdit], Map | None]:
-    """What leads from the original to the edited checkpoint with `edits` on top, as `factor` takes it.
-
-    The map among it, if any, is found from the projections that it changed. Both have the same U-Net.
-    """
-    keys = [*original.projection_keys(), *([POOLED_KEY] if original.family.pooled else []), *edits]
-    total: dict[str, WeightEdit] = {
-        key: partial(_instead, edited, key, edits.get(key)) for key in dict.fromkeys(keys)
-    }
-    mapped = any(not torch.equal(original.read(key), edited.read(key)) for key in original.projection_keys())
-    return total, recovered_map(original, edited, made) if mapped else None
-
-
-def _instead(edited: Checkpoint, key: str, edit: WeightEdit | None, weight: Tensor) -> Tensor:
-    found = edited.read(key).float()
-    return found if edit is None else edit(found)
-
-
-def recovered_map(base: Checkpoint, edited: Checkpoint, made: Made) -> Map:
-    """The map M that took the projections of `base` to those of `edited`, by least squares over all of them.
-
-    Exact up to the rounding of the weights where there is such a map: the minimiser of sum |W M - W'|^2 is
-    M - I = (sum W^T W)^+ sum W^T (W' - W).
-    """
-    width = base.context_width
-    gram, moved = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
-    for key in base.projection_keys():
-        weight = base.read(key).double()
-        gram += weight.mT @ weight
-        moved += weight.mT @ (edited.read(key).double() - weight)
-    inverse, _, _ = pseudo_inverse(gram, CUT_OFF)
-    return Map(made, inverse @ moved)

@@ -59,7 +59,7 @@ def describe(
 
 
 def _fit(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    from trce_cli.edits.edit import check_fits, open_edit
+    from trce_cli.edits.files import check_fits, open_edit
 
     edit = open_edit(path)
     try:
@@ -71,7 +71,8 @@ def _fit(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
 
 
 def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
-    from trce_cli.edits.edit import HISTORY, open_edit
+    from trce_cli.edits.edit import HISTORY
+    from trce_cli.edits.files import open_edit
 
     try:
         made = open_edit(file.path).made

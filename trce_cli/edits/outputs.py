@@ -9,9 +9,12 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.convert import left_behind, write_converted
 from trce_cli.checkpoint.copy import Form, check_output, needed_bytes, write_patched
 from trce_cli.checkpoint.provenance import provenance_files
-from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, Map, WeightEdit, write_edit_file
-from trce_cli.edits.factor import Size, factor, since
+from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, WeightEdit, write_edit_file
+from trce_cli.edits.factor import factor
+from trce_cli.edits.map import Map
+from trce_cli.edits.recover import since
 from trce_cli.errors import BadInput
+from trce_cli.maths.low_rank import Size
 from trce_cli.system.paths import real_path
 from trce_cli.system.safetensors import Report, no_report
 

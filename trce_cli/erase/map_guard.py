@@ -1,7 +1,6 @@
 """What edits do to a checkpoint that they were not solved for: the figures to read before one trusts them."""
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any, Final
 
 import torch
@@ -9,10 +8,11 @@ from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import WeightEdit
-from trce_cli.erase.map import Stage, embed_pairs, no_stage
+from trce_cli.erase.map import Stage, door_changes, no_stage
 from trce_cli.erase.moments import second_moments
 from trce_cli.erase.prior import choose_prior
-from trce_cli.families.clip.embedder import Embedder
+from trce_cli.erase.targets import embed_pairs
+from trce_cli.families.clip.text import ClipText
 from trce_cli.prompts.pairs import PromptPair
 
 MAX_PAIRS: Final = 300  # enough for a figure, however many concepts a file claims
@@ -36,43 +36,40 @@ def measure(
     pairs: Sequence[PromptPair],
     stage: Stage = no_stage,
 ) -> dict[str, Any]:
-    """What the edits do to keys and values, by the checkpoint's own text encoders; plain JSON values.
+    """What the edits do to what enters by the main stream's doors, by the checkpoint's own text encoders.
 
-    cosine_to_safe: of the unsafe first EoT's keys and values, W' o, to those of the safe one, W n, before and
-    after: mean over the layers, then mean and minimum of the pairs; absent without pairs. canary_change: rms
-    |W' c - W c| / rms |W c| over canary captions, mean and maximum by layer.
+    Plain JSON values. projected_cosine_to_safe: of what doors make of the unsafe embedding at the slots of
+    the family's defaults, W' o, to what they make of the safe one, W n, before and after: mean over the
+    doors, then mean and minimum of the slots; absent without pairs. canary_change: rms |W' c - W c| / rms
+    |W c| over canary captions, mean and maximum by door.
     """
     stage("Checking the text encoder", None, "")
-    embedder = Embedder.of(checkpoint, "cpu", torch.float32)
+    family, text = checkpoint.family, ClipText.of(checkpoint, "cpu", torch.float32)
+    stream = family.streams[0]
     canaries = choose_prior(checkpoint).canaries
-    moment = second_moments(embedder, canaries, stage("Encoding canaries", len(canaries), "captions")).context
-    unsafe = safe = torch.zeros(0, embedder.dim, dtype=torch.float64)
+    moment = second_moments(text, canaries, stage("Encoding canaries", len(canaries), "captions"))[stream]
+    unsafe = safe = torch.zeros(0, len(moment), dtype=torch.float64)
     if pairs:
-        targets = embed_pairs(embedder, pairs, []).eots
+        weights = family.default_slots
+        targets = embed_pairs(text, pairs, [weights]).targets(weights)[stream]
         unsafe, safe = (targets.embeddings[rows].double() for rows in (targets.unsafe, targets.safe))
     cosines: dict[str, list[Tensor]] = {"before": [], "after": []}
-    changes: dict[str, list[float]] = {"keys": [], "values": []}
-    keys = checkpoint.projection_keys()
-    report = stage("Measuring", len(keys), "layers")
-    for key in keys:
-        weight = checkpoint.read(key).double()
+
+    def change(weight: Tensor, key: str) -> float:
+        weight = weight.double()
         edited = edits[key](weight).double() if key in edits else weight
+        weight, edited = weight[:, : len(moment)], edited[:, : len(moment)]
         for when, projection in (("before", weight), ("after", edited)):
             cosines[when].append(torch.cosine_similarity(unsafe @ projection.mT, safe @ weight.mT))
-        change = edited - weight
-        size = float(((weight @ moment) * weight).sum())
-        moved = float(((change @ moment) * change).sum())
-        changes["keys" if ".to_k." in key else "values"].append(
-            (max(moved, 0) / size) ** 0.5 if size else 0.0
-        )
-        report(1)
+        size, moved = (float(((W @ moment) * W).sum()) for W in (weight, edited - weight))
+        return (max(moved, 0) / size) ** 0.5 if size else 0.0
+
+    report = stage("Measuring", len(checkpoint.door_weights()[stream]), "layers")
+    changes = door_changes(checkpoint, stream, change, report)
     figures: dict[str, Any] = {"pairs": len(pairs), "canaries": len(canaries)}
     if pairs:
         means = {when: torch.stack(found).mean(0) for when, found in cosines.items()}
-        figures["cosine_to_safe"] = {
+        figures["projected_cosine_to_safe"] = {
             when: {"mean": float(found.mean()), "min": float(found.min())} for when, found in means.items()
         }
-    figures["canary_change"] = {
-        kind: {"mean": fmean(found), "max": max(found)} for kind, found in changes.items()
-    }
-    return figures
+    return figures | {"canary_change": changes}

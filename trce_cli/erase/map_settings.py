@@ -10,12 +10,10 @@ from typing import Any, Final
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.erase.prior import Prior
 from trce_cli.errors import BadInput
-from trce_cli.families.sd.family import POOLED_KEY
+from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.prompts.pairs import PromptPair
 from trce_cli.prompts.presets import MapSettings, Preset, joint_map_settings
 from trce_cli.system.paths import existing
-
-SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")  # the order of token weights
 
 # What Python, torch, the tokenizers, activations and one layer of a text encoder take, measured in bytes.
 OVERHEAD: Final = 400 << 20
@@ -76,13 +74,12 @@ def plan(
     checkpoint: Checkpoint, output: Path, pairs: Sequence[PromptPair], prior: Prior, settings: Settings
 ) -> dict[str, Any]:
     """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes."""
-    keys = checkpoint.projection_keys()
-    if checkpoint.family.pooled and settings.pooled:
-        keys.append(POOLED_KEY)
+    doors = checkpoint.door_weights()
+    streams = doors if settings.pooled else checkpoint.family.streams[:1]
     return {
         "family": checkpoint.family.name,
         "weights": [copy.label for copy in checkpoint.unet],
-        "layers": {key: list(checkpoint.shape(key)) for key in keys},
+        "layers": {key: list(checkpoint.shape(key)) for stream in streams for key in doors[stream]},
         "pairs": len(pairs),
         "distinct_prompts": len(distinct_prompts(pairs)),
         "prior": prior.source,
@@ -104,7 +101,8 @@ def distinct_prompts(pairs: Iterable[PromptPair]) -> set[str]:
 
 def _memory(checkpoint: Checkpoint) -> int:
     """About the most memory in bytes that `trce map` needs: text encoders are read a layer at a time."""
-    matrices = 8 * MATRICES * (checkpoint.context_width**2 + checkpoint.pooled_width**2)
+    widths = {door.stream: door.width for door in checkpoint.doors()}
+    matrices = 8 * MATRICES * sum(width**2 for width in widths.values())
     tables = [
         config["vocab_size"] * config["hidden_size"] for config in (e.config for e in checkpoint.encoders)
     ]

@@ -5,96 +5,82 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.clip.embedder import Batch, Embedder
+from trce_cli.families.base import States, Text
 from trce_cli.maths.closed_form import SecondMoment
 from trce_cli.system.cache import cache_folder
 from trce_cli.system.safetensors import SafetensorsFile
 from trce_cli.system.whole import write_tensors
 
-
-class Moments(NamedTuple):
-    """What captions' embeddings look like: 1/K sum c c^T over K captions; float64.
-
-    context: over their non-padding tokens (SoT to first EoT), (dim, dim). pooled: over their pooled
-    embeddings, (pooled_dim, pooled_dim); None for families without one.
-    """
-
-    context: Tensor
-    pooled: Tensor | None
+# By stream, what captions' embeddings look like where they say something: 1/K sum c c^T over K captions,
+# (width, width) float64.
+Moments = Mapping[str, Tensor]
 
 
 def second_moments(
-    embedder: Embedder, texts: Sequence[str], report: Callable[[int], None] = lambda prompts: None
+    text: Text, captions: Sequence[str], report: Callable[[int], None] = lambda prompts: None
 ) -> Moments:
     """The moments of captions; one that is given twice counts twice.
 
     Read from the cache where it holds the very same embeddings' statistics, else computed and put there.
     `report` gets the number of distinct captions as they are done.
     """
-    key = embedder.fingerprint(texts)
+    key = text.fingerprint(captions)
     path = cache_folder() / "prior" / f"{key}.safetensors"
-    moments = _load(path, key, embedder)
+    moments = _load(path, key, text.streams)
     if moments is None:
-        moments = _compute(embedder, texts, report)
+        moments = _compute(text, captions, report)
         _store(path, key, moments)
     else:
-        report(len(set(texts)))
+        report(len(set(captions)))
     return moments
 
 
-def _compute(embedder: Embedder, texts: Sequence[str], report: Callable[[int], None]) -> Moments:
-    times = Counter(texts)
-    tokens = zip(times, embedder.tokens(times), strict=True)
-    context, pooled = (SecondMoment(dim, len(texts)) for dim in (embedder.dim, embedder.pooled_dim))
-    for batch in embedder.states({text: range(tokens_.eot + 1) for text, tokens_ in tokens}, report):
-        context.update(batch.context, occurrences(batch, times))
-        if batch.pooled is not None:
-            pooled.update(batch.pooled, torch.tensor([times[text] for text in batch.rows]))
-    return Moments(context.P, pooled.P if embedder.pooled_dim else None)
+def _compute(text: Text, captions: Sequence[str], report: Callable[[int], None]) -> Moments:
+    times = Counter(captions)
+    moments = {stream: SecondMoment(width, len(captions)) for stream, width in text.streams.items()}
+    for batch in text.states(text.content(times), report):
+        for stream, states in batch.items():
+            moments[stream].update(states.embeddings, occurrences(states, times))
+    return {stream: moment.P for stream, moment in moments.items()}
 
 
-def occurrences(batch: Batch, times: Mapping[str, int]) -> Tensor:
-    """How often each token of a batch occurs in texts that occur so many times; (tokens,)."""
-    counts = torch.zeros(len(batch.context), dtype=torch.long)
-    for text, rows in batch.rows.items():
-        counts[rows] += times[text]
+def occurrences(states: States, times: Mapping[str, int]) -> Tensor:
+    """How often each embedding occurs in captions that occur so many times; (rows,)."""
+    counts = torch.zeros(len(states.embeddings), dtype=torch.long)
+    for caption, rows in states.rows.items():
+        counts[list(rows)] += times[caption]
     return counts
 
 
-def _load(path: Path, key: str, embedder: Embedder) -> Moments | None:
+def _load(path: Path, key: str, widths: Mapping[str, int]) -> Moments | None:
     """The cached moments, or None where there are none to be trusted: absent, damaged, of something else."""
-    widths = {"context": embedder.dim} | ({"pooled": embedder.pooled_dim} if embedder.pooled_dim else {})
     try:
         file = SafetensorsFile.open(path)
-        found = {name: file.read(name) for name in widths}
+        moments = {stream: file.read(stream) for stream in widths}
     except (BadInput, KeyError, OSError):
         return None
-    moments = Moments(found["context"], found.get("pooled"))
     trusted = file.metadata.get("sha256") == _seal(key, moments) and all(
         moment.dtype == torch.float64
-        and moment.shape == (widths[name], widths[name])
+        and moment.shape == (widths[stream], widths[stream])
         and bool(torch.isfinite(moment).all())
-        for name, moment in found.items()
+        for stream, moment in moments.items()
     )
     return moments if trusted else None
 
 
 def _store(path: Path, key: str, moments: Moments) -> None:
-    tensors = {name: moment for name, moment in moments._asdict().items() if moment is not None}
     with suppress(TrceError):  # a cache that cannot be written costs time, not the edit
-        write_tensors(path, tensors, {"sha256": _seal(key, moments)})
+        write_tensors(path, moments, {"sha256": _seal(key, moments)})
 
 
 def _seal(key: str, moments: Moments) -> str:
     """A hash over content and name, so that neither a flipped bit nor a renamed entry passes."""
     digest = hashlib.sha256(key.encode())
-    for moment in moments:
-        if moment is not None:
-            digest.update(moment.contiguous().view(-1).view(torch.uint8).numpy().data)
+    for moment in moments.values():
+        digest.update(moment.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from trce_cli.checkpoint.provenance import versions
-from trce_cli.edits.edit import Made, Map
+from trce_cli.edits.edit import Made
+from trce_cli.edits.map import Map
 from trce_cli.erase.map import Solution, Stage, Statistics, no_stage
 from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
@@ -201,9 +202,9 @@ class Bench:
 
     def draw(self, trial: Trial, solution: Solution, report: Callable[[int], None]) -> None:
         """Draw a trial's pictures as far as they are missing, with its map on the pipeline."""
-        original, pooled = self.evaluation.original, solution.pooled_map
+        original = self.evaluation.original
         made = Made(original.family, original.text_encoder_hash())
-        text_map = Map(made, solution.text_map.change, None if pooled is None else pooled.change)
+        text_map = Map(made, solution.streams)
         text_map.apply_to(self.pipeline)
         try:
             for name, folder in self.folders.items():

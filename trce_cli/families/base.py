@@ -126,11 +126,6 @@ class Text(Protocol):
         """The width of each stream, the family's main one first."""
         ...
 
-    @property
-    def identity(self) -> str:
-        """SHA-256 in hex of the encoders' weights, the same for every layout and for fp16 and fp32."""
-        ...
-
     def fingerprint(self, prompts: Collection[str]) -> str:
         """SHA-256 in hex of all that the prompts' embeddings depend on, rounding aside."""
         ...
@@ -153,10 +148,6 @@ class Text(Protocol):
 
         `report` gets the number of prompts of each batch. TrceError for an embedding that is not finite.
         """
-        ...
-
-    def modules(self) -> dict[str, Any]:
-        """The encoders and tokenizers as the family's diffusers pipeline takes them, by its names."""
         ...
 
 

@@ -11,11 +11,13 @@ is W' = W M with one and the same matrix for all of them:
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from trce_cli.maths.linear_map import LinearMap
 
 # Below this share of the largest eigenvalue a direction counts as one that no embedding has. Half precision,
 # in which most pipelines run, rounds an embedding by some 2^-12 of its length, spread over 768 directions:
@@ -24,41 +26,16 @@ CUT_OFF: Final = 1e-10
 
 
 @dataclass(frozen=True)
-class TextMap:
-    """M = I + change, the map of text embeddings that erases; float64, (dim, dim).
+class Fit:
+    """The map that the closed form gives.
 
-    rank: directions that the statistics reach, of dim; the change is zero in all others.
+    rank: directions that the statistics reach, of the width; the change is zero in all others.
     condition: largest over smallest eigenvalue of A + lambda P among those directions.
     """
 
-    change: Tensor  # (dim, dim)
+    map: LinearMap
     rank: int
     condition: float
-
-    @property
-    def matrix(self) -> Tensor:
-        """M itself, (dim, dim) float64."""
-        return torch.eye(len(self.change), dtype=self.change.dtype) + self.change
-
-    def scaled(self, strength: float) -> "TextMap":
-        """M_s = I + s (M - I): 0 is the identity, 1 the full edit."""
-        return replace(self, change=strength * self.change)
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """M e for each embedding in the rows of (..., dim); float64."""
-        embeddings = embeddings.double()
-        return embeddings + embeddings @ self.change.mT
-
-    def edit(self, weight: Tensor) -> Tensor:
-        """W' = W M for a projection W (out, dim), in float64; whoever stores it rounds it once."""
-        return mapped(weight, self.change)
-
-
-def mapped(weight: Tensor, change: Tensor) -> Tensor:
-    """W M = W + W (M - I) in float64, on the first columns of W where it has more than the map."""
-    weight = weight.double()
-    own = weight[:, : len(change)]
-    return torch.cat([own + own @ change, weight[:, len(change) :]], dim=1)
 
 
 class SecondMoment:
@@ -80,7 +57,7 @@ class SecondMoment:
         return self._sum / self.captions
 
 
-class TextMapFitter:
+class MapFitter:
     """Streams what the closed form needs of so many prompt pairs, and solves it; float64.
 
     The sum of w (n - o) o^T is kept in place of B: the change is never a difference of large numbers.
@@ -92,7 +69,7 @@ class TextMapFitter:
         self._no = torch.zeros(dim, dim, dtype=torch.float64)
         self._distance = 0.0
 
-    def update(self, unsafe: Tensor, safe: Tensor, weights: Tensor) -> "TextMapFitter":
+    def update(self, unsafe: Tensor, safe: Tensor, weights: Tensor) -> "MapFitter":
         """Add slots of the pairs: unsafe o and safe n (slots, dim), their weights w >= 0 (slots,)."""
         o, n, w = (rows.to(self._oo) for rows in (unsafe, safe, weights))
         wo = w[:, None] * o
@@ -111,22 +88,22 @@ class TextMapFitter:
         """1/pairs sum w (n - o) o^T."""
         return self._no / self.pairs
 
-    def solve(self, P: Tensor, preserve: float, cut_off: float = CUT_OFF) -> TextMap:
+    def solve(self, P: Tensor, preserve: float, cut_off: float = CUT_OFF) -> Fit:
         """M = I + (B - A) (A + lambda P)^+ with lambda = `preserve` >= 0 and P (dim, dim)."""
         inverse, rank, condition = pseudo_inverse(self.A + preserve * P, cut_off)
-        return TextMap(self.B_minus_A @ inverse, rank, condition)
+        return Fit(LinearMap.of(self.B_minus_A @ inverse), rank, condition)
 
     @property
     def distance(self) -> float:
         """How far the safe embeddings are from the unsafe ones: rms |n - o| / rms |o|."""
         return math.sqrt(self._distance / float(self._oo.trace()))
 
-    def moved(self, text_map: TextMap) -> float:
+    def moved(self, linear_map: LinearMap) -> float:
         """How far the map takes the unsafe embeddings towards the safe ones: 0 not at all, 1 all the way.
 
         sum w (n - o)^T (M o - o) / sum w |n - o|^2, which is linear in the strength.
         """
-        return float((text_map.change * self._no).sum()) / self._distance
+        return linear_map.inner(self._no) / self._distance
 
 
 def pseudo_inverse(moment: Tensor, cut_off: float) -> tuple[Tensor, int, float]:

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.errors import BadInput
-from trce_cli.families.clip.embedder import SOT, Embedder, packs
+from trce_cli.families.clip.text import ClipText
+from trce_cli.families.clip.tokens import SOT
+from trce_cli.families.prefix_tree import packs
 
 PROMPTS = [
     "a photo of a dog",
@@ -25,25 +27,21 @@ PROMPTS = [
 ]
 
 
-def embedder(folder: Path, dtype: torch.dtype = torch.float32) -> Embedder:
-    return Embedder.of(open_checkpoint(str(folder)), "cpu", dtype)
+def text_of(folder: Path, dtype: torch.dtype = torch.float32) -> ClipText:
+    return ClipText.of(open_checkpoint(str(folder)), "cpu", dtype)
 
 
 @pytest.fixture(scope="module")
-def sd1(tiny_sd1: Path) -> Embedder:
-    return embedder(tiny_sd1)
+def sd1(tiny_sd1: Path) -> ClipText:
+    return text_of(tiny_sd1)
 
 
-class Embeddings(NamedTuple):
-    context: torch.Tensor
-    pooled: torch.Tensor | None
-
-
-def collect(embedder: Embedder, wanted: dict[str, Any]) -> dict[str, Embeddings]:
+def collect(text: ClipText, wanted: dict[str, Any], stream: str = "context") -> dict[str, torch.Tensor]:
     return {
-        prompt: Embeddings(batch.context[rows], None if batch.pooled is None else batch.pooled[number])
-        for batch in embedder.states(wanted)
-        for number, (prompt, rows) in enumerate(batch.rows.items())
+        prompt: states.embeddings[list(rows)]
+        for batch in text.states({stream: wanted})
+        for states in [batch[stream]]
+        for prompt, rows in states.rows.items()
     }
 
 
@@ -68,44 +66,45 @@ def test_embeddings_equal_the_pipelines_at_every_position(
     family: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(f"tiny_{family}")
-    ours = embedder(folder)
+    ours = text_of(folder)
     expected, pooled = pipeline_embeddings(folder, PROMPTS)
     close = {"rtol": 1e-5, "atol": 2e-5}
     found = collect(ours, dict.fromkeys(PROMPTS, range(77)))
-    assert ours.dim == expected.shape[-1]
-    torch.testing.assert_close(torch.stack([found[p].context for p in PROMPTS]), expected, **close)
+    assert ours.streams["context"] == expected.shape[-1]
+    torch.testing.assert_close(torch.stack([found[p] for p in PROMPTS]), expected, **close)
 
     # Encoded no further than the EoT, in one pack with shared prefixes, the states stay the same.
-    eots = {prompt: [SOT, tokens.eot] for prompt, tokens in zip(PROMPTS, ours.tokens(PROMPTS), strict=True)}
+    eots = {
+        prompt: [SOT, tokens.eot]
+        for prompt, tokens in zip(PROMPTS, ours.tokenizers.tokens(PROMPTS), strict=True)
+    }
     found = collect(ours, eots)
     for row, prompt in enumerate(PROMPTS):
-        torch.testing.assert_close(found[prompt].context, expected[row, eots[prompt]], **close)
+        torch.testing.assert_close(found[prompt], expected[row, eots[prompt]], **close)
 
-    # The pooled embedding is that of the whole prompt, however little else is wanted of it.
-    found = collect(ours, {prompt: [SOT] for prompt in PROMPTS})
-    if pooled is None:
-        assert ours.pooled_dim == 0
-        assert all(embeddings.pooled is None for embeddings in found.values())
-    else:
-        assert ours.pooled_dim == pooled.shape[1]
-        torch.testing.assert_close(torch.stack([found[p].pooled for p in PROMPTS]), pooled, **close)
+    # The pooled embedding is that of the whole prompt.
+    assert ours.streams.keys() == ({"context"} if pooled is None else {"context", "pooled"})
+    if pooled is not None:
+        assert ours.streams["pooled"] == pooled.shape[1]
+        found = collect(ours, {prompt: [eot] for prompt, (_, eot) in eots.items()}, "pooled")
+        torch.testing.assert_close(torch.cat([found[p] for p in PROMPTS]), pooled, **close)
 
 
 def test_half_precision_stays_near(tiny_sdxl: Path) -> None:
-    wanted = {prompt: [SOT, 1] for prompt in PROMPTS}
-    exact, half = (collect(embedder(tiny_sdxl, dtype), wanted) for dtype in (torch.float32, torch.bfloat16))
-    for prompt in PROMPTS:
-        for one, other in zip(exact[prompt], half[prompt], strict=True):
-            assert other.dtype == torch.float32
-            assert 0 < (one - other).norm() / one.norm() < 0.1
+    texts = [text_of(tiny_sdxl, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for stream, wanted in texts[0].content(PROMPTS).items():
+        exact, half = (collect(text, wanted, stream) for text in texts)
+        for prompt in PROMPTS:
+            assert half[prompt].dtype == torch.float32
+            assert 0 < (exact[prompt] - half[prompt]).norm() / exact[prompt].norm() < 0.1
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_slots_are_found_from_token_ids(family: str, request: pytest.FixtureRequest) -> None:
-    ours = embedder(request.getfixturevalue(f"tiny_{family}"))
-    eot_id = ours.tokenizers[0].eos_token_id
-    for prompt, tokens in zip(PROMPTS, ours.tokens(PROMPTS), strict=True):
-        words = ours.tokenizers[0].tokenize(prompt)
+    ours = text_of(request.getfixturevalue(f"tiny_{family}"))
+    eot_id = ours.tokenizers.each[0].eos_token_id
+    for prompt, tokens in zip(PROMPTS, ours.tokenizers.tokens(PROMPTS), strict=True):
+        words = ours.tokenizers.each[0].tokenize(prompt)
         assert tokens.eot == min(len(words), 75) + 1  # SoT before it, and the cut of the pipeline
         assert tokens.last == 76
         assert tokens.padding == 76 - tokens.eot
@@ -115,10 +114,10 @@ def test_slots_are_found_from_token_ids(family: str, request: pytest.FixtureRequ
             assert eot_id not in ids[: tokens.eot]
 
 
-def test_eot_is_the_first_after_sot_even_in_the_middle_of_a_prompt(sd1: Embedder) -> None:
-    (tokens,) = sd1.tokens(["a dog <|endoftext|> a cat"])
-    assert tokens.eot == 1 + len(sd1.tokenizers[0].tokenize("a dog"))
-    assert tokens.padding == 76 - (tokens.eot + len(sd1.tokenizers[0].tokenize("a cat")) + 1)
+def test_eot_is_the_first_after_sot_even_in_the_middle_of_a_prompt(sd1: ClipText) -> None:
+    (tokens,) = sd1.tokenizers.tokens(["a dog <|endoftext|> a cat"])
+    assert tokens.eot == 1 + len(sd1.tokenizers.each[0].tokenize("a dog"))
+    assert tokens.padding == 76 - (tokens.eot + len(sd1.tokenizers.each[0].tokenize("a cat")) + 1)
 
 
 @pytest.mark.parametrize(
@@ -137,33 +136,36 @@ def test_eot_is_the_first_after_sot_even_in_the_middle_of_a_prompt(sd1: Embedder
     ],
 )
 def test_keyword_positions_are_those_of_all_its_tokens(
-    sd1: Embedder, prompt: str, keyword: str, words: list[str]
+    sd1: ClipText, prompt: str, keyword: str, words: list[str]
 ) -> None:
-    tokenizer = sd1.tokenizers[0]
+    tokenizer = sd1.tokenizers.each[0]
     expected = [token for word in words for token in tokenizer(word)["input_ids"][1:-1]]
-    positions = sd1.keyword_positions(prompt, keyword)
-    (tokens,) = sd1.tokens([prompt])
+    positions = sd1.tokenizers.keyword_positions(prompt, keyword)
+    (tokens,) = sd1.tokenizers.tokens([prompt])
     assert [tokens.ids[0][position] for position in positions] == expected
 
 
-def test_keyword_that_is_cut_off_has_no_positions(sd1: Embedder) -> None:
+def test_keyword_that_is_cut_off_has_no_positions(sd1: ClipText) -> None:
     prompt = "the weather is fine today " * 30 + "gun"
-    assert sd1.keyword_positions(prompt, "gun") == []
+    assert sd1.tokenizers.keyword_positions(prompt, "gun") == []
 
 
 def test_prefixes_are_encoded_once_and_nothing_beyond_what_is_wanted(
-    sd1: Embedder, monkeypatch: pytest.MonkeyPatch
+    sd1: ClipText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[tuple[int, int]] = []
     encode = sd1._encode
     monkeypatch.setattr(
         sd1,
         "_encode",
-        lambda packs: counts.extend((len(p.places), len(p.tokens)) for p in packs) or encode(packs),
+        lambda some, wanted: (
+            counts.extend((len(p.places), len(p.tokens)) for p in some) or encode(some, wanted)
+        ),
     )
     done: list[int] = []
     wanted = {"a dog": [SOT, 3], "A  DOG": [3], "a cat": [2], "a photo of a dog": [0]}
-    assert {p for batch in sd1.states(wanted, done.append) for p in batch.rows} == set(wanted)
+    batches = list(sd1.states({"context": wanted}, done.append))
+    assert {prompt for batch in batches for prompt in batch["context"].rows} == set(wanted)
     # SoT, a; dog, EoT; the first token of cat, which is its own
     assert counts == [(4, 5)]
     assert done == [4]
@@ -193,25 +195,25 @@ def test_packs_hold_every_prompt_once_as_a_tree() -> None:
 def test_fingerprint_knows_weights_dtype_configuration_tokenizer_and_prompts(
     tiny_sd1: Path, tiny_sd2: Path, tmp_path: Path
 ) -> None:
-    first = embedder(tiny_sd1)
+    first = text_of(tiny_sd1)
     base = first.fingerprint(PROMPTS)
-    assert base == embedder(tiny_sd1).fingerprint(PROMPTS)
+    assert base == text_of(tiny_sd1).fingerprint(PROMPTS)
     assert base != first.fingerprint(PROMPTS[:-1])
     assert base != first.fingerprint([*PROMPTS[1:], PROMPTS[0]])
-    assert base != embedder(tiny_sd1, torch.float64).fingerprint(PROMPTS)
-    other_tokenizer = Embedder(first.family, embedder(tiny_sd2).tokenizers, first.encoders)
+    assert base != text_of(tiny_sd1, torch.float64).fingerprint(PROMPTS)
+    other_tokenizer = ClipText(text_of(tiny_sd2).tokenizers.each, first.encoders)
     assert base != other_tokenizer.fingerprint(PROMPTS)
 
     copy = shutil.copytree(tiny_sd1, tmp_path / "copy")
-    assert base == embedder(copy).fingerprint(PROMPTS)
+    assert base == text_of(copy).fingerprint(PROMPTS)
     config = json.loads((copy / "text_encoder/config.json").read_text())
     (copy / "text_encoder/config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
-    assert base != embedder(copy).fingerprint(PROMPTS)
+    assert base != text_of(copy).fingerprint(PROMPTS)
     (copy / "text_encoder/config.json").write_text(json.dumps(config))
     weights = load_file(copy / "text_encoder/model.safetensors")
     weights["text_model.encoder.layers.0.mlp.fc1.weight"][0, 0] += 1e-6  # less than fp16 can tell
     save_file(weights, copy / "text_encoder/model.safetensors")
-    assert base != embedder(copy).fingerprint(PROMPTS)
+    assert base != text_of(copy).fingerprint(PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_text_encoders_that_cannot_be_used_are_refused(
     save_file(weights, copy / "text_encoder/model.safetensors")
     (copy / "text_encoder/config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match=said):
-        embedder(copy)
+        text_of(copy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -250,10 +252,12 @@ def test_weights_in_every_dtype_are_computed_with_in_single_precision(
     for path in copy.glob("text_encoder*/model.safetensors"):
         save_file({key: value.to(dtype) for key, value in load_file(path).items()}, path)
     expected, pooled = pipeline_embeddings(copy, PROMPTS[:3])
-    found = collect(embedder(copy), dict.fromkeys(PROMPTS[:3], range(77)))
-    for row, prompt in enumerate(PROMPTS[:3]):
-        torch.testing.assert_close(found[prompt].context, expected[row], rtol=1e-5, atol=2e-5)
-        torch.testing.assert_close(found[prompt].pooled, pooled[row], rtol=1e-5, atol=2e-5)
+    text = text_of(copy)
+    states = collect(text, dict.fromkeys(PROMPTS[:3], range(77)))
+    eots = collect(text, text.content(PROMPTS[:3])["pooled"], "pooled")
+    close = {"rtol": 1e-5, "atol": 2e-5}
+    torch.testing.assert_close(torch.stack([states[prompt] for prompt in PROMPTS[:3]]), expected, **close)
+    torch.testing.assert_close(torch.cat([eots[prompt] for prompt in PROMPTS[:3]]), pooled, **close)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -262,8 +266,11 @@ def test_weights_in_a_single_files_layout_give_the_same(
 ) -> None:
     folder = request.getfixturevalue(f"tiny_{family}")
     file = tiny.single_file(family, folder, tmp_path / "model.safetensors")
-    wanted = dict.fromkeys(PROMPTS, (SOT, 1))
-    ours = collect(Embedder.of(open_checkpoint(str(file), config=folder), "cpu", torch.float32), wanted)
-    expected = collect(embedder(folder), wanted)
-    for prompt in PROMPTS:
-        torch.testing.assert_close(ours[prompt], expected[prompt])
+    ours, theirs = (
+        ClipText.of(open_checkpoint(str(file), config=folder), "cpu", torch.float32),
+        text_of(folder),
+    )
+    for stream, wanted in theirs.content(PROMPTS).items():
+        found, expected = collect(ours, wanted, stream), collect(theirs, wanted, stream)
+        for prompt in PROMPTS:
+            torch.testing.assert_close(found[prompt], expected[prompt])

@@ -1,0 +1,81 @@
+"""Linear maps: whole and factored ones do the same."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from trce_cli.maths.linear_map import LinearMap
+
+WIDTH, RANK = 12, 3
+EYE = torch.eye(WIDTH, dtype=torch.float64)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def factored(seed: int = 1) -> LinearMap:
+    return LinearMap((random(WIDTH, RANK, seed=seed), random(RANK, WIDTH, seed=seed + 1)))
+
+
+MAPS = [LinearMap.of(random(WIDTH, WIDTH, seed=7)), factored()]
+each_map = pytest.mark.parametrize("linear", MAPS, ids=["whole", "factored"])
+
+
+@each_map
+def test_everything_it_does_follows_from_its_matrix(linear: LinearMap) -> None:
+    M, change = linear.matrix, linear.matrix - EYE
+    tokens, moment, other = random(5, WIDTH), random(WIDTH, WIDTH, seed=3), random(WIDTH, WIDTH, seed=4)
+    assert linear.width == WIDTH
+    torch.testing.assert_close(linear.change, change)
+    torch.testing.assert_close(linear(tokens), tokens @ M.mT)
+    torch.testing.assert_close(linear.moves(tokens), tokens @ change.mT)
+    torch.testing.assert_close(linear.moved_moment(moment), change @ moment @ change.mT)
+    assert linear.inner(other) == pytest.approx(float((change * other).sum()))
+
+
+@each_map
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 1.7])
+def test_strength_scales_the_change(linear: LinearMap, strength: float) -> None:
+    torch.testing.assert_close(linear.scaled(strength).matrix, EYE + strength * (linear.matrix - EYE))
+
+
+@each_map
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_weight_is_edited_in_float64_in_its_first_columns(linear: LinearMap, dtype: torch.dtype) -> None:
+    weight = random(9, WIDTH + 4).to(dtype)
+    edited = linear.edit(weight)
+    torch.testing.assert_close(edited[:, :WIDTH], weight[:, :WIDTH].double() @ linear.matrix)
+    assert torch.equal(edited[:, WIDTH:], weight[:, WIDTH:].double())
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), list(product(MAPS, [LinearMap.of(random(WIDTH, WIDTH, seed=8)), factored(5)]))
+)
+def test_maps_compose_by_matrix_product(a: LinearMap, b: LinearMap) -> None:
+    both = a @ b
+    torch.testing.assert_close(both.matrix, a.matrix @ b.matrix)
+    ranks = [len(each.factors[-1]) for each in (a, b)]
+    assert len(both.factors[-1]) == (sum(ranks) if len(a.factors) == len(b.factors) == 2 else WIDTH)
+
+
+@each_map
+def test_the_svd_is_that_of_the_change(linear: LinearMap) -> None:
+    U, S, Vt = linear.svd()
+    torch.testing.assert_close((U * S) @ Vt, linear.change)
+    torch.testing.assert_close(S, torch.linalg.svdvals(linear.change)[: len(S)])
+    torch.testing.assert_close(U.mT @ U, torch.eye(len(S), dtype=torch.float64))
+
+
+@each_map
+def test_it_is_kept_in_any_dtype_and_knows_what_is_not_finite(linear: LinearMap) -> None:
+    assert linear.to(torch.float64) is linear
+    assert {factor.dtype for factor in linear.to(torch.float16).factors} == {torch.float16}
+    assert linear.is_finite
+    assert not linear.scaled(torch.inf).is_finite
+
+
+@pytest.mark.parametrize("shapes", [[(3, 4)], [(3, 2), (3, 3)], [(3, 2), (2, 4)], [(3,)]])
+def test_what_is_no_square_matrix_is_refused(shapes: list[tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match="square"):
+        LinearMap(tuple(torch.zeros(shape) for shape in shapes))

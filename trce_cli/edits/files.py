@@ -1,0 +1,126 @@
+"""Edit files: opened and checked, fitted to a checkpoint, and put one after the other."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint
+from trce_cli.checkpoint.provenance import record
+from trce_cli.edits.edit import WeightEdit
+from trce_cli.edits.lora import LORA, Lora, open_lora
+from trce_cli.edits.map import MAP, Map, open_map
+from trce_cli.errors import BadInput
+from trce_cli.families.registry import not_a_checkpoint
+from trce_cli.system.paths import expanded
+from trce_cli.system.safetensors import SafetensorsFile, hash_file
+
+Edit = Map | Lora
+
+
+def load_map(path: str | Path) -> Map:
+    """Read a map from its file; BadInput says in one sentence what is wrong with it."""
+    edit = open_edit(path)
+    if not isinstance(edit, Map):
+        raise BadInput(f"{path} is a LoRA, not a map.", "Load it with the pipeline's load_lora_weights.")
+    return edit
+
+
+def open_edit(path: str | Path) -> Edit:
+    """Open a map or a LoRA and check it; BadInput says in one sentence what is wrong with the file."""
+    path = expanded(path)
+    if not path.exists():
+        raise BadInput(f"There is no file {path}.", "The edits come first, the checkpoint last.")
+    if path.is_dir() or path.suffix in PICKLE_SUFFIXES:
+        what = "a folder" if path.is_dir() else "a PyTorch pickle, which can run code when it is loaded"
+        raise BadInput(f"{path} is {what}, not a map or LoRA in a .safetensors file.")
+    file = SafetensorsFile.open(path)
+    if any(name.startswith(MAP) for name in file.tensors):
+        return open_map(file)
+    if file.tensors and all(LORA.fullmatch(name) for name in file.tensors):
+        return open_lora(file)
+    if any(name.startswith("lora_te") for name in file.tensors):
+        raise BadInput(
+            f"{path} is a LoRA that changes the text encoder; only those of the U-Net can be applied here."
+        )
+    what = not_a_checkpoint(file.tensors) or "a file of another kind"
+    raise BadInput(
+        f"{path} is neither a map nor a LoRA with kohya's names, but {what}.",
+        "The edits come first, the checkpoint last.",
+    )
+
+
+def check_fits(edit: Edit, checkpoint: Checkpoint, allow_other_text_encoder: bool = False) -> bool:
+    """Whether the checkpoint has the very text encoders that the edit was made for.
+
+    Raises BadInput for another family, and for other or unknown text encoders unless they are allowed.
+    """
+    made, name = edit.made, checkpoint.name
+    if made and checkpoint.family is not made.family:
+        raise BadInput(
+            f"The edit was made for {made.family.name}, and {name} is of the family {checkpoint.family.name}."
+        )
+    if made and checkpoint.text_encoder_hash() == made.text_encoder:
+        return True
+    if not allow_other_text_encoder:
+        maker = (
+            f"for the text encoder {made.text_encoder[:12]}"
+            if made
+            else "for a text encoder it does not name"
+        )
+        raise BadInput(
+            f"The edit was made {maker}, and {name} has {checkpoint.text_encoder_hash()[:12]}.",
+            "If that is a fine-tuned one of the same base, add --allow-other-text-encoder.",
+        )
+    return False
+
+
+def combine(
+    edits: Sequence[Edit], checkpoint: Checkpoint, strength: float = 1.0
+) -> tuple[dict[str, WeightEdit], Map | None]:
+    """Edits one after the other, each at the strength: by diffusers key, and as one map if they are maps.
+
+    Maps of the same text encoders are joined by matrix product. Raises BadInput where one does not fit.
+    """
+    maps = [edit.scaled(strength) for edit in edits if isinstance(edit, Map)]
+    encoders = {text_map.made.text_encoder for text_map in maps}
+    if len(maps) == len(edits) and len(encoders) == 1:
+        text_map = reduce(Map.__matmul__, maps)
+        return text_map.weight_edits(checkpoint), text_map
+    each = [edit.weight_edits(checkpoint, strength) for edit in edits]
+    keys = dict.fromkeys(key for edit in each for key in edit)
+    return {key: partial(_in_turn, [edit[key] for edit in each if key in edit]) for key in keys}, None
+
+
+def _in_turn(edits: Sequence[WeightEdit], weight: Tensor) -> Tensor:
+    return reduce(lambda found, edit: edit(found), edits, weight.double())
+
+
+def record_apply(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    edits: Sequence[Edit],
+    strength: float,
+    figures: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The entry for edits that were made before: like `record`'s, with the concepts that they erase.
+
+    edits: for each, in the order in which they act, file name, SHA-256, form, and its own history.
+    """
+    histories = [list(edit.made.history) if edit.made else [] for edit in edits]
+    files = [
+        {
+            "file": path.name,
+            "sha256": hash_file(path),
+            "form": type(edit).__name__.lower(),
+            "history": entries,
+        }
+        for path, edit, entries in zip(paths, edits, histories, strict=True)
+    ]
+    settings = {"edits": [file["file"] for file in files], "strength": strength}
+    entry = record("apply", checkpoint, [], settings, figures, seconds)
+    entry["presets"] = [preset for entries in histories for made in entries for preset in made["presets"]]
+    return entry | {"edits": files}

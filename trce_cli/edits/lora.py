@@ -1,0 +1,88 @@
+"""LoRAs in kohya's form, ours and those of other tools, read as edits."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Final
+
+from torch import Tensor
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.edits.edit import FORM, Made, WeightEdit, check_strength
+from trce_cli.errors import BadInput
+from trce_cli.families.sd.names import kohya_names
+from trce_cli.system.safetensors import FLOATS, SafetensorsFile, all_finite
+
+LORA: Final = re.compile(r"(lora_(?!te)\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """A LoRA in kohya's form: W' = W + alpha / rank up down for each layer that it names; read as needed.
+
+    made: None where another tool made it, which did not say for which text encoder.
+    """
+
+    made: Made | None
+    file: SafetensorsFile
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The kohya names of its layers."""
+        return sorted({name.partition(".")[0] for name in self.file.tensors})
+
+    def weight_edits(self, checkpoint: Checkpoint, strength: float = 1.0) -> dict[str, WeightEdit]:
+        """W -> W + s alpha / rank up down for each layer; BadInput where the checkpoint has no such layer."""
+        check_strength(strength)
+        names = {
+            name: key
+            for key in checkpoint.unet[0].tensors
+            for name in kohya_names(key, checkpoint.unet_config["layers_per_block"])
+        }
+        edits: dict[str, WeightEdit] = {}
+        for layer in self.layers:
+            if layer not in names:
+                raise BadInput(f"{self.file.path} changes {layer}, which {checkpoint.name} does not have.")
+            key = names[layer]
+            down, up = (self.file.tensors[f"{layer}.lora_{part}.weight"].shape for part in ("down", "up"))
+            if (up[0], down[1]) != checkpoint.shape(key):
+                raise BadInput(
+                    f"{layer} in {self.file.path} is for weights of {up[0]} x {down[1]}; {checkpoint.name} "
+                    f"has {' x '.join(map(str, checkpoint.shape(key)))}."
+                )
+            edits[key] = partial(self._added, layer, strength)
+        return edits
+
+    def _added(self, layer: str, strength: float, weight: Tensor) -> Tensor:
+        down, up = (self._read(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
+        alpha = float(self._read(f"{layer}.alpha")) if f"{layer}.alpha" in self.file.tensors else len(down)
+        return weight.double() + (strength * alpha / len(down) * up) @ down
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self.file.read(name)
+        if not all_finite(tensor):
+            raise BadInput(f"{name} in {self.file.path} holds NaN or infinite values.")
+        return tensor.double()
+
+
+def open_lora(file: SafetensorsFile) -> Lora:
+    """The LoRA in a file whose tensors all have names as `LORA` asks; BadInput where they do not fit."""
+    for name, info in file.tensors.items():
+        layer, _, part = name.partition(".")
+        if part == "alpha":
+            fits = info.shape in ((), (1,))
+        else:
+            other = f"{layer}.{'lora_up' if part == 'lora_down.weight' else 'lora_down'}.weight"
+            if other not in file.tensors:
+                raise BadInput(f"{file.path} has {name} without {other}.")
+            pair = info.shape, file.tensors[other].shape
+            down, up = pair if part == "lora_down.weight" else pair[::-1]
+            fits = len(down) == len(up) == 2 and down[0] == up[1] > 0
+        if not fits or info.dtype not in FLOATS:
+            raise BadInput(
+                f"{name} in {file.path} is no factor of a linear layer: {info.dtype} {list(info.shape)}.",
+                "LoRAs of convolutions cannot be applied here.",
+            )
+        if part == "alpha" and f"{layer}.lora_down.weight" not in file.tensors:
+            raise BadInput(f"{file.path} has {name} without factors.")
+    return Lora(Made.read(file, "lora") if FORM in file.metadata else None, file)

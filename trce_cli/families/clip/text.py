@@ -1,0 +1,132 @@
+"""CLIP's text encoders, one or several side by side: prompts -> the embeddings that enter the denoiser."""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from trce_cli.errors import TrceError
+from trce_cli.families.base import Batch, Slot, States, Wanted
+from trce_cli.families.clip.text_encoder import TextEncoder
+from trce_cli.families.clip.tokens import Tokenizers
+from trce_cli.families.prefix_tree import Pack, packs
+
+if TYPE_CHECKING:
+    from trce_cli.checkpoint.checkpoint import Checkpoint
+
+CONTEXT: Final = "context"  # hidden states of all tokens, the encoders' side by side
+POOLED: Final = "pooled"  # the last encoder's EoT after its last layer, projected
+
+# Sequences that are computed together: few, because the MLP of OpenCLIP bigG needs 40 KB a token, and enough
+# to make little of converting its weights.
+BATCH: Final = 8
+
+
+class ClipText:
+    """The text encoders of a family, see `families.base.Text`; computed no further than is wanted.
+
+    encoders: side by side they give the context; one that projects gives the pooled embedding as well, of
+    which the only position is the EoT. tokenizers: one for each of them.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[TextEncoder]) -> None:
+        self.tokenizers, self.encoders = Tokenizers(tokenizers), tuple(encoders)
+        self.streams: dict[str, int] = {CONTEXT: sum(encoder.dim for encoder in encoders)}
+        for encoder in encoders:
+            if encoder.projects:
+                self.streams[POOLED] = encoder.config["projection_dim"]
+
+    @classmethod
+    def of(cls, checkpoint: "Checkpoint", device: torch.device | str, dtype: torch.dtype) -> "ClipText":
+        """The text encoders of a checkpoint; BadInput for damaged ones."""
+        encoders = [TextEncoder(files, device, dtype) for files in checkpoint.encoders]
+        return cls(checkpoint.load_tokenizers(), encoders)
+
+    def fingerprint(self, prompts: Collection[str]) -> str:
+        """SHA-256 in hex of all that the prompts' embeddings depend on, rounding aside.
+
+        That is every weight as it is used here (so the dtype too), the encoders' configurations, and the
+        token ids, which are all that tokenizers and prompts have to say.
+        """
+        ids = repr([tokens.ids for tokens in self.tokenizers.tokens(prompts)])
+        hashes = "".join(encoder.hash for encoder in self.encoders)
+        return hashlib.sha256((hashes + ids).encode()).hexdigest()
+
+    def content(self, prompts: Collection[str]) -> Wanted:
+        """The positions from SoT to the first EoT, and the EoT of the pooled embedding."""
+        eots = {
+            prompt: tokens.eot
+            for prompt, tokens in zip(prompts, self.tokenizers.tokens(prompts), strict=True)
+        }
+        every: dict[str, dict[str, Sequence[int]]] = {
+            CONTEXT: {prompt: range(eot + 1) for prompt, eot in eots.items()},
+            POOLED: {prompt: [eot] for prompt, eot in eots.items()},
+        }
+        return {stream: every[stream] for stream in self.streams}
+
+    def slots(
+        self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]
+    ) -> dict[str, list[Slot]]:
+        """The slots of a pair; of the pooled embedding its one, of weight 1 whatever the others' weights."""
+        every = {
+            CONTEXT: self.tokenizers.slots(unsafe, safe, keyword, weights),
+            POOLED: self.tokenizers.slots(unsafe, safe, keyword, {"FIRST_EOT": 1.0}),
+        }
+        return {stream: every[stream] for stream in self.streams}
+
+    def states(self, wanted: Wanted, report: Callable[[int], None] = lambda prompts: None) -> Iterator[Batch]:
+        """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.
+
+        The encoders are causal, so a prompt is encoded up to its last wanted position, a prefix that several
+        prompts share once, and padding only where it is wanted. Raises TrceError when an embedding is not
+        finite.
+        """
+        ends: dict[str, int] = {}
+        for positions in wanted.values():
+            for prompt, places in positions.items():
+                ends[prompt] = max([*places, ends.get(prompt, 0)])
+        sequences = {
+            prompt: tuple(zip(*(ids[: end + 1] for ids in tokens.ids), strict=True))
+            for (prompt, end), tokens in zip(ends.items(), self.tokenizers.tokens(ends), strict=True)
+        }
+        every = packs(sequences)
+        while some := list(islice(every, BATCH)):
+            yield self._encode(some, wanted)
+            report(sum(len(pack.places) for pack in some))
+
+    def _encode(self, some: Sequence[Pack], wanted: Wanted) -> Batch:
+        """What is wanted of some packs."""
+        rows = _rows(some, wanted)
+        tokens = [token for pack in some for token in pack.tokens]
+        positions, masks = torch.cat([pack.positions for pack in some]), [pack.mask for pack in some]
+        parts, found = [], {}
+        for ids, encoder in zip(torch.tensor(tokens).T, self.encoders, strict=True):
+            states, final = encoder(ids, positions, masks)
+            parts.append(states.to("cpu", torch.float32))
+            if final is not None and (eots := rows.get(POOLED)):
+                projected = encoder.project(final[[eot for (eot,) in eots.values()]])
+                places = {prompt: [place] for place, prompt in enumerate(eots)}
+                found[POOLED] = States(projected.to("cpu", torch.float32), places)
+        found[CONTEXT] = States(torch.cat(parts, dim=-1), rows.get(CONTEXT, {}))
+        if not all(bool(torch.isfinite(each.embeddings).all()) for each in found.values()):
+            raise TrceError(
+                "The text encoder gives NaN or infinite embeddings.",
+                "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
+            )
+        return found
+
+
+def _rows(some: Sequence[Pack], wanted: Wanted) -> dict[str, dict[str, list[int]]]:
+    """By stream and prompt, which of all tokens of the packs are at its wanted positions."""
+    starts = list(accumulate((len(pack.tokens) for pack in some), initial=0))
+    return {
+        stream: {
+            prompt: [start + places[position] for position in prompts[prompt]]
+            for start, pack in zip(starts, some, strict=False)
+            for prompt, places in pack.places.items()
+            if prompt in prompts
+        }
+        for stream, prompts in wanted.items()
+    }

@@ -1,0 +1,105 @@
+"""Prompts as CLIP's tokenizers see them, and the slots of prompt pairs."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+from trce_cli.errors import TrceError
+from trce_cli.families.base import Slot
+
+SOT: Final = 0  # the position of the start token in every prompt
+SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")
+TOKENIZED: Final = 1024  # prompts that are tokenized together: a tokenizer's result takes 20 KB a prompt
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as the pipeline's tokenizers see it, and where its slots lie; positions count from 0.
+
+    ids: for each text encoder the token ids, truncated and padded to the tokenizer's maximal length.
+    eot: position of the prompt's own (first) EoT. padding: how many positions at the end are padding.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    eot: int
+    padding: int
+
+    @property
+    def last(self) -> int:
+        """The last position: the last EoT where the tokenizer pads with EoT, else the last padding token."""
+        return len(self.ids[0]) - 1
+
+
+class Tokenizers:
+    """A family's tokenizers, which agree on where a prompt ends; what they found is kept."""
+
+    def __init__(self, tokenizers: Sequence[Any]) -> None:
+        self.each = tuple(tokenizers)
+        self._tokens: dict[str, Tokens] = {}
+
+    def tokens(self, prompts: Collection[str]) -> list[Tokens]:
+        """The tokens of each prompt, in order."""
+        new = iter([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens])
+        while some := list(islice(new, TOKENIZED)):
+            self._tokens.update(zip(some, self._tokenize(some), strict=True))
+        return [self._tokens[prompt] for prompt in prompts]
+
+    def _tokenize(self, prompts: list[str]) -> Iterator[Tokens]:
+        encoded = [
+            tokenizer(prompts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+            for tokenizer in self.each
+        ]
+        for row in range(len(prompts)):
+            ids = tuple(tuple(batch["input_ids"][row]) for batch in encoded)
+            # From the ids, after SoT: the pad token may be EoT itself, and the config's eos_token_id may be a
+            # legacy 2 that is no EoT at all.
+            eots = {
+                row_ids.index(tokenizer.eos_token_id, SOT + 1)
+                for row_ids, tokenizer in zip(ids, self.each, strict=True)
+            }
+            if len(eots) > 1:
+                raise TrceError(f"The checkpoint's tokenizers disagree on where {prompts[row]!r} ends.")
+            yield Tokens(ids, eots.pop(), padding=encoded[0]["attention_mask"][row].count(0))
+
+    def slots(self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]) -> list[Slot]:
+        """The slots of a prompt pair whose kind has weight, each prompt's own EoT found from its token ids.
+
+        The last EoT counts as often as there is padding. All tokens of the keyword go to the safe prompt's
+        last EoT.
+        """
+        o, n = self.tokens([unsafe, safe])
+        w = {**dict.fromkeys(SLOTS, 0.0), **weights}
+        found = [
+            Slot("SOT", SOT, SOT, w["SOT"]),
+            Slot("FIRST_EOT", o.eot, n.eot, w["FIRST_EOT"]),
+            Slot("LAST_EOT", o.last, n.last, w["LAST_EOT"] * o.padding),
+        ]
+        if w["KEYWORD"]:
+            positions = self.keyword_positions(unsafe, keyword)
+            found += [Slot("KEYWORD", position, n.last, w["KEYWORD"]) for position in positions]
+        return [slot for slot in found if slot.weight]
+
+    def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
+        """The positions of all tokens of every occurrence of the keyword, up to where the prompt is cut off.
+
+        Letter case and the length of white space do not matter, as to CLIP's tokenizer. Whole words come
+        first ("gun" is not in "burgundy"); where there are none, words that contain the keyword ("guns").
+        """
+        phrase = r"\s+".join(map(re.escape, keyword.split()))
+        for pattern in (rf"(?<!\w){phrase}(?!\w)", rf"\w*{phrase}\w*"):
+            if spans := [found.span() for found in re.finditer(pattern, prompt, re.IGNORECASE)]:
+                break
+        tokenizer = self.each[0]
+        offsets = tokenizer(
+            prompt,
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        return [
+            position
+            for position, (begin, end) in enumerate(offsets)
+            if begin < end and any(begin < stop and start < end for start, stop in spans)
+        ]

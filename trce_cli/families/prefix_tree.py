@@ -1,0 +1,63 @@
+"""Prompts as trees of prefixes: for causal encoders, in which a token sees what comes before it alone."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+# Tokens that form one sequence: few, because attention computes and masks those of other prompts as well, and
+# enough to have prefixes in common.
+PACK: Final = 128
+
+Token = tuple[int, ...]  # its ids, for every text encoder
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Prompts as one sequence of tokens in which what several begin with stands once: a prefix tree.
+
+    tokens: each one's ids, for every text encoder. places: prompt -> the places of its tokens, in order.
+    """
+
+    tokens: list[Token]
+    places: dict[str, list[int]]
+
+    @property
+    def positions(self) -> Tensor:
+        """Each token's position in its prompts, (tokens,)."""
+        positions = torch.zeros(len(self.tokens), dtype=torch.long)
+        for places in self.places.values():
+            positions[places] = torch.arange(len(places))
+        return positions
+
+    @property
+    def mask(self) -> Tensor:
+        """Whom a token looks at, (tokens, tokens): itself and what comes before it in its prompts."""
+        mask = torch.zeros(len(self.tokens), len(self.tokens), dtype=torch.bool)
+        for places in self.places.values():
+            rows = torch.tensor(places)
+            mask[rows[:, None], rows] |= torch.ones(len(rows), len(rows), dtype=torch.bool).tril()
+        return mask
+
+
+def packs(sequences: Mapping[str, tuple[Token, ...]], size: int = PACK) -> Iterator[Pack]:
+    """Prompts by their tokens in packs of about `size` tokens; neighbours in order share the most."""
+    tokens: list[Token] = []
+    places: dict[str, list[int]] = {}
+    before: tuple[Token, ...] = ()
+    path: list[int] = []  # the places of `before`
+    for prompt, sequence in sorted(sequences.items(), key=lambda item: item[1]):
+        shared = next(
+            (at for at, (one, other) in enumerate(zip(before, sequence, strict=False)) if one != other),
+            min(len(before), len(sequence)),
+        )
+        if len(tokens) + len(sequence) - shared > size and tokens:
+            yield Pack(tokens, places)
+            tokens, places, shared = [], {}, 0
+        path = [*path[:shared], *range(len(tokens), len(tokens) + len(sequence) - shared)]
+        tokens.extend(sequence[shared:])
+        places[prompt], before = path, sequence
+    if tokens:
+        yield Pack(tokens, places)
