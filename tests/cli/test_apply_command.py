@@ -14,6 +14,7 @@ import tiny
 from maps import random_map
 from trce_cli import Map, load_map
 from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.maths.linear_map import LinearMap
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -40,7 +41,7 @@ def expected(folder: Path, *maps: Map) -> dict[str, torch.Tensor]:
         if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
             wide = weight.double()
             for text_map in maps:
-                wide = wide @ text_map.matrix
+                wide = wide @ text_map.streams["context"].matrix
             weights[key] = wide.float()
     return weights
 
@@ -87,7 +88,8 @@ def test_several_edits_act_in_order_and_the_history_tells(
     assert [entry["edit"] for entry in history] == ["apply", "apply"]
     joined = tmp_path / "joined.safetensors"
     assert trce("apply", saved["a"], saved["b"], tiny_sd1, "-o", joined, "--as", "map").status == 0
-    torch.testing.assert_close(load_map(joined).matrix, a.matrix @ b.matrix, rtol=0, atol=1e-6)
+    both, first, then = (each.streams["context"].matrix for each in (load_map(joined), a, b))
+    torch.testing.assert_close(both, first @ then, rtol=0, atol=1e-6)
     assert [entry["edit"] for entry in load_map(joined).made.history] == ["map", "map", "apply"]
 
 
@@ -197,7 +199,8 @@ def test_bad_input_is_refused(
     raw = bytearray(saved["a"].read_bytes())
     raw[-4:] = torch.tensor(torch.nan).numpy().tobytes()
     (tmp_path / "nan.safetensors").write_bytes(raw)
-    Map(a.made, a.change[:8, :8]).save(tmp_path / "narrow.safetensors")
+    narrow = LinearMap.of(a.streams["context"].change[:8, :8])
+    Map(a.made, {"context": narrow}).save(tmp_path / "narrow.safetensors")
     names = {"a": saved["a"], "sd1": tiny_sd1, "sd2": tiny_sd2, "out": tmp_path / "out"}
     names |= {name: tmp_path / f"{name}.safetensors" for name in ("nan", "narrow")}
     before = sorted(tmp_path.iterdir())

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import tiny
 from trce_cli import load_map
 from trce_cli.erase import map as mapping
-from trce_cli.maths.closed_form import TextMap
 from trce_cli.maths.linear_map import LinearMap
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -74,7 +73,7 @@ def is_projection(key: str) -> bool:
     return key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
 
 
-def solved(folder: Path, files: Path, preserve: float = 0.5) -> TextMap:
+def solved(folder: Path, files: Path, preserve: float = 0.5) -> LinearMap:
     """The map that the command has to use, from the library."""
     from trce_cli.checkpoint.checkpoint import open_checkpoint
     from trce_cli.erase.map_settings import Settings
@@ -85,7 +84,7 @@ def solved(folder: Path, files: Path, preserve: float = 0.5) -> TextMap:
     checkpoint = open_checkpoint(str(folder))
     pairs = prompt_pairs([load_preset(files / "blades.toml")])
     prior = choose_prior(checkpoint, files / "captions.txt")
-    return mapping.solve(checkpoint, pairs, prior, Settings(preserve=preserve)).text_map
+    return mapping.solve(checkpoint, pairs, prior, Settings(preserve=preserve)).streams["context"]
 
 
 def test_output_is_a_whole_checkpoint_with_nothing_but_the_projections_changed(
@@ -395,7 +394,7 @@ def test_every_form_at_once(map_: Callable[..., Any], tiny_sd1: Path, files: Pat
     assert result["lora"]["shared_energy"] >= 0.999
     text_map = load_map(files / "out.map.safetensors")
     assert text_map.made.history[0]["presets"][0]["name"] == "blades"
-    ours = solved(tiny_sd1, files).streams["context"]
+    ours = solved(tiny_sd1, files)
     torch.testing.assert_close(text_map.streams["context"].change, ours.change, rtol=1e-6, atol=1e-7)
 
 

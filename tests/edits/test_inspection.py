@@ -15,6 +15,7 @@ from trce_cli.checkpoint.provenance import history, provenance_files, record
 from trce_cli.edits.edit import Made
 from trce_cli.edits.inspection import compare, describe, readers
 from trce_cli.edits.map import Map
+from trce_cli.maths.linear_map import LinearMap
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -119,7 +120,9 @@ def test_an_edit_tells_what_it_is_for_and_whether_it_fits(
 ) -> None:
     checkpoint = open_checkpoint(str(edited))
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), tuple(history(checkpoint)))
-    path = Map(made, 0.01 * torch.eye(32, dtype=torch.float64)).save(tmp_path / "map.safetensors")
+    path = Map(made, {"context": LinearMap.of(0.01 * torch.eye(32, dtype=torch.float64))}).save(
+        tmp_path / "map.safetensors"
+    )
     found = describe(str(path))
     assert found["kind"] == "a map of text embeddings"
     assert found["family"] == "SD 1.x"

@@ -210,7 +210,9 @@ def test_embeddings_are_mapped_however_the_unet_is_called(pipe: Any, tiny_sd1: P
     latents, time = torch.randn(1, 4, 8, 8), torch.tensor([10])
     embeddings = torch.randn(1, 5, 32)
     with torch.no_grad():
-        expected = pipe.unet(latents, time, (embeddings.double() @ text_map.matrix.mT).float()).sample
+        expected = pipe.unet(
+            latents, time, (embeddings.double() @ text_map.streams["context"].matrix.mT).float()
+        ).sample
         text_map.apply_to(pipe)
         positional = pipe.unet(latents, time, embeddings).sample
         by_name = pipe.unet(latents, timestep=time, encoder_hidden_states=embeddings).sample
@@ -228,7 +230,7 @@ def test_maps_that_do_not_fit_a_pipeline_are_refused(pipe: Any, tiny_sd1: Path, 
         random_map(tiny_sdxl).apply_to(pipe)
     with pytest.raises(BadInput, match="strength"):
         random_map(tiny_sd1).apply_to(pipe, -1)
-    with pytest.raises(BadInput, match="no U-Net"):
+    with pytest.raises(BadInput, match="no unet"):
         random_map(tiny_sd1).apply_to(object())  # type: ignore[arg-type]
     assert not pipe.unet._forward_pre_hooks
 

@@ -49,9 +49,8 @@ def test_a_weight_is_edited_in_float64_in_its_first_columns(linear: LinearMap, d
     assert torch.equal(edited[:, WIDTH:], weight[:, WIDTH:].double())
 
 
-@pytest.mark.parametrize(
-    ("a", "b"), list(product(MAPS, [LinearMap.of(random(WIDTH, WIDTH, seed=8)), factored(5)]))
-)
+@pytest.mark.parametrize("a", MAPS)
+@pytest.mark.parametrize("b", [LinearMap.of(random(WIDTH, WIDTH, seed=8)), factored(5)])
 def test_maps_compose_by_matrix_product(a: LinearMap, b: LinearMap) -> None:
     both = a @ b
     torch.testing.assert_close(both.matrix, a.matrix @ b.matrix)

@@ -48,7 +48,7 @@ class StableDiffusion:
             Door(name, "context", tuple(key for key in keys if key.endswith(end)), width)
             for name, end in (("keys", ".attn2.to_k.weight"), ("values", ".attn2.to_v.weight"))
         ]
-        if self.pooled:
+        if self.pooled and config.get("addition_time_embed_dim"):
             sizes = 6 * config["addition_time_embed_dim"]  # of the picture's size, crop and target size
             width = config["projection_class_embeddings_input_dim"] - sizes
             doors.append(Door("add_embedding", "pooled", (POOLED_KEY,), width))
