@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from training.measure import Eye, as_json, erasure
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji.suites import SuitePrompt
 from trce_cli.emoji.world import WEAPONS
 from trce_cli.maths.statistics import Change, Rate

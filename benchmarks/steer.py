@@ -156,7 +156,7 @@ def ours(
     """Preparation and training as `trce steer` does them."""
     import torch
 
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.erase import steer
     from trce_cli.erase.trajectories import Recipe, TrajectorySet, plan_trajectories, prepare
     from trce_cli.families.sd.denoiser import ddim, encode, load_unet, trainable
@@ -280,7 +280,7 @@ def main() -> None:
 
 def show(folder: Path, options: argparse.Namespace, figures: dict[str, dict[str, float]]) -> None:
     """Print a Markdown table."""
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(str(folder))
     weights = sum(info.end - info.begin for info in checkpoint.unet_files[0].tensors.values())

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from trce_cli import Map
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import Made
 from trce_cli.maths.linear_map import LinearMap

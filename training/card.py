@@ -12,7 +12,7 @@ from training.judge import labels
 from training.latents import load_vae
 from training.measure import GUIDANCE, STEPS, Eye, quality
 from training.text import MAX_LENGTH, load_clip, load_tokenizer
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji import folder
 from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.world import Scene, caption, concepts, random_scene

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.measure import Eye, Rate, erasure
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji.world import WEAPONS
 
 FOLDER = Path("demo")

@@ -7,7 +7,8 @@ from time import perf_counter
 
 import torch
 
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map

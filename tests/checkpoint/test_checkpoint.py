@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli.checkpoint import copy as patching
-from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.copy import check_output, write_patched
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
+from trce_cli.families.sd.family import SD1
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
 FP16 = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -55,11 +57,12 @@ def assert_halved(before: Path, after: Path) -> None:
 def test_family_widths_and_keys(tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
     sd1, sd2, sdxl = (open_checkpoint(str(path)) for path in (tiny_sd1, tiny_sd2, tiny_sdxl))
     assert [sd1.family.name, sd2.family.name, sdxl.family.name] == ["SD 1.x", "SD 2.x", "SDXL"]
-    assert [sd1.context_width, sd2.context_width, sdxl.context_width] == [32, 32, 64]
-    assert [sd1.pooled_width, sd2.pooled_width, sdxl.pooled_width] == [0, 0, 40]
-    assert len(sd1.projection_keys()) == 32  # 16 cross-attention blocks: 6 down, 1 mid, 9 up
+    widths = [{door.stream: door.width for door in one.doors()} for one in (sd1, sd2, sdxl)]
+    assert widths == [{"context": 32}, {"context": 32}, {"context": 64, "pooled": 40}]
+    # 16 cross-attention blocks: 6 down, 1 mid, 9 up
+    assert {door.name: len(door.weights) for door in sd1.doors()} == {"keys": 16, "values": 16}
     assert sd1.dtype == "F32"
-    assert all(sd1.shape(key)[1] == 32 for key in sd1.projection_keys())
+    assert all(sd1.shape("denoiser", key)[1] == 32 for door in sd1.doors() for key in door.weights)
 
 
 def test_every_other_byte_is_copied(tiny_sd1: Path, tmp_path: Path) -> None:
@@ -91,7 +94,7 @@ def test_every_copy_of_the_unet_is_edited(sd1: Path, tmp_path: Path) -> None:
     tiny.shard(sd1, variant="fp16")
     shutil.copy(sd1 / PLAIN, sd1 / "unet/diffusion_pytorch_model.non_ema.safetensors")
     opened = open_checkpoint(str(sd1))
-    assert [copy.label for copy in opened.unet] == ["plain", "fp16", "non_ema"]
+    assert [copy.label for copy in opened.denoiser] == ["plain", "fp16", "non_ema"]
     output = patch(sd1, tmp_path / "out")
     names = sorted(path.name for path in (sd1 / "unet").glob("*.safetensors"))
     assert len(names) == 4
@@ -103,7 +106,7 @@ def test_an_fp16_only_folder_opens_without_being_told(sd1: Path, tmp_path: Path)
     tiny.add_fp16_variant(sd1, keep_plain=False)
     opened = open_checkpoint(str(sd1))
     assert opened.dtype == "F16"
-    assert opened.load_text_encoders()[0].dtype == torch.float16
+    assert load_text_encoders(opened, opened.family.encoders)[0].dtype == torch.float16
     assert_halved(sd1 / FP16, patch(sd1, tmp_path / "out") / FP16)
 
 
@@ -120,12 +123,12 @@ def test_text_encoders_are_the_pipelines_own(tiny_sdxl: Path) -> None:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     opened = open_checkpoint(str(tiny_sdxl))
-    ours = opened.load_text_encoders()
+    ours = load_text_encoders(opened, opened.family.encoders)
     theirs = [
         CLIPTextModel.from_pretrained(tiny_sdxl / "text_encoder"),
         CLIPTextModelWithProjection.from_pretrained(tiny_sdxl / "text_encoder_2"),
     ]
-    tokenizers = opened.load_tokenizers()
+    tokenizers = load_tokenizers(opened, opened.family.encoders)
     assert tokenizers[0].pad_token_id == tokenizers[0].eos_token_id
     assert tokenizers[1].pad_token_id != tokenizers[1].eos_token_id
     for tokenizer, mine, reference in zip(tokenizers, ours, theirs, strict=True):
@@ -310,11 +313,11 @@ def test_a_text_encoder_with_a_missing_or_nan_weight_is_never_random(sd1: Path) 
     bias = state.pop("text_model.final_layer_norm.bias")
     save_file(state, path)
     with pytest.raises(BadInput, match=r"lacks the weight text_model\.final_layer_norm\.bias"):
-        open_checkpoint(str(sd1)).load_text_encoders()
+        load_text_encoders(open_checkpoint(str(sd1)), SD1.encoders)
     bias[0] = float("nan")
     save_file({**state, "text_model.final_layer_norm.bias": bias}, path)
     with pytest.raises(BadInput, match=r"final_layer_norm\.bias .*NaN"):
-        open_checkpoint(str(sd1)).load_text_encoders()
+        load_text_encoders(open_checkpoint(str(sd1)), SD1.encoders)
 
 
 def test_a_hub_snapshot_of_links_to_blobs_opens(tiny_sd1: Path, tmp_path: Path) -> None:
@@ -462,7 +465,7 @@ def test_an_interrupted_write_leaves_nothing(
 KILLED = """
 import sys, time
 from pathlib import Path
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.copy import write_patched
 def slow(weight):
     print("writing", flush=True)
@@ -542,4 +545,4 @@ def test_a_broken_tokenizer_is_one_sentence(tiny_sd1: Path, tmp_path: Path) -> N
     for file in (tmp_path / "broken/tokenizer").glob("*"):
         file.write_text("{")
     with pytest.raises(BadInput, match=r"The tokenizer in .*broken/tokenizer cannot be read"):
-        open_checkpoint(str(tmp_path / "broken")).load_tokenizers()
+        load_tokenizers(open_checkpoint(str(tmp_path / "broken")), SD1.encoders)

@@ -10,10 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.copy import write_patched
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history, provenance_files, record
 from trce_cli.errors import BadInput
+from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.sd import configs
 from trce_cli.prompts.presets import load_preset
 
@@ -42,8 +44,7 @@ def opened(files: dict[str, Path], folders: dict[str, Path], family: str) -> Che
 
 
 def edited_keys(checkpoint: Checkpoint) -> list[str]:
-    pooled = ["add_embedding.linear_1.weight"] if checkpoint.family.pooled else []
-    return checkpoint.projection_keys() + pooled
+    return [key for door in checkpoint.doors() for key in door.weights]
 
 
 def pipeline_of(path: Path, config: Path, family: str):
@@ -72,13 +73,17 @@ def test_a_single_file_is_the_folder_it_came_from(files: dict, folders: dict, fa
     assert single.layout == "single-file"
     assert single.text_encoder_hash() == folder.text_encoder_hash()
     reference = load_file(folders[family] / "unet/diffusion_pytorch_model.safetensors")
-    assert single.unet[0].tensors.keys() == reference.keys()
-    assert all(torch.equal(single.read(key), value) for key, value in reference.items())
-    for mine, theirs in zip(single.load_text_encoders(), folder.load_text_encoders(), strict=True):
+    assert single.keys("denoiser") == reference.keys()
+    assert all(torch.equal(single.read("denoiser", key), value) for key, value in reference.items())
+    specs = single.family.encoders
+    for mine, theirs in zip(*(load_text_encoders(one, specs) for one in (single, folder)), strict=True):
         expected = theirs.state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in mine.state_dict().items())
-    ids = [tokenizer("a photo of a knife").input_ids for tokenizer in single.load_tokenizers()]
-    assert ids == [tokenizer("a photo of a knife").input_ids for tokenizer in folder.load_tokenizers()]
+    ids, others = (
+        [tokenizer("a photo of a knife").input_ids for tokenizer in load_tokenizers(one, specs)]
+        for one in (single, folder)
+    )
+    assert ids == others
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -103,8 +108,8 @@ def test_the_edited_file_is_the_edited_folder(
 
 def test_the_ema_copy_is_edited_too(files: dict, folders: dict, tmp_path: Path) -> None:
     checkpoint = opened(files, folders, "sd1")
-    assert [copy.label for copy in checkpoint.unet] == ["plain", "EMA"]
-    edits = dict.fromkeys(checkpoint.projection_keys(), lambda weight: weight + 1)
+    assert [copy.label for copy in checkpoint.denoiser] == ["plain", "EMA"]
+    edits = dict.fromkeys(edited_keys(checkpoint), lambda weight: weight + 1)
     state = load_file(write_patched(checkpoint, tmp_path / "out.safetensors", edits, {}))
     before = load_file(files["sd1"])
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
@@ -117,7 +122,7 @@ def test_dtype_key_order_and_metadata_are_kept(folders: dict, tmp_path: Path) ->
     checkpoint = open_checkpoint(str(path), config=folders["sd1"])
     entry = record("map", checkpoint, [load_preset("weapons")], {}, {}, 1.0)
     files = provenance_files(checkpoint, entry)
-    edits = dict.fromkeys(checkpoint.projection_keys(), lambda weight: weight + 1)
+    edits = dict.fromkeys(edited_keys(checkpoint), lambda weight: weight + 1)
     output = write_patched(checkpoint, tmp_path / "out.safetensors", edits, files)
     with safe_open(path, "pt") as old, safe_open(output, "pt") as new:
         assert list(new.keys()) == list(old.keys())
@@ -203,7 +208,7 @@ def test_what_is_no_checkpoint_is_named(files: dict, folders: dict, tmp_path: Pa
     with pytest.raises(
         BadInput, match=r"lacks the weight cond_stage_model\.model\.transformer\.resblocks\.1"
     ):
-        open_checkpoint(str(path), config=folders["sd2"]).load_text_encoders()
+        open_checkpoint(str(path), config=folders["sd2"])
     without(files["sd1"], path, "model_ema.diffusion_modelmiddle_block1transformer_blocks0attn2to_kweight")
     with pytest.raises(BadInput, match="EMA U-Net weights"):
         open_checkpoint(str(path), config=folders["sd1"])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from maps import random_map
 from trce_cli import Map, load_map
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.maths.linear_map import LinearMap
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -75,7 +75,7 @@ def is_projection(key: str) -> bool:
 
 def solved(folder: Path, files: Path, preserve: float = 0.5) -> LinearMap:
     """The map that the command has to use, from the library."""
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.erase.map_settings import Settings
     from trce_cli.erase.prior import choose_prior
     from trce_cli.prompts.pairs import prompt_pairs

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import trce_cli
 from maps import low_rank, random_map
 from trce_cli import BadInput, Map, TrceError, load_map
-from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.edits.edit import write_edit_file
 from trce_cli.edits.factor import factor

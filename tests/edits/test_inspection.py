@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint.checkpoint import open_checkpoint
 from trce_cli.checkpoint.copy import write_patched
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history, provenance_files, record
 from trce_cli.edits.edit import Made
 from trce_cli.edits.inspection import compare, describe, readers
@@ -32,8 +32,11 @@ def test_a_folder_is_described(tiny_sdxl: Path) -> None:
     found = describe(str(tiny_sdxl))
     assert found["kind"] == "checkpoint"
     assert (found["family"], found["layout"], found["dtype"]) == ("SDXL", "diffusers", "F32")
-    assert (found["context_width"], found["pooled_width"]) == (64, 40)
-    assert found["cross_attention_layers"] == 17
+    assert found["doors"] == {
+        "keys": "17 of width 64",
+        "values": "17 of width 64",
+        "add_embedding": "1 of width 40",
+    }
     assert found["unet_parameters"] == sum(value.numel() for value in load_file(tiny_sdxl / PLAIN).values())
     assert found["bytes"] == sum(path.stat().st_size for path in tiny_sdxl.rglob("*") if path.is_file())
     assert found["text_encoder"] == open_checkpoint(str(tiny_sdxl)).text_encoder_hash()

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import tiny
 from maps import random_map
 from trce_cli import BadInput, Map, load_map
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.files import combine
 from trce_cli.edits.outputs import choose_outputs, write_outputs
 from trce_cli.maths.low_rank import Size

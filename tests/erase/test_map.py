@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase.map import Statistics, check_moves, relative_change, solve
 from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior

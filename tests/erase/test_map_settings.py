@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase.map_settings import Settings, choose_settings, plan
 from trce_cli.erase.prior import Prior
 from trce_cli.errors import BadInput

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trce_cli import emoji
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import prior
 from trce_cli.errors import BadInput
 from trce_cli.prompts import captions

@@ -7,13 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import steer as stage2
-from trce_cli.erase.steer import Training, choose, learning_rate, losses, make_accelerator, order, steer
+from trce_cli.erase import training as loop
+from trce_cli.erase.sampling import Predictor
+from trce_cli.erase.steer import choose, make_accelerator, steer
+from trce_cli.erase.training import Training, learning_rate, losses, order, tuned
 from trce_cli.erase.trajectories import Recipe, plan_trajectories
 from trce_cli.erase.working_folder import WorkingFolder
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.sd.denoiser import encode, is_trainable, load_unet, trainable
+from trce_cli.families.sd.denoiser import UNet
+from trce_cli.families.sd.names import is_tuned
 from trce_cli.prompts.presets import SteerSettings, load_preset
 
 BENIGN = ["a dog in the garden", "two red apples on a plate"]
@@ -84,27 +88,28 @@ def batch(seed, count, targets):
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_a_step_is_one_pass_whose_loss_and_gradients_equal_a_naive_computation(family, request):
     checkpoint = open_checkpoint(str(request.getfixturevalue(f"tiny_{family}")))
-    conditioning = encode(checkpoint, ["a knife", "a pistol"], torch.device("cpu"))
-    model = load_unet(checkpoint, torch.device("cpu"), train=True)
+    denoiser = checkpoint.family.denoise(checkpoint)
+    conditioning = denoiser.condition(["a knife", "a pistol"], torch.device("cpu"))
+    model = denoiser.load(torch.device("cpu"), train=True)
     unsafe, prefer, reject = batch(1, 3, targets=True)
     held = batch(2, 2, targets=False)
     passes = []
     hook = model.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
-    training = Training(margin=0.3, regularisation=7.0)
-    contrast, _, kept = losses(model, unsafe, held, conditioning, training)
+    contrast, _, kept = losses(Predictor(denoiser, model, conditioning), unsafe, held, 0.3)
     hook.remove()
     assert passes == [3 + 3 + 2]
     loss = contrast.mean() + 7.0 * kept.mean()
     loss.backward()
     ours = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
-    plain = load_unet(checkpoint, torch.device("cpu"), train=True)
+    plain = denoiser.load(torch.device("cpu"), train=True)
+    told = conditioning.streams
 
     def predict(states, n, row):
-        inputs = {"encoder_hidden_states": conditioning.context[row : row + 1]}
-        if conditioning.pooled is not None:
-            ids = conditioning.time_ids[None]
-            inputs["added_cond_kwargs"] = {"text_embeds": conditioning.pooled[row : row + 1], "time_ids": ids}
+        inputs = {"encoder_hidden_states": told["context"][row : row + 1]}
+        if "pooled" in told:
+            ids = torch.tensor([[16.0, 16, 0, 0, 16, 16]])
+            inputs["added_cond_kwargs"] = {"text_embeds": told["pooled"][row : row + 1], "time_ids": ids}
         return plain(states["latents"][n : n + 1].float(), states["timesteps"][n], **inputs).sample[0]
 
     total = 0
@@ -124,13 +129,14 @@ def test_a_step_is_one_pass_whose_loss_and_gradients_equal_a_naive_computation(f
 
 
 def test_gradients_exist_exactly_on_the_visual_attention(tiny_sdxl):
-    model = load_unet(open_checkpoint(str(tiny_sdxl)), torch.device("cpu"), torch.float16, train=True)
+    checkpoint = open_checkpoint(str(tiny_sdxl))
+    model = checkpoint.family.denoise(checkpoint).load(torch.device("cpu"), torch.float16, train=True)
     named = {key for key, p in model.named_parameters() if p.requires_grad}
     assert named == {key for key, _ in model.named_parameters() if ".attn1." in key or ".attn2.to_q." in key}
     assert not any(
         word in key for key in named for word in ("attn2.to_k", "attn2.to_v", "attn2.to_out", "ff")
     )
-    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
+    assert {p.dtype for p in tuned(model).values()} == {torch.float32}
     assert {p.dtype for key, p in model.named_parameters() if key not in named} == {torch.float16}
 
 
@@ -186,7 +192,7 @@ def test_only_the_visual_attention_changes_and_the_output_loads(run, tiny_sd1, t
     old, new = load_file(tiny_sd1 / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
     changed = {key for key in old if not torch.equal(old[key], new[key])}
     assert changed
-    assert all(is_trainable(key) for key in changed)
+    assert all(is_tuned(key) for key in changed)
     own = {"trce.json", "README.md", "steer.jsonl", "loss.png", WEIGHTS}
     for path in tiny_sd1.rglob("*"):
         name = path.relative_to(tiny_sd1).as_posix()
@@ -225,7 +231,7 @@ def test_the_guard_measures_the_weights_as_they_are_saved(run, preset, tmp_path)
     new = load_file(tmp_path / "out/unet/diffusion_pytorch_model.fp16.safetensors")
     old = load_file(half / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert {tensor.dtype for tensor in new.values()} == {torch.float16}
-    keys = [key for key in old if is_trainable(key)]
+    keys = [key for key in old if is_tuned(key)]
     changed = sum(int((old[key] != new[key]).sum()) for key in keys)
     count = sum(old[key].numel() for key in keys)
     assert entry["figures"]["weights"]["changed_share"] == pytest.approx(changed / count)
@@ -254,7 +260,10 @@ def test_a_single_file_is_steered_to_a_single_file(run, preset, tiny_sd1, tmp_pa
     steer(erased, erased, [preset], plan, TRAINING, output, accelerator)
     run(tmp_path / "folder")
     steered, folder = open_checkpoint(str(output), config=tiny_sd1), open_checkpoint(str(tmp_path / "folder"))
-    assert all(torch.equal(steered.read(key), folder.read(key)) for key in folder.unet[0].tensors)
+    assert all(
+        torch.equal(steered.read("denoiser", key), folder.read("denoiser", key))
+        for key in folder.keys("denoiser")
+    )
     names = ["steered.loss.png", "steered.safetensors", "steered.steer.jsonl"]
     assert sorted(path.name for path in tmp_path.glob("steered*")) == names
     assert json.loads(steered.provenance_text())["history"][0]["edit"] == "steer"
@@ -346,7 +355,7 @@ def test_without_unconditional_states_there_is_no_regulariser(run, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(run, tmp_path, monkeypatch):
     monkeypatch.setattr(stage2, "SAVE_EVERY", -1.0)
-    real = stage2.losses
+    real = loop.losses
     calls = []
 
     def broken(*args):
@@ -354,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(run, tmp_path,
         calls.append(1)
         return (contrast * math.nan if len(calls) == 3 else contrast), position, kept
 
-    monkeypatch.setattr(stage2, "losses", broken)
+    monkeypatch.setattr(loop, "losses", broken)
     with pytest.raises(TrceError, match="not finite at step 3 of 4"):
         run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -381,7 +390,7 @@ def test_a_nan_in_a_weight_is_refused_before_training(run, tiny_sd1, tmp_path):
 def test_a_teacher_of_another_kind_is_refused_before_anything_is_computed(
     run, tiny_sd1, tiny_sd2, tmp_path, wrong, monkeypatch
 ):
-    monkeypatch.setattr(stage2, "encode", None)
+    monkeypatch.setattr(UNet, "condition", None)
     teacher = tiny_sd2
     if wrong != "family":
         teacher = tmp_path / "teacher"

@@ -9,17 +9,15 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from trce_cli.erase import trajectories
-from trce_cli.erase.trajectories import (
-    Recipe,
-    TrajectorySet,
-    identify,
-    plan_trajectories,
-    prepare,
-)
+from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.erase import sampling
+from trce_cli.erase.prepare import prepare
+from trce_cli.erase.sampling import Predictor
+from trce_cli.erase.trajectories import Recipe, plan_trajectories
+from trce_cli.erase.trajectory_set import TrajectorySet, identify
 from trce_cli.errors import BadInput
-from trce_cli.families.sd.denoiser import EMPTY, ddim, encode, load_unet
+from trce_cli.families.base import EMPTY
+from trce_cli.families.sd import denoiser
 from trce_cli.prompts.presets import load_preset
 
 RECIPE = Recipe(
@@ -59,27 +57,27 @@ class Made:
         self.plan = plan_trajectories(checkpoint, [preset], BENIGN, recipe)
         self.identity = identify(checkpoint, checkpoint, [preset], recipe, "no")
         self.set = TrajectorySet(folder, self.plan, self.identity)
-        self.conditioning = encode(checkpoint, self.plan.prompts, torch.device("cpu"))
+        self.denoiser = checkpoint.family.denoise(checkpoint)
+        self.conditioning = self.denoiser.condition(self.plan.prompts, torch.device("cpu"))
         self.samples = {"teacher": 0, "stage 1": 0}
         self.done = sum(
             prepare(
                 self.set,
                 accelerator,
-                self.conditioning,
-                ddim(checkpoint, recipe.steps),
-                lambda: self._count("teacher", checkpoint),
-                lambda: self._count("stage 1", checkpoint),
+                self.denoiser.schedule(recipe.steps),
+                lambda: self._count("teacher"),
+                lambda: self._count("stage 1"),
             )
         )
 
-    def _count(self, name, checkpoint):
-        unet = load_unet(checkpoint, torch.device("cpu"))
+    def _count(self, name):
+        unet = self.denoiser.load(torch.device("cpu"))
 
         def count(module, inputs):
             self.samples[name] += len(inputs[0])
 
         unet.register_forward_pre_hook(count)
-        return unet
+        return Predictor(self.denoiser, unet, self.conditioning)
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
@@ -206,22 +204,22 @@ def test_nothing_is_computed_that_is_not_kept(made):
 
 def test_the_empty_prompt_is_what_the_pipeline_guides_away_from(made):
     made, folder = made
-    context = made.conditioning.context[0]
+    context = made.conditioning.streams["context"][0]
     assert made.conditioning.prompts[0] == EMPTY
     assert bool((context == 0).all()) == folder.name.startswith("sdxl")
 
 
 def test_embeddings_do_not_depend_on_the_batch(made):
-    made, folder = made
+    made, _ = made
     prompt = made.plan.prompts[-1]
-    alone = encode(open_checkpoint(str(folder)), [prompt], torch.device("cpu"))
+    alone = made.denoiser.condition([prompt], torch.device("cpu")).streams["context"]
     row = made.conditioning.rows([prompt])[0]
-    assert torch.allclose(alone.context[1], made.conditioning.context[row], atol=1e-5)
+    assert torch.allclose(alone[1], made.conditioning.streams["context"][row], atol=1e-5)
 
 
 def test_states_do_not_depend_on_how_many_are_sampled_at_once(sd1, preset, accelerator, tiny_sd1, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trajectories, "AT_ONCE", 3)
+        patch.setattr(sampling, "AT_ONCE", 3)
         other = Made(open_checkpoint(str(tiny_sd1)), preset, tmp_path, accelerator)
     assert other.samples == sd1.samples
     for shard in sd1.plan.shards:
@@ -233,13 +231,14 @@ def test_states_do_not_depend_on_how_many_are_sampled_at_once(sd1, preset, accel
 def test_the_text_encoders_go_before_a_unet_comes(tiny_sd1, monkeypatch):
     loaded = []
 
-    def load(self, *arguments, real=Checkpoint.load_text_encoders):
-        for encoder in real(self, *arguments):
+    def load(*arguments, real=denoiser.load_text_encoders):
+        for encoder in real(*arguments):
             loaded.append(weakref.ref(encoder))
             yield encoder
 
-    monkeypatch.setattr(Checkpoint, "load_text_encoders", load)
-    encode(open_checkpoint(str(tiny_sd1)), ["a knife"], torch.device("cpu"))
+    monkeypatch.setattr(denoiser, "load_text_encoders", load)
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    checkpoint.family.denoise(checkpoint).condition(["a knife"], torch.device("cpu"))
     assert [encoder() for encoder in loaded] == [None]
 
 

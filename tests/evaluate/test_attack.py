@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase.map import no_stage
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks import run as module
@@ -17,7 +17,7 @@ from trce_cli.evaluate.detectors.base import Convention, Loaded
 from trce_cli.evaluate.question import Evaluation, prepare
 from trce_cli.families.clip.prompt_encoder import PromptEncoder
 from trce_cli.families.sd.denoiser import encode, load_unet
-from trce_cli.images.draw import Settings
+from trce_cli.images.plan import Settings
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_presets

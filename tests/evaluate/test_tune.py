@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.choice import MARGIN, Point, choose, grid, parse_range, spread
-from trce_cli.images.draw import draw, load_pipeline
-from trce_cli.images.folder import ImageRecord, read_image
+from trce_cli.images.draw import draw
+from trce_cli.images.record import ImageRecord, read_image
 
 Run = Callable[..., Any]
 EOT, PADDED = (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.05, 0.0)
@@ -121,8 +121,9 @@ def test_trials_are_drawn_as_the_chosen_command_would_have_it(tuned: Path, tmp_p
     folder = tuned / "images" / "explicit"
     records = [record for path in folder.glob("*.png") if (record := read_image(path))]
     erased = [record for record in records if record.role == "erased"]
-    pipeline = load_pipeline(open_checkpoint(str(tmp_path / "mapped")), torch.device("cpu"), torch.float32)
-    drawn: list[tuple[ImageRecord, Image.Image]] = list(draw(pipeline, erased, 3))
+    mapped = open_checkpoint(str(tmp_path / "mapped"))
+    pipeline = mapped.family.pipe(mapped, torch.device("cpu"), torch.float32)
+    drawn: list[tuple[ImageRecord, Image.Image]] = list(draw(mapped.family, pipeline, erased, 3))
     assert len(drawn) == 3
     for record, image in drawn:
         mine, (original,) = pixels(folder / record.file), folder.glob(f"{record.index:04d}-*-original.png")

@@ -2,12 +2,12 @@
 
 import pytest
 
+from trce_cli.families.base import Stored
+from trce_cli.families.clip.names import clip_weights, openclip_from_clip
 from trce_cli.families.sd.names import (
-    clip_weights,
     ema_from_ldm,
     kohya_from_diffusers,
     ldm_layers_per_block,
-    openclip_from_clip,
     unet_from_ldm,
 )
 
@@ -63,9 +63,11 @@ def test_ema_names_have_no_dots() -> None:
 def test_openclip_names() -> None:
     layer = "text_model.encoder.layers.22."
     block = "transformer.resblocks.22."
-    assert openclip_from_clip(f"{layer}self_attn.v_proj.bias") == (f"{block}attn.in_proj_bias", 2, False)
-    assert openclip_from_clip(f"{layer}mlp.fc1.weight") == (f"{block}mlp.c_fc.weight", None, False)
-    assert openclip_from_clip("text_projection.weight") == ("text_projection", None, True)
+    assert openclip_from_clip(f"{layer}self_attn.v_proj.bias") == Stored(
+        f"{block}attn.in_proj_bias", piece=(2, 3)
+    )
+    assert openclip_from_clip(f"{layer}mlp.fc1.weight") == Stored(f"{block}mlp.c_fc.weight")
+    assert openclip_from_clip("text_projection.weight") == Stored("text_projection", transposed=True)
 
 
 @pytest.mark.parametrize("projection", [False, True])
@@ -76,11 +78,11 @@ def test_clip_weights_are_those_of_transformers(projection: bool) -> None:
         vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=3, num_attention_heads=1
     )
     model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-    names = {
-        name if name.startswith("text_") else f"text_model.{name}" for name, _ in model.named_parameters()
+    shapes = {
+        name if name.startswith("text_") else f"text_model.{name}": tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
     }
-    assert set(clip_weights(3, projection)) == names
-    assert len(clip_weights(3, projection)) == len(names)
+    assert clip_weights(config.to_dict(), projection) == shapes
 
 
 def test_kohya_names() -> None:

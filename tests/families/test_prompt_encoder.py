@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.families.clip.prompt_encoder import PromptEncoder
 from trce_cli.families.sd.denoiser import encode
-from trce_cli.images.draw import load_pipeline
 
 CPU = torch.device("cpu")
 PROMPTS = ["a gun on the table", "", "the dog and the " * 40]
@@ -19,7 +18,7 @@ def checkpoint(request):
 
 @pytest.fixture
 def encoder(checkpoint):
-    return PromptEncoder(load_pipeline(checkpoint, CPU, torch.float32), checkpoint.family)
+    return PromptEncoder(checkpoint.family.pipe(checkpoint, CPU, torch.float32), checkpoint.family)
 
 
 def test_the_u_net_is_told_what_the_pipeline_tells_it(checkpoint, encoder):

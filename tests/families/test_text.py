@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.families.clip.text import ClipText
 from trce_cli.families.clip.tokens import SOT

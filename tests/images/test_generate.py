@@ -14,23 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint.checkpoint import open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.copy import write_patched
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.images.draw import (
-    SCHEDULERS,
-    Settings,
-    draw,
-    identify,
-    load_pipeline,
-    plan_images,
-    scheduler_name,
-    set_scheduler,
-    traits,
-    weight_variant,
-)
-from trce_cli.images.folder import ImageRecord, read_image
+from trce_cli.families.sd.family import SD1
+from trce_cli.images.draw import draw
+from trce_cli.images.plan import Settings, identify, plan_images
+from trce_cli.images.record import ImageRecord, read_image
+from trce_cli.images.schedulers import scheduler_name
 from trce_cli.prompts.files import Prompt
 
 CPU = torch.device("cpu")
@@ -43,8 +36,12 @@ def plan(folder: Path, prompts: list[Prompt] | None = None, **settings: Any) -> 
     return identify(planned, checkpoints, "float32")
 
 
+def load_pipeline(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    return checkpoint.family.pipe(checkpoint, device, dtype)
+
+
 def drawn(pipeline: Any, records: list[ImageRecord], batch_size: int) -> dict[str, np.ndarray]:
-    images = draw(pipeline, records, batch_size)
+    images = draw(SD1, pipeline, records, batch_size)
     return {record.file: np.asarray(image, dtype=int) for record, image in images}
 
 
@@ -53,7 +50,7 @@ def pipeline(tiny_sd1: Path) -> Any:
     return load_pipeline(open_checkpoint(str(tiny_sd1)), CPU, torch.float32)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SD1.schedulers)
 def test_image_depends_on_nothing_but_its_own_record(pipeline: Any, tiny_sd1: Path, scheduler: str) -> None:
     records = plan(tiny_sd1, scheduler=scheduler, images_per_prompt=2)
     one, three = drawn(pipeline, records, 1), drawn(pipeline, records[::-1], 3)
@@ -107,7 +104,7 @@ def test_latents_are_never_clipped(tiny_sd1: Path, scheduler: str) -> None:
         name: own[name] for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     }
     pipeline.scheduler = EulerDiscreteScheduler(**schedule)  # says nothing of clipping
-    set_scheduler(pipeline, scheduler)
+    pipeline.scheduler = SD1.scheduler(pipeline, scheduler)
     assert not pipeline.scheduler.config.clip_sample
     if scheduler == "ddim":
         assert (pipeline.scheduler.config.steps_offset, pipeline.scheduler.config.set_alpha_to_one) == (
@@ -134,7 +131,6 @@ def test_folder_with_fp16_files_only(tmp_path: Path) -> None:
     tiny.add_fp16_variant(folder, keep_plain=False)
     tiny.shard(folder, variant="fp16")
     checkpoint = open_checkpoint(str(folder))
-    assert weight_variant(checkpoint) == "fp16"
     pipeline = load_pipeline(checkpoint, CPU, torch.float32)
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
     assert next(iter(drawn(pipeline, plan(folder)[:1], 1).values())).std() > 1
@@ -147,7 +143,9 @@ def test_single_file_and_folder_draw_the_same_before_and_after_an_edit(
     folder = request.getfixturevalue(f"tiny_{family}")
     single = tiny.single_file(family, folder, tmp_path / "original.safetensors", ema=family == "sd1")
     layouts = [open_checkpoint(str(folder)), open_checkpoint(str(single), config=folder)]
-    edits = dict.fromkeys(layouts[0].projection_keys(), lambda weight: weight * -0.5)
+    edits = dict.fromkeys(
+        [key for door in layouts[0].doors() for key in door.weights], lambda weight: weight * -0.5
+    )
     outputs = [
         write_patched(checkpoint, tmp_path / f"erased{checkpoint.path.suffix}", edits, {})
         for checkpoint in layouts
@@ -271,17 +269,17 @@ def test_scheduler_names() -> None:
         "PLMS": "pndm",
         "DDIM": "ddim",
     }
-    assert {name: scheduler_name(name) for name in spellings} == spellings
+    assert {name: scheduler_name(name, SD1.schedulers) for name in spellings} == spellings
     with pytest.raises(BadInput) as caught:
-        scheduler_name("karras")
-    assert all(name in str(caught.value.hint) for name in SCHEDULERS)
+        scheduler_name("karras", SD1.schedulers)
+    assert all(name in str(caught.value.hint) for name in SD1.schedulers)
 
 
 def test_traits_need_sound_configs(tiny_sd1: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_sd1, tmp_path / "odd"))
     (folder / "vae" / "config.json").write_text('{"block_out_channels": "many"}')
     with pytest.raises(BadInput, match="size"):
-        traits(open_checkpoint(str(folder)))
+        SD1.canvas(open_checkpoint(str(folder)))
 
 
 def test_command_compares_resumes_and_refuses(

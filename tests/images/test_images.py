@@ -8,16 +8,10 @@ import pytest
 from PIL import Image, ImageFont
 
 from trce_cli.errors import BadInput
-from trce_cli.images import folder as images
-from trce_cli.images.folder import (
-    ImageFolder,
-    ImageRecord,
-    draw_grid,
-    parameters,
-    read_image,
-    wrap,
-    write_image,
-)
+from trce_cli.images.folder import ImageFolder
+from trce_cli.images.grid import draw_grid, wrap, write_grid
+from trce_cli.images.record import ImageRecord, parameters, read_image, write_image
+from trce_cli.system.machine import __version__
 
 RECORD = ImageRecord(
     file="0001-seed42.png",
@@ -51,7 +45,7 @@ def test_parameters_are_in_the_web_uis_form() -> None:
     assert parameters(RECORD) == (
         "a café,\nin the rain\nNegative prompt: fog 雾\n"
         "Steps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 42, Size: 16x24, "
-        f"Model hash: 0123456789, Model: model_ v1, Version: trce {images.__version__}"
+        f"Model hash: 0123456789, Model: model_ v1, Version: trce {__version__}"
     )
     assert "Negative" not in parameters(replace(RECORD, negative_prompt=""))
 
@@ -177,7 +171,7 @@ def test_grid_file_has_a_row_a_prompt_and_seed(tmp_path: Path) -> None:
     ]
     for record in records:
         write_image(tmp_path, picture("red" if record.role == "original" else "blue"), record)
-    with Image.open(images.write_grid(tmp_path, records)) as grid:
+    with Image.open(write_grid(tmp_path, records)) as grid:
         left, right = (grid.crop(box) for box in ((280, 0, 280 + 170, 700), (280 + 170, 0, 900, 700)))
         red, blue = ((255, 0, 0), 160 * 240), ((0, 0, 255), 160 * 240)  # 16x24 enlarged ten times
         for half, (colour, area) in ((left, red), (right, blue)):

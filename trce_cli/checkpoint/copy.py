@@ -1,7 +1,7 @@
 """Edited copies of checkpoints in the layout of the original, out of core.
 
 `write_patched` reads, edits and writes one tensor at a time and lets the operating system copy every other
-byte, so that a U-Net is never in memory.
+byte, so that a denoiser is never in memory.
 """
 
 import os
@@ -73,7 +73,7 @@ def needed_bytes(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -
         return 0  # little, and known only when it is made
     same_disk = checkpoint.path.stat().st_dev == existing(output.parent).stat().st_dev
     if link and form == checkpoint.layout and same_disk:
-        return sum(file.size for file in checkpoint.unet_files)
+        return sum(file.size for file in checkpoint.denoiser_files)
     return checkpoint.total_bytes()
 
 
@@ -110,8 +110,8 @@ def write_patched(
 ) -> Path:
     """Write an edited copy of the checkpoint, whole or not at all, and return its real path.
 
-    edits: diffusers U-Net key -> function from the weight (fp32, or fp64 where the file has it) to the new
-    one of the same shape; done for every copy of the U-Net's weights, rounded to the dtype of its file.
+    edits: diffusers key of the denoiser -> function from the weight (fp32, or fp64 where the file has it) to
+    the new one of the same shape; done for every copy of the denoiser, rounded to the dtype of its file.
     files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's; into a
     single file `trce.json` goes as metadata.
     link: share unchanged files with the input where both lie on one file system, by reflink or else hard
@@ -121,11 +121,16 @@ def write_patched(
     """
     output = check_output(checkpoint, output, force, link)
     patches: dict[Path, dict[str, Edit]] = {}
-    opened = {file.path: file for file in checkpoint.unet_files}
+    opened = {file.path: file for file in checkpoint.denoiser_files}
     for key, edit in edits.items():
-        for copy in checkpoint.unet:
-            file, name = copy.tensors[key]
-            patches.setdefault(file.path, {})[name] = edit
+        for copy in checkpoint.denoiser:
+            place = copy.tensors[key]
+            if not place.stored.plain:
+                raise BadInput(
+                    f"{place.file.path} keeps {key} together with other weights: it is not edited in place.",
+                    "Write it --as diffusers.",
+                )
+            patches.setdefault(place.file.path, {})[place.stored.name] = edit
     metadata = None
     if checkpoint.layout == "single-file":
         metadata = single_file_metadata(checkpoint, files)

@@ -1,6 +1,7 @@
 """Where a checkpoint comes from, told by its text encoder, which no edit changes."""
 
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.prompts.home import EMBEDDED, REAL_WORLD, Home
 
 
@@ -13,8 +14,12 @@ def home_of(checkpoint: Checkpoint) -> Home:
             continue
         ours = open_checkpoint(home.name)
         # The widths first: a large text encoder is not read to learn that it is another one.
-        if ours.context_width == checkpoint.context_width and (
+        if _widths(ours) == _widths(checkpoint) and (
             ours.text_encoder_hash() == checkpoint.text_encoder_hash()
         ):
             return home
     return REAL_WORLD
+
+
+def _widths(checkpoint: Checkpoint) -> list[int]:
+    return [door.width for door in checkpoint.doors()]

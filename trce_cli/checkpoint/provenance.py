@@ -148,7 +148,7 @@ def single_file_metadata(checkpoint: "Checkpoint", files: Mapping[str, bytes]) -
 
     files: as `provenance_files` gives them; without `trce.json` the source's metadata stays as it is.
     """
-    metadata = dict(checkpoint.unet_files[0].metadata)
+    metadata = dict(checkpoint.denoiser_files[0].metadata)
     if NAME not in files:
         return metadata
     metadata = {"format": "pt", **metadata, "trce": files[NAME].decode()}
@@ -176,10 +176,7 @@ def source_card(checkpoint: "Checkpoint") -> dict[str, Any]:
     """The front matter of the checkpoint's own model card; empty where there is none that can be read."""
     import yaml  # type: ignore[import-untyped]
 
-    card = checkpoint.folder / "README.md"
-    if checkpoint.layout != "diffusers" or not card.is_file():
-        return {}
-    match = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    match = re.match(r"---\r?\n(.*?)\r?\n---", checkpoint.card_text() or "", re.DOTALL)
     try:
         table = yaml.safe_load(match[1]) if match else None
     except (yaml.YAMLError, ValueError):  # such as a date that is none

@@ -66,7 +66,7 @@ def apply(
 
     Several are applied one after the other; of maps that is the product of their matrices.
     """
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.edits.edit import check_strength
     from trce_cli.edits.files import open_edit
     from trce_cli.edits.outputs import choose_outputs

@@ -144,7 +144,7 @@ def attack(
             )
     presets = load_presets(preset)
 
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.evaluate.attacks import run as red_team
     from trce_cli.evaluate.detectors.registry import parse_threshold
     from trce_cli.evaluate.question import prepare

@@ -155,7 +155,7 @@ def evaluate(
 
     thresholds = [parse_threshold(text) for text in threshold or ()]
 
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.evaluate.compare import read_results
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.report import write_report

@@ -123,17 +123,11 @@ def generate(
     An image depends only on checkpoint, prompt, seed and settings.
     Started again with the same arguments, it draws only what is missing.
     """
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
-    from trce_cli.images.draw import (
-        Settings,
-        default_dtype,
-        draw_missing,
-        identify,
-        is_flat,
-        pixel_files,
-        plan_images,
-    )
-    from trce_cli.images.folder import INDEX, ImageFolder, write_grid
+    from trce_cli.checkpoint.open import open_checkpoint
+    from trce_cli.images.draw import default_dtype, draw_missing, is_flat
+    from trce_cli.images.folder import INDEX, ImageFolder
+    from trce_cli.images.grid import write_grid
+    from trce_cli.images.plan import Settings, identify, plan_images
     from trce_cli.prompts.files import Prompt, read_prompts
 
     console = Console(json, quiet)
@@ -161,7 +155,7 @@ def generate(
     torch_device = resolve_device(device)
     with console.progress() as progress:
         hashing = progress.stage(
-            "Reading checkpoints", sum(len(pixel_files(c)) for c in checkpoints.values())
+            "Reading checkpoints", sum(len(c.drawn_from()) for c in checkpoints.values())
         )
         records = identify(plan, checkpoints, dtype or default_dtype(torch_device), hashing)
         folder = ImageFolder(output, records, force)

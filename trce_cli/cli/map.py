@@ -97,7 +97,7 @@ def map_(
     The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
     or what --as names.
     """
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.edits.outputs import choose_outputs, lora_lines, notes, total_bytes, write_outputs
     from trce_cli.erase.map_settings import choose_settings, plan
     from trce_cli.erase.prior import choose_prior

@@ -199,12 +199,12 @@ def steer(
     if log_with and not importlib.util.find_spec(log_with):
         raise BadInput(f"{log_with} is not installed.", f"pip install {log_with}")
 
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
+    from trce_cli.checkpoint.same_model import check_same_model
     from trce_cli.edits.outputs import choose_outputs, lora_lines, notes
     from trce_cli.erase import steer as stage2
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.trajectories import plan_trajectories
-    from trce_cli.families.sd.denoiser import check_same_model
 
     recipe, training = stage2.choose(given, joint_steer_settings(chosen))
     source = open_checkpoint(erased, revision, variant, config)
@@ -267,9 +267,9 @@ def steer(
 
 def _teacher(console: Console, source: "Checkpoint", name: str | None, config: Path | None) -> "Checkpoint":
     """The checkpoint of `--teacher`, or the first base of the history; ERASED itself where it has none."""
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.checkpoint.provenance import history
-    from trce_cli.erase.trajectories import unet_hashes
+    from trce_cli.erase.trajectory_set import denoiser_hashes
 
     entries = history(source)
     if not any(entry["edit"] in ("map", "apply") for entry in entries):
@@ -287,7 +287,7 @@ def _teacher(console: Console, source: "Checkpoint", name: str | None, config: P
             ) from None
     else:
         opened = open_checkpoint(name, config=config)
-    if base and not set(base["files"].values()) & set(unet_hashes(opened)):
+    if base and not set(base["files"].values()) & set(denoiser_hashes(opened)):
         message = (
             f"{opened.name} is not the original that {source.name} was made from: its U-Net's weights differ."
         )

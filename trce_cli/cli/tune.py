@@ -105,7 +105,7 @@ def tune(
     low, high = parse_range(preserve)
     weights = [parse_token_weights(text) for text in token_weights or ()]
 
-    from trce_cli.checkpoint.checkpoint import open_checkpoint
+    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.erase.map_settings import choose_settings
     from trce_cli.erase.prior import choose_prior
     from trce_cli.evaluate.detectors.registry import parse_threshold

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trce_cli.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import not_a_checkpoint
@@ -39,18 +40,21 @@ def describe(
             raise BadInput(f"{name} is no checkpoint, so no edit can fit it.")
         return _describe_file(file)
     checkpoint = open_checkpoint(name, revision, variant, config)
+    family = checkpoint.family
     found = {
         "path": str(checkpoint.path),
         "kind": "checkpoint",
         "layout": checkpoint.layout,
-        "family": checkpoint.family.name,
+        "family": family.name,
         "dtype": checkpoint.dtype,
         "bytes": checkpoint.total_bytes(),
-        "unet_parameters": sum(math.prod(checkpoint.shape(key)) for key in checkpoint.unet[0].tensors),
-        "unet_copies": {copy.label: [file.path.name for file in copy.files] for copy in checkpoint.unet},
-        "cross_attention_layers": len(checkpoint.projection_keys()) // 2,
-        "context_width": checkpoint.context_width,
-        "pooled_width": checkpoint.pooled_width,
+        f"{family.denoiser}_parameters": sum(
+            math.prod(checkpoint.shape("denoiser", key)) for key in checkpoint.keys("denoiser")
+        ),
+        f"{family.denoiser}_copies": {
+            copy.label: [file.path.name for file in copy.files] for copy in checkpoint.denoiser
+        },
+        "doors": {door.name: f"{len(door.weights)} of width {door.width}" for door in checkpoint.doors()},
         "text_encoder": checkpoint.text_encoder_hash(),
         "left_out": dict(checkpoint.left_out),
         "history": history(checkpoint),
@@ -127,8 +131,8 @@ class Comparison:
 def readers(name: str, config: Path | None = None) -> Readers:
     """How to read each tensor of a checkpoint or other safetensors file.
 
-    The names of a checkpoint do not depend on its layout: `unet/` and the diffusers name, the text encoder's
-    folder and transformers' name; what else it holds keeps its own name.
+    The names of a checkpoint do not depend on its layout: the part's folder, and diffusers' or transformers'
+    name; what else it holds keeps its own name.
     """
     if file := _other_file(name):
         return {key: partial(file.read, key) for key in file.tensors}
@@ -137,22 +141,15 @@ def readers(name: str, config: Path | None = None) -> Readers:
 
 def _checkpoint_readers(checkpoint: Checkpoint) -> Readers:
     found: dict[str, Callable[[], torch.Tensor]] = {}
-    known = {spec.ldm for spec in checkpoint.family.encoders}
-    for number, copy in enumerate(checkpoint.unet):
-        part = "unet" if number == 0 else f"unet ({copy.label})"
-        found |= {f"{part}/{key}": partial(file.read, name) for key, (file, name) in copy.tensors.items()}
-        known |= {name for _, name in copy.tensors.values()}
-    for encoder in checkpoint.encoders:
-        part = encoder.spec.folder
-        found |= {f"{part}/{key}": partial(encoder.map, key) for key in encoder.weights()}
-    parts = {"unet", *(spec.folder for spec in checkpoint.family.encoders)}
-    for relative, path in checkpoint.files.items():
-        if path.suffix != ".safetensors" or relative.partition("/")[0] in parts:
-            continue
-        file = SafetensorsFile.open(path)
-        where = f"{relative}: " if checkpoint.layout == "diffusers" else ""
-        rest = [key for key in file.tensors if not key.startswith(tuple(known))]
-        found |= {where + key: partial(file.read, key) for key in rest}
+    denoiser = checkpoint.family.denoiser
+    for number, copy in enumerate(checkpoint.denoiser):
+        part = denoiser if number == 0 else f"{denoiser} ({copy.label})"
+        found |= {f"{part}/{key}": place.read for key, place in copy.tensors.items()}
+    texts = checkpoint.family.text_weights(checkpoint.config)
+    for part, weights in texts.items():
+        found |= {f"{part}/{key}": partial(checkpoint.map, part, key) for key in weights}
+    for name, file, key in checkpoint.further_tensors({denoiser, *texts}):
+        found[name] = partial(file.read, key)
     return found
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.erase.trajectories import Kind, Plan, TrajectorySet, predictions_at
+from trce_cli.erase.sampling import Predictor, predictions_at
+from trce_cli.erase.training import tuned
+from trce_cli.erase.trajectories import Kind, Plan
+from trce_cli.erase.trajectory_set import TrajectorySet
 from trce_cli.errors import TrceError
-from trce_cli.families.sd.denoiser import Conditioning, trainable
 from trce_cli.maths.contrastive import Contrast
 
 CHECKED: Final[tuple[Kind, ...]] = ("unsafe-check", "unconditional-check", "benign-check")
@@ -39,17 +41,16 @@ def weight_change(
 
 
 def guard_evaluations(plan: Plan) -> int:
-    """Evaluations of a U-Net on one sample that `guard` takes."""
+    """Evaluations of a denoiser on one sample that `guard` takes."""
     return 2 * sum((2 if kind == "unsafe-check" else 1) * plan.states(kind) for kind in CHECKED)
 
 
 @torch.no_grad()
 def guard(
-    model: nn.Module,
+    predict: Predictor,
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
     stored: TrajectorySet,
-    conditioning: Conditioning,
     report: Callable[[int], None] = lambda states: None,
 ) -> dict[str, Any]:
     """What the edit does on held-out states, in figures; the model is left with the weights `after`.
@@ -60,9 +61,9 @@ def guard(
     """
     found: list[dict[Kind, list[Tensor]]] = []
     for weights in (before, after):
-        for key, parameter in trainable(model).items():
+        for key, parameter in tuned(predict.module).items():
             parameter.copy_(weights[key])
-        found.append({kind: _measured(model, stored, kind, conditioning, report) for kind in CHECKED})
+        found.append({kind: _measured(predict, stored, kind, report) for kind in CHECKED})
     figures: dict[str, Any] = {"unsafe": {"states": stored.plan.states("unsafe-check")}}
     for name, one in zip(("before", "after"), found, strict=True):
         for place, prompt in enumerate(("prompt", "empty")):
@@ -76,10 +77,9 @@ def guard(
 
 
 def _measured(
-    model: nn.Module,
+    predict: Predictor,
     stored: TrajectorySet,
     kind: Kind,
-    conditioning: Conditioning,
     report: Callable[[int], None],
 ) -> list[Tensor]:
     """Of unsafe states the positions under their own prompt and the empty one; of others predictions."""
@@ -88,7 +88,7 @@ def _measured(
         columns = [states["rows"]]
         if "direction" in states:
             columns.append(torch.zeros_like(states["rows"]))
-        found = predictions_at(model, states, columns, conditioning, report)
+        found = predictions_at(predict, states, columns, report)
         if "direction" in states:
             contrast = Contrast(states["direction"], states["offset"])
             found = [contrast.position(prediction) for prediction in found]

@@ -16,9 +16,9 @@ from torch import Tensor
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.outputs import Outputs
 from trce_cli.erase import training_state
-from trce_cli.erase.trajectories import Plan, TrajectorySet
+from trce_cli.erase.trajectories import Plan
+from trce_cli.erase.trajectory_set import TrajectorySet
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.sd.denoiser import is_trainable
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.processes import on_main
 from trce_cli.system.whole import appending, write_json, write_text
@@ -131,7 +131,8 @@ class WorkingFolder:
 
     def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
         """The set, two states (the old one stays until the new one is whole) and the outputs have to fit."""
-        tuned = sum(math.prod(erased.shape(key)) for key in erased.unet[0].tensors if is_trainable(key))
+        keys = [key for key in erased.keys("denoiser") if erased.family.tuned(key)]
+        tuned = sum(math.prod(erased.shape("denoiser", key)) for key in keys)
         missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
         states = (12 if (self.folder / STATE).exists() else 24) * tuned
         needs = [

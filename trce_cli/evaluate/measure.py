@@ -12,7 +12,7 @@ from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.features import Extractor
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import BATCH, ROLES, Pair, ScoreStore, batches, load_image, real_images
-from trce_cli.images.folder import ImageRecord
+from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Change, Rate, frechet_distance, mean_change, similarity
 from trce_cli.prompts.home import Clip
 from trce_cli.prompts.suites import Suite

@@ -13,7 +13,7 @@ from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.detectors.registry import load_detectors
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
 from trce_cli.evaluate.scores import real_images
-from trce_cli.images.draw import STEPS, Settings
+from trce_cli.images.plan import STEPS, Settings
 from trce_cli.prompts.home import Clip, Home, Split
 from trce_cli.prompts.presets import Preset
 from trce_cli.prompts.suites import Suite, choose_suites, unsafe_classes

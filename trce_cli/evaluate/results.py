@@ -11,7 +11,7 @@ from trce_cli.checkpoint.provenance import history, versions
 from trce_cli.evaluate.measure import figures
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES
-from trce_cli.images.folder import ImageRecord
+from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.suites import parts
 from trce_cli.system.whole import write_json, write_table
 

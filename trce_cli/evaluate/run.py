@@ -18,8 +18,10 @@ from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.results import describe, write_results
 from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, batches, load_image, pair_up
-from trce_cli.images.draw import count_truncated, draw, identify, load_pipeline, plan_images
-from trce_cli.images.folder import ImageFolder, ImageRecord, read_image, write_image
+from trce_cli.images.draw import draw
+from trce_cli.images.folder import ImageFolder
+from trce_cli.images.plan import identify, plan_images
+from trce_cli.images.record import ImageRecord, read_image, write_image
 from trce_cli.system.processes import Alone, on_main
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import make_inside, write_bytes
@@ -153,12 +155,13 @@ def draw_share(
         if not records:
             continue
         with phase(costs, f"load {role}", device):
-            pipeline = load_pipeline(checkpoint, device, getattr(torch, records[0].dtype))
-        if cut := count_truncated(pipeline, records):
+            pipeline = checkpoint.family.pipe(checkpoint, device, getattr(torch, records[0].dtype))
+        _, cut = checkpoint.family.truncated(checkpoint, [record.prompt for record in records])
+        if cut:
             note(f"{checkpoint.name} reads {cut} of {len(records)} prompts only in part: they are too long.")
         report = stage(f"Drawing ({role})", len(records), "images")
         with phase(costs, f"draw {role}", device) as cost:
-            for record, image in draw(pipeline, records, batch_size):
+            for record, image in draw(checkpoint.family, pipeline, records, batch_size):
                 write_image(places[id(record)], image, record)
                 report(1)
             cost["images"] = len(records)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.detectors.base import Loaded
-from trce_cli.images.folder import ImageRecord
+from trce_cli.images.record import ImageRecord
 from trce_cli.system.whole import appending
 
 ROLES = ("original", "erased")

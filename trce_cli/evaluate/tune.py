@@ -27,9 +27,11 @@ from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.run import score_share
 from trce_cli.evaluate.scores import Pair, ScoreStore
-from trce_cli.images.draw import checkpoint_hash, count_truncated, draw, load_pipeline, plan_images
-from trce_cli.images.folder import ImageFolder, ImageRecord
+from trce_cli.images.draw import draw
+from trce_cli.images.folder import ImageFolder
+from trce_cli.images.plan import checkpoint_hash, plan_images
 from trce_cli.images.plots import trade_off
+from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate, pareto
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
@@ -188,9 +190,11 @@ class Bench:
     ) -> Callable[[int], None]:
         """Load the pipeline and draw what is missing of the original's; returns what reports pictures."""
         original = self.evaluation.original
-        self.pipeline = load_pipeline(original, self.device, getattr(torch, dtype))
+        self.pipeline = original.family.pipe(original, self.device, getattr(torch, dtype))
         records = [record for each in self.plans.values() for record in each]
-        if cut := count_truncated(self.pipeline, records):
+        self.family = original.family
+        _, cut = self.family.truncated(original, [record.prompt for record in records])
+        if cut:
             note(f"{original.name} reads {cut} of {len(records)} prompts only in part: they are too long.")
         wanted = {trial.record(record).file for trial in trials for record in records}
         wanted |= {record.file for record in records}
@@ -216,7 +220,7 @@ class Bench:
         self, folder: ImageFolder, records: Sequence[ImageRecord], report: Callable[[int], None]
     ) -> None:
         missing = [record for record in records if record.file not in folder.drawn]
-        for record, image in draw(self.pipeline, missing, self.batch_size):
+        for record, image in draw(self.family, self.pipeline, missing, self.batch_size):
             folder.add(record, image)
             report(1)
 

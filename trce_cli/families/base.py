@@ -8,12 +8,15 @@ as its end, whose embedding a pair of prompts maps.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+EMPTY: Final = ""  # the prompt of unconditional predictions
+
+Shape = tuple[int, ...]
 Wanted = Mapping[str, Mapping[str, Sequence[int]]]  # stream -> prompt -> positions of its embeddings
 
 
@@ -22,13 +25,100 @@ class Door:
     """Where a prompt enters the denoiser: weights that meet the embeddings of one stream.
 
     name: what figures call it, such as `keys`. weights: diffusers names of the matrices W (out, columns) that
-    become W M. width: of the embeddings, which meet the first columns; further ones see something else.
+    become W M. width: of the embeddings, which meet the first columns; with `wider` further columns see
+    something else.
     """
 
     name: str
     stream: str
     weights: tuple[str, ...]
     width: int
+    wider: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a file of another layout keeps a weight: in the tensor of this name, by these steps (pure).
+
+    piece: which of so many weights that are stacked along the first axis. transposed: (in, out) in place of
+    (out, in). convolution: a linear layer's (out, in) as a convolution's (out, in, 1, 1).
+    """
+
+    name: str
+    piece: tuple[int, int] = (0, 1)
+    transposed: bool = False
+    convolution: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the tensor is the weight as it is."""
+        return self == Stored(self.name)
+
+    def shape(self, stored: Shape) -> Shape:
+        """The weight's shape from that of the tensor."""
+        if self.piece[1] > 1:
+            stored = (stored[0] // self.piece[1], *stored[1:])
+        if self.convolution:
+            stored = stored[:2]
+        return stored[::-1] if self.transposed else stored
+
+    def packed_shape(self, shape: Shape) -> Shape:
+        """The tensor's shape from that of the weight."""
+        stored = shape[::-1] if self.transposed else shape
+        if self.convolution:
+            stored = (*stored, 1, 1)
+        return (stored[0] * self.piece[1], *stored[1:])
+
+    def view(self, stored: "Tensor") -> "Tensor":
+        """The weight in the tensor."""
+        if self.piece[1] > 1:
+            stored = stored.chunk(self.piece[1])[self.piece[0]]
+        if self.convolution:
+            stored = stored.flatten(1)
+        return stored.mT if self.transposed else stored
+
+    def packed(self, weights: Sequence["Tensor"]) -> "Tensor":
+        """The tensor of all weights that are stacked in it, in the order of their pieces."""
+        import torch
+
+        stored = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+        stored = stored.mT if self.transposed else stored
+        return stored[..., None, None] if self.convolution else stored
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What pictures a checkpoint draws: the size that it was trained for in pixels, of what the sides must be
+    multiples, and in how many steps at most.
+    """
+
+    width: int
+    height: int
+    multiple: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What enters the denoiser of each prompt by each stream, (prompts, ...) float32 on the run's device."""
+
+    prompts: tuple[str, ...]
+    streams: Mapping[str, "Tensor"]
+
+    @property
+    def device(self) -> "torch.device":
+        """Where it lies."""
+        return next(iter(self.streams.values())).device
+
+    def rows(self, prompts: Sequence[str]) -> "Tensor":
+        """The rows of these prompts, int64."""
+        import torch
+
+        return torch.tensor([self.prompts.index(prompt) for prompt in prompts])
+
+    def told(self, rows: "Tensor") -> dict[str, "Tensor"]:
+        """What enters for a batch of these rows."""
+        return {stream: every[rows.to(every.device)] for stream, every in self.streams.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +163,7 @@ class Weights(Protocol):
     """What a family may ask of an opened checkpoint, whatever its layout: names are diffusers' and
     transformers'.
 
-    Parts are those of the diffusers folder: `text_encoder`, `vae`, and the denoiser's own name.
+    A part is `denoiser`, or goes by its folder's name: `text_encoder`, `vae`.
     """
 
     @property
@@ -86,12 +176,15 @@ class Weights(Protocol):
         """The configuration of each part, and `model_index` and `scheduler`."""
         ...
 
-    def where(self, part: str) -> Path:
+    @property
+    def path(self) -> Path:
         """The folder or file that errors name."""
         ...
 
-    def folder(self, part: str) -> Path:
-        """A folder with a part's files that are no weights, such as a tokenizer's."""
+    def folder(self, part: str = "") -> Path:
+        """A folder with a part's files that are no weights, such as a tokenizer's; without a part that of the
+        whole diffusers folder, `model_index.json` in it.
+        """
         ...
 
     def keys(self, part: str) -> Collection[str]:
@@ -112,6 +205,19 @@ class Weights(Protocol):
 
     def release(self, part: str) -> None:
         """Give back the memory of all pages of a part that were looked at so far."""
+        ...
+
+
+class Configs(Protocol):
+    """The configurations of a diffusers folder by part, `model_index` and `scheduler` among them."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        ...
+
+    def __getitem__(self, part: str) -> Mapping[str, Any]:
+        """A part's configuration; BadInput where there is none."""
         ...
 
 
@@ -185,10 +291,23 @@ class Words(Protocol):
 
 
 class Names(Protocol):
-    """The names of the denoiser's weights in the layouts other than diffusers' (pure)."""
+    """The names of a checkpoint's weights in each layout (pure)."""
 
-    def single_file(self, key: str) -> str:
-        """The name in a single file."""
+    def published(self, part: str, key: str) -> str | None:
+        """The name of a weight that a folder's file, which may be of another age, names `key`; None for what
+        is no weight."""
+        ...
+
+    def from_file(self, shapes: Mapping[str, Shape]) -> Mapping[str, Mapping[str, Stored]]:
+        """Where a single file with tensors of these shapes keeps each weight: part -> name -> place."""
+        ...
+
+    def copies(self, names: Collection[str]) -> Mapping[str, Mapping[str, str]]:
+        """The further copies of the denoiser in a single file: label -> name -> the name in that copy."""
+        ...
+
+    def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> Mapping[str, Mapping[str, Stored]]:
+        """Where a single file is to keep each of a folder's weights, the inverse of `from_file`."""
         ...
 
     def kohya(self, key: str) -> Sequence[str]:
@@ -196,32 +315,81 @@ class Names(Protocol):
         ...
 
 
+class Schedule(Protocol):
+    """The noise schedule of a checkpoint, and how it is sampled in so many steps."""
+
+    @property
+    def timesteps(self) -> "Tensor":
+        """The timestep of each step, from the noise on."""
+        ...
+
+    @property
+    def levels(self) -> int:
+        """How many timesteps it was trained with."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that predictions of two models have to share to be comparable; plain values."""
+        ...
+
+    def step(self, prediction: "Tensor", t: "Tensor", latents: "Tensor") -> "Tensor":
+        """The latents of the next step."""
+        ...
+
+    def noised(self, latents: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "Tensor":
+        """Clean latents with the noise of their timestep."""
+        ...
+
+    def wanted(self, latents: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "Tensor":
+        """What a model that is right predicts at `noised`."""
+        ...
+
+
 class Denoiser(Protocol):
-    """A denoiser that is loaded, and how it is called and sampled."""
+    """A checkpoint's denoiser: how it is told, called and sampled. Nothing is loaded before `load`."""
 
     @property
-    def module(self) -> "nn.Module": ...
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of a latent image of the size that the denoiser was trained with."""
+    def latent_shape(self) -> Shape:
+        """Of one latent image of the size that the denoiser was trained with."""
         ...
 
-    def predict(self, latents: "Tensor", timesteps: "Tensor", told: Mapping[str, "Tensor"]) -> "Tensor":
-        """The denoiser's output, float32; told: what enters by each stream, (batch, ...)."""
+    def condition(self, prompts: Sequence[str], device: "torch.device") -> Conditioning:
+        """What enters for these prompts, the empty one, which predictions are guided away from, first."""
         ...
 
-    def schedule(self, steps: int) -> Any:
-        """The scheduler, set to so many steps."""
+    def load(self, device: "torch.device", dtype: "torch.dtype" = ..., train: bool = False) -> "nn.Module":
+        """The denoiser on `device` in `dtype`, read weight by weight; nothing else of the checkpoint is read.
+
+        With `train` the weights that stage 2 tunes are float32 and require gradients, and no others do.
+        Raises BadInput for a weight that is missing, of another shape than its configuration asks for, or not
+        finite.
+        """
+        ...
+
+    def predict(
+        self, module: "nn.Module", latents: "Tensor", timesteps: "Tensor", told: Mapping[str, "Tensor"]
+    ) -> "Tensor":
+        """The denoiser's output, float32, at latents (batch, *latent shape) and timesteps (batch,).
+
+        told: what enters by each stream, (batch, ...).
+        """
+        ...
+
+    def schedule(self, steps: int) -> Schedule:
+        """The checkpoint's schedule in so many deterministic steps; BadInput where it has not so many."""
         ...
 
 
 class Family(Protocol):
     """A model family; `families/registry.py` lists them.
 
-    key: as files name it. name: as people do. pipeline: the class of diffusers that draws. denoiser: the part
-    that is edited, `unet` or `transformer`. streams: by which prompts enter, the main one first: its figures
-    and tensors have plain names. slots: of a prompt, in the order of lists of weights.
+    key: as files name it. name: as people do. denoiser: the folder of what is edited, `unet` or
+    `transformer`; network: what people call it. weight_parts: the further parts with weights, other_parts:
+    those without, of which pictures depend. streams: by which prompts enter, the main one first: its figures
+    and tensors have plain names. slots: of a prompt, in the order of lists of weights. schedulers: those it
+    draws with, by the names that users know, as diffusers' classes. fragments: what a file is whose names
+    begin so.
     """
 
     @property
@@ -231,13 +399,31 @@ class Family(Protocol):
     def name(self) -> str: ...
 
     @property
-    def pipeline(self) -> str: ...
-
-    @property
     def denoiser(self) -> str: ...
 
     @property
+    def network(self) -> str: ...
+
+    @property
+    def weight_parts(self) -> tuple[str, ...]: ...
+
+    @property
+    def other_parts(self) -> tuple[str, ...]: ...
+
+    @property
+    def schedulers(self) -> Mapping[str, str]: ...
+
+    @property
+    def fragments(self) -> Mapping[str, str]: ...
+
+    @property
     def streams(self) -> tuple[str, ...]: ...
+
+    @property
+    def pooled(self) -> bool: ...  # gone when streams are everywhere
+
+    @property
+    def encoders(self) -> Any: ...  # and this
 
     @property
     def slots(self) -> tuple[str, ...]: ...
@@ -245,22 +431,32 @@ class Family(Protocol):
     @property
     def defaults(self) -> Defaults: ...
 
-    def claims(self, index: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-        """Why a diffusers folder with this `model_index.json` and denoiser's configuration is none of the
-        family's; None where it is one.
-        """
+    def claims(self, config: "Configs") -> str | None:
+        """Why a diffusers folder with these configurations is none of the family's; None where it is one."""
         ...
 
-    def claims_file(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:
         """The same of a single file with tensors of these shapes."""
         ...
 
-    def doors(self, config: Mapping[str, Any]) -> tuple[Door, ...]:
-        """Where prompts enter a denoiser of this configuration: every way there is."""
+    def base_folder(self) -> Path:
+        """A diffusers folder with the configurations and tokenizers of the family's base."""
         ...
 
-    def names(self, config: Mapping[str, Any]) -> Names:
-        """The names of a denoiser of this configuration."""
+    def check(self, config: "Configs") -> None:
+        """Raise BadInput where configurations lack a size that the other answers need, or a tokenizer."""
+        ...
+
+    def doors(self, config: Mapping[str, Mapping[str, Any]], keys: Collection[str]) -> tuple[Door, ...]:
+        """Every way in which prompts enter a denoiser with weights of these names."""
+        ...
+
+    def names(self, config: Mapping[str, Mapping[str, Any]]) -> Names:
+        """The names of the weights of a checkpoint with these configurations."""
+        ...
+
+    def text_weights(self, config: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Shape]]:
+        """The weights of the text encoders that are used, and their shapes: part -> name -> shape."""
         ...
 
     def tuned(self, key: str) -> bool:
@@ -271,8 +467,46 @@ class Family(Protocol):
         """The text encoders, to be computed with on `device` in `dtype`."""
         ...
 
-    def denoise(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Denoiser:
-        """The denoiser on `device` in `dtype`."""
+    def denoise(self, weights: Weights) -> Denoiser:
+        """The checkpoint's denoiser, not loaded yet."""
+        ...
+
+    def canvas(self, weights: Weights) -> Canvas:
+        """What pictures the checkpoint draws; BadInput where its configurations do not say."""
+        ...
+
+    def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
+        """How many tokens of a prompt are read, and how many of these prompts have more."""
+        ...
+
+    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
+        """The checkpoint's diffusers pipeline on `device` in `dtype`, without safety checker or watermark.
+
+        Never the network is asked. Raises BadInput for weights that are missing or damaged.
+        """
+        ...
+
+    def scheduler(self, pipe: Any, name: str) -> Any:
+        """The scheduler of that name with the pipeline's noise schedule and prediction type."""
+        ...
+
+    def draw(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        negative: Sequence[str] | None,
+        generators: Sequence["torch.Generator"],
+        *,
+        steps: int,
+        guidance_scale: float,
+        width: int,
+        height: int,
+    ) -> Any:
+        """Pictures of the prompts, (prompts, height, width, 3) within [0, 1], a numpy array.
+
+        The latents of each come from its own generator of the CPU in float32, and then whatever noise its
+        scheduler asks for.
+        """
         ...
 
     def words(self, pipeline: Any) -> Words | None:

@@ -1,7 +1,11 @@
-"""Paths as users write them."""
+"""Paths as users write them, and what is read where they lead."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from trce_cli.errors import BadInput
 
 
 def expanded(path: str | Path) -> Path:
@@ -17,3 +21,34 @@ def real_path(path: str | Path) -> Path:
 def existing(path: Path) -> Path:
     """`path`, or the innermost of the folders around it that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """A file of the folder; refused where a symbolic link leads out of it.
+
+    A snapshot in the hub's cache is made of links to the `blobs` beside it, and these are allowed.
+    """
+    path = folder / relative
+    real, root = path.resolve(), folder.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        roots.append(root.parent.parent / "blobs")
+    if not any(real.is_relative_to(allowed) for allowed in roots):
+        raise BadInput(
+            f"{path} is a symbolic link that leads out of the checkpoint's folder, to {real}.",
+            "Put the file itself there.",
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `BadInput` where there is none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid JSON: {str(error)[:120]}.") from error
+    if not isinstance(table, dict):
+        raise BadInput(f"{path} is not a JSON object.")
+    return table

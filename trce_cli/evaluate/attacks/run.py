@@ -23,10 +23,11 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell, concept_vector, search
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
 from trce_cli.evaluate.question import Evaluation
+from trce_cli.families.clip.load import load_tokenizers
 from trce_cli.families.clip.prompt_encoder import PromptEncoder
-from trce_cli.families.sd.denoiser import Conditioning, ddim, predict
-from trce_cli.images.draw import checkpoint_hash, draw, load_pipeline, plan_images
-from trce_cli.images.folder import ImageRecord
+from trce_cli.images.draw import draw
+from trce_cli.images.plan import checkpoint_hash, plan_images
+from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
@@ -158,7 +159,8 @@ class Attacker:
         self.batch_size, self.seed, self.stage = batch_size, seed, stage
         self.prompts = [prompt for suite in evaluation.suites for prompt in suite.prompts]
         self.detector = evaluation.detectors[0]
-        self.scheduler = ddim(evaluation.erased, 1)
+        self.denoiser = evaluation.erased.family.denoise(evaluation.erased)
+        self.schedule = self.denoiser.schedule(1)
         self.pipeline: Any = None
 
     def check(self, ring_a_bell: RingABell, unlearn_diff: UnlearnDiff) -> None:
@@ -169,11 +171,12 @@ class Attacker:
                 "The prompts ask for pictures of several sizes, which cannot be attacked at once.",
                 "Give each size a file of its own.",
             )
-        tokenizers = self.evaluation.erased.load_tokenizers()
+        erased = self.evaluation.erased
+        tokenizers = load_tokenizers(erased, erased.family.encoders)
         room = min(tokenizer.model_max_length for tokenizer in tokenizers) - 2  # SoT and EoT
         if max(ring_a_bell.length, unlearn_diff.length) > room:
             raise BadInput(f"{self.evaluation.erased.name} reads prompts of up to {room} words.")
-        if unlearn_diff.timesteps > (most := self.scheduler.config.num_train_timesteps):
+        if unlearn_diff.timesteps > (most := self.schedule.levels):
             raise BadInput(f"{self.evaluation.erased.name} has {most} timesteps to choose from.")
 
     @contextmanager
@@ -181,13 +184,19 @@ class Attacker:
         """With the pipeline of the original or of the erased checkpoint in memory."""
         checkpoint = self.evaluation.checkpoints[role]
         self.stage(f"Loading {checkpoint.name}", None, "")
-        self.pipeline = load_pipeline(checkpoint, self.device, getattr(torch, self.dtype))
-        self.pipeline.unet.requires_grad_(False)
+        self.pipeline = checkpoint.family.pipe(checkpoint, self.device, getattr(torch, self.dtype))
+        self.module.requires_grad_(False)
         try:
             yield
         finally:
             self.pipeline = None
             free(self.device)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The denoiser of the pipeline in memory."""
+        module: torch.nn.Module = getattr(self.pipeline, self.evaluation.erased.family.denoiser)
+        return module
 
     def records(self, prompts: Sequence[Prompt], role: str) -> list[ImageRecord]:
         """How the prompts are drawn, as `trce evaluate` draws them."""
@@ -201,7 +210,7 @@ class Attacker:
         records = self.records(prompts, role)
         report = self.stage(text, len(records), "images")
         drawn = {}
-        for record, image in draw(self.pipeline, records, self.batch_size):
+        for record, image in draw(self.evaluation.erased.family, self.pipeline, records, self.batch_size):
             drawn[record.index] = image
             report(1)
         return [drawn[record.index] for record in records]
@@ -258,7 +267,7 @@ class Attacker:
         tried, found, generators = [*self.prompts], plain.copy(), self.generators(self.prompts)
         words = random_words(len(encoder.words), settings.length, generators)
         prefixes = encoder.table[words.to(self.device)]
-        levels = settings.noise_levels(self.scheduler.config.num_train_timesteps)
+        levels = settings.noise_levels(self.schedule.levels)
         for number, level in enumerate(levels, start=1):
             rows = np.flatnonzero(~found)
             batches = [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
@@ -301,11 +310,7 @@ class Attacker:
 
         It is of the U-Net alone: neither guidance nor a negative prompt enters it.
         """
-        unet, scheduler, count = self.pipeline.unet, self.scheduler, len(rows)
-        timesteps = torch.full((count,), level, device=self.device)
-        drawn = self.records([self.prompts[row] for row in rows], "erased")[0]
-        size = [drawn.height, drawn.width]
-        time_ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=self.device)
+        timesteps = torch.full((len(rows),), level, device=self.device)
 
         def loss(words: Tensor, prefixes: Tensor) -> Tensor:
             texts = [
@@ -316,12 +321,11 @@ class Attacker:
             noise = torch.stack(
                 [torch.randn(latents.shape[1:], generator=generators[row]) for row in rows]
             ).to(self.device)
-            noisy = scheduler.add_noise(latents, noise, timesteps)
-            wanted = noise
-            if scheduler.config.prediction_type == "v_prediction":
-                wanted = scheduler.get_velocity(latents, noise, timesteps)
-            told = Conditioning((), context, pooled, time_ids)
-            prediction = predict(unet, noisy.to(unet.dtype), timesteps, told, torch.arange(count))
+            noisy = self.schedule.noised(latents, noise, timesteps)
+            wanted = self.schedule.wanted(latents, noise, timesteps)
+            told = {"context": context} | ({"pooled": pooled} if pooled is not None else {})
+            dtype = next(self.module.parameters()).dtype
+            prediction = self.denoiser.predict(self.module, noisy.to(dtype), timesteps, told)
             return (prediction - wanted).square().mean((1, 2, 3))
 
         return loss

@@ -19,3 +19,8 @@ class EncoderSpec:
     hidden: Literal["last", "penultimate"]
     ldm: str
     openclip: bool
+
+    @property
+    def projects(self) -> bool:
+        """Whether it has a projection of the EoT state."""
+        return self.model_class == "CLIPTextModelWithProjection"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, gelu, layer_norm, linear, scaled_dot_product_attention, silu
 
-from trce_cli.checkpoint.checkpoint import EncoderFiles
 from trce_cli.errors import BadInput
+from trce_cli.families.clip.load import EncoderFiles
 from trce_cli.system.safetensors import FLOATS, all_finite
 
 TEXT: Final = "text_model."  # what most names of weights begin with

@@ -1,95 +1,238 @@
 """Stable Diffusion 1.x, 2.x and XL: CLIP text encoders, and a U-Net that attends to them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-from trce_cli.families.base import Door
+from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Weights
+from trce_cli.families.clip.names import clip_weights
 from trce_cli.families.clip.spec import EncoderSpec
-from trce_cli.families.clip.tokens import SLOTS
+from trce_cli.families.sd import configs
+from trce_cli.families.sd.doors import CONTEXT, POOLED, POOLED_KEY, doors
+from trce_cli.families.sd.names import UNET, Names, is_tuned
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
-POOLED_KEY: Final = "add_embedding.linear_1.weight"
-CONTEXT: Final = 2  # the place of encoder_hidden_states among the positional arguments of a U-Net
+    from trce_cli.families.sd.denoiser import UNet
+
+__all__ = [
+    "POOLED_KEY",
+    "SD1",
+    "SD2",
+    "SDXL",
+    "StableDiffusion",
+]  # the key is gone when streams are everywhere
+
+Config = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """A family of checkpoints. The context is the encoders' hidden states side by side, in this order.
+    """A family of checkpoints; see `families.base.Family`.
 
-    With `pooled`, the last encoder's projected EoT state enters through the first columns of
-    `add_embedding.linear_1` as well (`pooled_width` of them).
+    encoders: their hidden states side by side are the context; with `pooled` the last one's projected EoT
+    state enters as well. pipelines: the classes of diffusers that draw with it; image-to-image ones are the
+    same checkpoints. linear: whether the layers around the attention are linear or convolutions; None where
+    that tells nothing.
     """
 
     key: Literal["sd1", "sd2", "sdxl"]
     name: str
-    pipeline: str
+    pipelines: tuple[str, ...]
     encoders: tuple[EncoderSpec, ...]
-    pooled: bool = False
-    denoiser: str = "unet"
-    slots: tuple[str, ...] = SLOTS
+    linear: bool | None
+    pooled: bool
+    defaults: Defaults
+
+    denoiser: ClassVar = "unet"
+    network: ClassVar = "U-Net"
+    slots: ClassVar = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")
+    schedulers: ClassVar[Mapping[str, str]] = {
+        "ddim": "DDIMScheduler",
+        "ddpm": "DDPMScheduler",
+        "dpmsolver++": "DPMSolverMultistepScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "lms": "LMSDiscreteScheduler",
+        "pndm": "PNDMScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+    fragments: ClassVar[Mapping[str, str]] = {
+        "down_blocks.": "the U-Net of a diffusers folder",
+        "first_stage_model.": "a VAE",
+        "decoder.": "a VAE",
+        "text_model.": "a text encoder",
+    }
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """What the cross-attention sees, and for SDXL the pooled embedding."""
-        return ("context", "pooled") if self.pooled else ("context",)
+        """The context of the cross-attention, and SDXL's pooled embedding."""
+        return (CONTEXT, POOLED) if self.pooled else (CONTEXT,)
 
     @property
-    def default_slots(self) -> Mapping[str, float]:
-        """The paper's: only the first EoT."""
-        return {"FIRST_EOT": 1.0}
+    def weight_parts(self) -> tuple[str, ...]:
+        """The text encoders and the autoencoder."""
+        return (*(spec.folder for spec in self.encoders), "vae")
 
-    def doors(self, config: Mapping[str, Any], keys: Collection[str]) -> tuple[Door, ...]:
-        """The keys and values of every cross-attention, and for SDXL the embedding of the pooled text."""
-        width = config["cross_attention_dim"]
-        doors = [
-            Door(name, "context", tuple(key for key in keys if key.endswith(end)), width)
-            for name, end in (("keys", ".attn2.to_k.weight"), ("values", ".attn2.to_v.weight"))
-        ]
-        if self.pooled and config.get("addition_time_embed_dim"):
-            sizes = 6 * config["addition_time_embed_dim"]  # of the picture's size, crop and target size
-            width = config["projection_class_embeddings_input_dim"] - sizes
-            doors.append(Door("add_embedding", "pooled", (POOLED_KEY,), width))
-        return tuple(doors)
+    @property
+    def other_parts(self) -> tuple[str, ...]:
+        """The schedule and the tokenizers."""
+        return ("scheduler", *(spec.tokenizer for spec in self.encoders))
 
-    def mapped(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[str, "Tensor"], "Tensor"]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call of the U-Net with the embeddings of every stream changed."""
-        kwargs = dict(kwargs)
-        if len(args) > CONTEXT:
-            args = (*args[:CONTEXT], change("context", args[CONTEXT]), *args[CONTEXT + 1 :])
-        else:
-            kwargs["encoder_hidden_states"] = change("context", kwargs["encoder_hidden_states"])
-        if self.pooled:
-            conditions = kwargs["added_cond_kwargs"]
-            text_embeds = change("pooled", conditions["text_embeds"])
-            kwargs["added_cond_kwargs"] = {**conditions, "text_embeds": text_embeds}
-        return args, kwargs
+    def claims(self, config: Configs) -> str | None:
+        """See `Family`."""
+        index = config["model_index"]
+        if (pipeline := index.get("_class_name")) not in self.pipelines:
+            return f"its pipeline is {pipeline}"
+        if (channels := config["denoiser"].get("in_channels", 4)) != 4:
+            return f"its U-Net takes {channels} channels, not 4"
+        for spec in self.encoders:
+            entry = index.get(spec.folder)
+            found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            if found != spec.model_class:
+                return f"its {spec.folder} is {found}, not {spec.model_class}"
+        if self.linear is not None and bool(config["denoiser"].get("use_linear_projection")) != self.linear:
+            return f"its attention lies between {'convolutions' if self.linear else 'linear layers'}"
+        return None
 
+    def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:
+        """See `Family`."""
+        if not any(key.startswith(UNET) for key in shapes):
+            return f"it has no key that begins with {UNET}"
+        channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
+        if len(channels) < 2 or channels[1] != 4:
+            return f"its U-Net does not take 4 channels (input_blocks.0.0: {list(channels)})"
+        absent = [spec.ldm for spec in self.encoders if not any(key.startswith(spec.ldm) for key in shapes)]
+        return f"it holds no text encoder {' and '.join(absent)}" if absent else None
+
+    def base_folder(self) -> Path:
+        """See `Family`."""
+        return configs.folder(self.key)
+
+    def check(self, config: Configs) -> None:
+        """See `Family`."""
+        from trce_cli.families.clip.load import check
+
+        check(config, self.encoders)
+
+    def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
+        """See `Family`."""
+        return doors(config, keys, [spec.folder for spec in self.encoders], self.pooled)
+
+    def names(self, config: Config) -> Names:
+        """See `Family`."""
+        text = self.text_weights(config)
+        return Names(
+            layers=config["denoiser"].get("layers_per_block", 2),
+            text={spec.folder: (spec.ldm, spec.openclip, tuple(text[spec.folder])) for spec in self.encoders},
+            ldm_lora=self.pooled,
+        )
+
+    def text_weights(self, config: Config) -> dict[str, dict[str, Shape]]:
+        """See `Family`."""
+        return {spec.folder: clip_weights(config[spec.folder], spec.projects) for spec in self.encoders}
+
+    def tuned(self, key: str) -> bool:
+        """See `Family`: all of self-attention, and the queries of cross-attention."""
+        return is_tuned(key)
+
+    def denoise(self, weights: Weights) -> "UNet":
+        """See `Family`."""
+        from trce_cli.families.sd.denoiser import UNet
+
+        return UNet(weights, self.encoders, self.pooled)
+
+    def canvas(self, weights: Weights) -> Canvas:
+        """See `Family`."""
+        from trce_cli.families.sd import pipeline
+
+        return pipeline.canvas(weights)
+
+    def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
+        """See `Family`."""
+        from trce_cli.families.clip.load import load_tokenizers
+
+        tokenizer = load_tokenizers(weights, self.encoders[:1])[0]
+        ids = tokenizer(list(prompts), truncation=False).input_ids
+        limit: int = tokenizer.model_max_length
+        return limit, sum(len(row) > limit for row in ids)
+
+    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
+        """See `Family`."""
+        from trce_cli.families.sd import pipeline
+
+        return pipeline.load(weights, self.pipelines[0], self.encoders, device, dtype)
+
+    def scheduler(self, pipe: Any, name: str) -> Any:
+        """See `Family`."""
+        from trce_cli.families.sd import pipeline
+
+        return pipeline.scheduler(pipe, self.schedulers.get(name, name), self.steps_offset)
+
+    @property
+    def steps_offset(self) -> Mapping[str, int]:
+        """What DDIM adds to its timesteps, where the family's pipeline asks for it."""
+        return {} if self.pooled else {"steps_offset": 1}
+
+    def draw(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        negative: Sequence[str] | None,
+        generators: Sequence["torch.Generator"],
+        *,
+        steps: int,
+        guidance_scale: float,
+        width: int,
+        height: int,
+    ) -> Any:
+        """See `Family`."""
+        from trce_cli.families.sd import pipeline
+
+        return pipeline.draw(
+            pipe,
+            prompts,
+            negative,
+            generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            width=width,
+            height=height,
+        )
+
+
+_SLOTS: Final = {"FIRST_EOT": 1.0}  # the paper's
+_TAGS: Final = ("stable-diffusion",)
 
 SD1 = StableDiffusion(
     "sd1",
     "SD 1.x",
-    "StableDiffusionPipeline",
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
     (
         EncoderSpec(
             "text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.transformer.", False
         ),
     ),
+    linear=False,
+    pooled=False,
+    defaults=Defaults(7.5, _SLOTS, "sd_v1", _TAGS),  # guidance here and below: diffusers' defaults
 )
 SD2 = StableDiffusion(
     "sd2",
     "SD 2.x",
-    "StableDiffusionPipeline",
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
     (EncoderSpec("text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.model.", True),),
+    linear=True,
+    pooled=False,
+    defaults=Defaults(7.5, _SLOTS, "sd_v2", _TAGS),
 )
 SDXL = StableDiffusion(
     "sdxl",
     "SDXL",
-    "StableDiffusionXLPipeline",
+    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
     (
         EncoderSpec(
             "text_encoder",
@@ -108,5 +251,7 @@ SDXL = StableDiffusion(
             True,
         ),
     ),
+    linear=None,
     pooled=True,
+    defaults=Defaults(5.0, _SLOTS, "sdxl_base_v1-0", _TAGS),
 )

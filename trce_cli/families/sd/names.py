@@ -2,9 +2,93 @@
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
 
-UNET = "model.diffusion_model."  # the U-Net's prefix in a single file
-EMA = "model_ema."  # and that of its EMA copy
+from trce_cli.families.base import Shape, Stored
+from trce_cli.families.clip import names as clip
+
+UNET: Final = "model.diffusion_model."  # the U-Net's prefix in a single file
+EMA: Final = "model_ema."  # that of its EMA copy
+VAE: Final = "first_stage_model."  # and that of the autoencoder
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of an SD checkpoint's weights; see `families.base.Names`.
+
+    layers: the U-Net's `layers_per_block`. text: by text encoder (its folder) the prefix in a single file,
+    whether its weights are in OpenCLIP's form there, and the names of its weights. ldm_lora: whether a LoRA
+    is written with LDM's paths, as is usual for SDXL, and not with those of diffusers.
+    """
+
+    layers: int
+    text: Mapping[str, tuple[str, bool, tuple[str, ...]]]
+    ldm_lora: bool
+
+    def published(self, part: str, key: str) -> str | None:
+        """The name of a weight that a folder's file names `key`; None for what is no weight."""
+        if part == "vae":
+            return vae_from_older(key)
+        return clip.published(key) if part in self.text else key
+
+    def from_file(self, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Stored]]:
+        """Where a single file with tensors of these shapes keeps each weight."""
+        keys = [key.removeprefix(UNET) for key in shapes if key.startswith(UNET)]
+        layers = ldm_layers_per_block(keys)
+        found = {
+            "denoiser": {ours: Stored(UNET + key) for key in keys if (ours := unet_from_ldm(key, layers))},
+            "vae": {},
+        }
+        keys = [key.removeprefix(VAE) for key in shapes if key.startswith(VAE)]
+        depth = 1 + max((int(key.split(".")[2]) for key in keys if key.startswith("decoder.up.")), default=0)
+        for key in keys:
+            name = vae_from_ldm(key, depth)
+            linear = ".attentions." in name and len(shapes[VAE + key]) == 4
+            found["vae"][name] = Stored(VAE + key, convolution=linear)
+        return found | self._text_in_file()
+
+    def copies(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        """The further copies of the U-Net in a single file: label -> name -> the name in that copy."""
+        if not any(name.startswith(EMA) and name.endswith("weight") for name in names):
+            return {}
+        ema = {name: ema_from_ldm(name) for name in names if name.startswith(UNET)}
+        return {"EMA": {name: copy for name, copy in ema.items() if copy in names}}
+
+    def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
+        """Where a single file is to keep each of a folder's weights, the inverse of `from_file`."""
+        unet, vae = shapes["denoiser"], shapes["vae"]
+        attention = {
+            ".".join(key.split(".")[:2]) for key in unet if key.startswith("up_") and ".attentions." in key
+        }
+        depth = 1 + max(
+            (int(key.split(".")[2]) for key in vae if key.startswith("decoder.up_blocks.")), default=0
+        )
+        return {
+            "denoiser": {key: Stored(UNET + ldm_from_unet(key, self.layers, attention)) for key in unet},
+            "vae": {
+                key: Stored(
+                    VAE + ldm_from_vae(key, depth), convolution=".attentions." in key and len(shape) == 2
+                )
+                for key, shape in vae.items()
+            },
+        } | self._text_in_file()
+
+    def _text_in_file(self) -> dict[str, dict[str, Stored]]:
+        found = {}
+        for part, (prefix, openclip, names) in self.text.items():
+            places = {name: clip.openclip_from_clip(name) if openclip else Stored(name) for name in names}
+            found[part] = {name: replace(at, name=prefix + at.name) for name, at in places.items()}
+        return found
+
+    def kohya(self, key: str) -> tuple[str, ...]:
+        """The names of a linear layer of the U-Net in kohya's form, the one to write first.
+
+        None for weights that are neither in an attention block nor in the embeddings of time and size.
+        """
+        names = kohya_names(key, self.layers)
+        return tuple(reversed(names) if self.ldm_lora else names)
+
 
 _TOP = {  # diffusers -> LDM
     "conv_in": "input_blocks.0.0",
@@ -112,6 +196,15 @@ _VAE_LEAF = {
 _VAE_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # in older folders
 
 
+def vae_from_older(key: str) -> str:
+    """The diffusers name of a VAE key of a folder, which may be as old as SD 1.4's."""
+    module, _, leaf = key.rpartition(".")
+    block, _, layer = module.rpartition(".")
+    if ".attentions." not in key or layer not in _VAE_OLD:
+        return key
+    return f"{block}.{_VAE_OLD[layer]}.{leaf}"
+
+
 def vae_from_ldm(key: str, depth: int) -> str:
     """The diffusers name of a VAE key of a single file (without `first_stage_model.`).
 
@@ -144,8 +237,7 @@ def ldm_from_vae(key: str, depth: int) -> str:
     for ldm, ours in _VAE_TOP.items():
         for side in ("encoder", "decoder"):
             if key.startswith(f"{side}.{ours}."):
-                rest = _swap(key.removeprefix(f"{side}.{ours}."), _VAE_OLD)
-                return f"{side}.{ldm}.{_swap(rest, back)}"
+                return f"{side}.{ldm}.{_swap(key.removeprefix(f'{side}.{ours}.'), back)}"
     return key
 
 
@@ -168,39 +260,6 @@ def ema_from_ldm(key: str) -> str:
     return EMA + key.removeprefix("model.").replace(".", "")
 
 
-def openclip_from_clip(key: str) -> tuple[str, int | None, bool]:
-    """Where OpenCLIP keeps a weight of transformers' CLIP text model: (name, third or None, transposed).
-
-    Queries, keys and values are stacked in one `in_proj` tensor, of which `third` 0, 1 or 2 is meant; the
-    text projection is stored transposed.
-    """
-    key = key.removeprefix("text_model.")
-    if key in _OPENCLIP:
-        return _OPENCLIP[key], None, key == "text_projection.weight"
-    _, _, layer, rest = key.split(".", 3)
-    block = f"transformer.resblocks.{layer}."
-    module, _, leaf = rest.rpartition(".")
-    if module in _OPENCLIP_BLOCK:
-        return f"{block}{_OPENCLIP_BLOCK[module]}.{leaf}", None, False
-    return f"{block}attn.in_proj_{leaf}", ("q_proj", "k_proj", "v_proj").index(module.split(".")[1]), False
-
-
-_OPENCLIP = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-    "text_projection.weight": "text_projection",
-}
-_OPENCLIP_BLOCK = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-
-
 def kohya_from_diffusers(key: str) -> str:
     """The kohya LoRA module name of a U-Net weight: `lora_unet_` and the path with underscores."""
     return "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
@@ -216,13 +275,10 @@ def kohya_names(key: str, layers: int) -> list[str]:
     return []
 
 
-def clip_weights(layers: int, projection: bool) -> list[str]:
-    """The names of all weights of transformers' CLIP text model as published files have them."""
-    leaves = ("weight", "bias")
-    modules = [*_OPENCLIP_BLOCK, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    names = [f"embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
-    names += [
-        f"encoder.layers.{i}.{module}.{leaf}" for i in range(layers) for module in modules for leaf in leaves
-    ]
-    names += [f"final_layer_norm.{leaf}" for leaf in leaves]
-    return [f"text_model.{name}" for name in names] + ["text_projection.weight"] * projection
+# The visual side of the attention: all of self-attention, and the queries of cross-attention.
+_TUNED = re.compile(r"(.+\.)?(attn1\..+|attn2\.to_q\..+)")
+
+
+def is_tuned(key: str) -> bool:
+    """Whether stage 2 tunes this weight; cross-attention's keys and values stay as stage 1 left them."""
+    return _TUNED.fullmatch(key) is not None

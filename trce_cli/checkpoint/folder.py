@@ -1,0 +1,248 @@
+"""Diffusers folders: every copy of the denoiser found, and all that could keep a concept left out."""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trce_cli.checkpoint.checkpoint import (
+    PICKLE_SUFFIXES,
+    WEIGHT_SUFFIXES,
+    Checkpoint,
+    Place,
+    WeightCopy,
+)
+from trce_cli.checkpoint.checks import check
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Family, Stored
+from trce_cli.families.registry import family_of_folder
+from trce_cli.system.paths import inside, read_json
+from trce_cli.system.safetensors import SafetensorsFile
+
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
+
+
+class DiffusersFolder(Checkpoint):
+    """A folder with a model_index.json and a folder for each part."""
+
+    layout = "diffusers"
+
+    def provenance_text(self) -> str | None:
+        """The text of its `trce.json`."""
+        path = self.files.get("trce.json")
+        return path.read_text(encoding="utf-8", errors="replace") if path else None
+
+    def card_text(self) -> str | None:
+        """The text of its README.md."""
+        card = self.path / "README.md"
+        return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+
+    def further_tensors(self, parts: Collection[str]) -> Iterator[tuple[str, SafetensorsFile, str]]:
+        """The tensors in other folders, named after their file."""
+        for relative, path in self.files.items():
+            if path.suffix == ".safetensors" and relative.partition("/")[0] not in parts:
+                file = SafetensorsFile.open(path)
+                yield from ((f"{relative}: {key}", file, key) for key in file.tensors)
+
+    def drawn_from(self) -> dict[str, Path]:
+        """The files in the folders of the parts that draw."""
+        parts = self.family.drawing_parts
+        return {name: path for name, path in self.files.items() if name.partition("/")[0] in parts}
+
+
+class Configs(Mapping[str, Mapping[str, Any]]):
+    """The configurations in a diffusers folder by part, each read when it is asked for; BadInput without one.
+
+    "model_index" is the folder's own, "denoiser" that of the denoiser, whatever its folder is called.
+    """
+
+    def __init__(self, folder: Path, denoiser: str) -> None:
+        self.path = folder
+        self._places = {
+            "model_index": "model_index.json",
+            "denoiser": f"{denoiser}/config.json",
+            "scheduler": "scheduler/scheduler_config.json",
+        }
+        self._read: dict[str, Mapping[str, Any]] = {}
+
+    def __getitem__(self, part: str) -> Mapping[str, Any]:
+        if part not in self._read:
+            place = self._places.get(part, f"{part}/config.json")
+            self._read[part] = read_json(inside(self.path, place))
+        return self._read[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(path.parent.name for path in self.path.glob("*/*config.json"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def open_folder(name: str, folder: Path, variant: str | None, revision: str | None) -> DiffusersFolder:
+    """See `open_checkpoint`."""
+    if not (folder / "model_index.json").is_file():
+        raise BadInput(
+            f"{folder} is not a diffusers checkpoint: it has no model_index.json.",
+            "Give the folder that holds text_encoder/, tokenizer/ and the like.",
+        )
+    family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
+    denoiser = _denoiser_copies(folder, family, config, variant)
+    parts = {part: _part(folder, family, config, part, variant) for part in family.weight_parts}
+    files, left_out = _folder_files(folder, family, config["model_index"], denoiser)
+    checkpoint = DiffusersFolder(
+        name=name,
+        path=folder,
+        family=family,
+        denoiser=denoiser,
+        parts={part: copy for part, copy in parts.items() if copy},
+        config=config,
+        config_folder=folder,
+        files=files,
+        left_out=left_out,
+        variant=variant,
+        revision=revision,
+    )
+    check(checkpoint)
+    return checkpoint
+
+
+def _denoiser_copies(
+    folder: Path, family: Family, config: Mapping[str, Any], variant: str | None
+) -> tuple[WeightCopy, ...]:
+    """Every complete set of the denoiser's weights in the folder, the requested (or plain) one first."""
+    where = folder / family.denoiser
+    copies: dict[str, WeightCopy] = {}
+    listed: set[str] = set()
+    for index in sorted(where.glob("*.safetensors.index*.json")):
+        stem, label = index.name.removesuffix(".json").split(".safetensors.index", 1)
+        weight_map = _read_index(folder, index)
+        opened = {
+            shard: SafetensorsFile.open(inside(folder, f"{family.denoiser}/{shard}"))
+            for shard in dict.fromkeys(weight_map.values())
+        }
+        for key, shard in weight_map.items():
+            if key not in opened[shard].tensors:
+                raise BadInput(f"{index} promises {key} in {shard}, which does not hold it.")
+        listed |= set(opened)
+        tensors = {key: Place(file, Stored(key)) for file in opened.values() for key in file.tensors}
+        name = label.removeprefix(".") or _variant_of(stem)
+        copies[name] = WeightCopy(name, tensors)
+    for path in sorted(where.glob("*.safetensors")):
+        if path.name in listed or path.name.startswith("."):
+            continue
+        if _SHARD.fullmatch(path.name):
+            raise BadInput(f"{path} is one of several shards, and no index in {where} lists it.")
+        file = SafetensorsFile.open(inside(folder, f"{family.denoiser}/{path.name}"))
+        name = _variant_of(path.stem)
+        doors = [key for door in family.doors(config, file.tensors) for key in door.weights]
+        if name == path.stem and not any(key in file.tensors for key in doors):
+            continue  # a LoRA or the like, which diffusers does not load as the denoiser; it is left out
+        copies[name if name not in copies else path.name] = WeightCopy(
+            name, {key: Place(file, Stored(key)) for key in file.tensors}
+        )
+    if not copies:
+        _refuse_pickles(where)
+        raise BadInput(f"{where} holds no .safetensors weights.")
+    first = variant or ("plain" if "plain" in copies else next(iter(sorted(copies))))
+    if first not in copies:
+        raise BadInput(
+            f"{where} has no weights of the variant {first!r}.",
+            f"Variants found: {', '.join(sorted(copies))}.",
+        )
+    return (copies.pop(first), *copies.values())
+
+
+def _variant_of(stem: str) -> str:
+    """`fp16` of `diffusion_pytorch_model.fp16`, `plain` of the plain name, else the name itself."""
+    return stem.removeprefix("diffusion_pytorch_model").removeprefix(".") or "plain"
+
+
+def _read_index(folder: Path, index: Path) -> dict[str, str]:
+    weight_map = read_json(inside(folder, index.relative_to(folder).as_posix())).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{index} has no table weight_map.")
+    for file in weight_map.values():
+        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+            raise BadInput(f"{index} points outside of its folder: {file!r}.")
+        if file.startswith("."):
+            raise BadInput(f"{index} names a hidden file: {file!r}.", "Hidden files are not copied.")
+    return weight_map
+
+
+def _part(
+    folder: Path, family: Family, config: Mapping[str, Any], part: str, variant: str | None
+) -> WeightCopy | None:
+    """The weights of a part beside the denoiser: of the variant, else plain, else what there is.
+
+    None without any, which the text encoders alone may not be.
+    """
+    where = folder / part
+    found = sorted(path.name for path in where.glob("*.safetensors") if not path.name.startswith("."))
+    plain = [name for name in found if name.count(".") == 1]
+    asked = [name for name in found if variant and name.endswith(f".{variant}.safetensors")]
+    name = next(iter(asked + plain + found), None)
+    if name is None:
+        if part in family.text_weights(config):
+            _refuse_pickles(where)
+            raise BadInput(f"{where} holds no .safetensors weights.")
+        return None
+    names = found if _SHARD.fullmatch(name) else [name]
+    files = [SafetensorsFile.open(inside(folder, f"{part}/{name}")) for name in names]
+    published = family.names(config).published
+    return WeightCopy(
+        variant if variant and asked else "plain",
+        {
+            ours: Place(file, Stored(key))
+            for file in files
+            for key in file.tensors
+            if (ours := published(part, key)) is not None
+        },
+    )
+
+
+def _refuse_pickles(folder: Path) -> None:
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise BadInput(
+            f"{folder} has its weights only as a pickle ({pickles[0]}); loading one can run code, so only "
+            "safetensors are read.",
+            "Get the safetensors form of this checkpoint.",
+        )
+
+
+def _folder_files(
+    folder: Path, family: Family, model_index: Mapping[str, Any], denoiser: tuple[WeightCopy, ...]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """What belongs to an edited checkpoint, and what is left out because it may hold unedited weights."""
+    parts = {name for name, entry in model_index.items() if isinstance(entry, list) and entry[:1] != [None]}
+    edited = {f"{family.denoiser}/{file.path.name}" for copy in denoiser for file in copy.files}
+    files: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if (Path(place) / name).is_symlink():
+                raise BadInput(
+                    f"{Path(place) / name} is a symbolic link to a folder.", "Put the folder itself there."
+                )
+        for name in sorted(names):
+            path = (Path(place) / name).relative_to(folder)
+            relative = path.as_posix()
+            if name.startswith("."):
+                continue
+            if not (folder / path).exists():
+                raise BadInput(
+                    f"{folder / path} is a link to a file that is not there.", "Fetch the checkpoint again."
+                )
+            if not (folder / path).is_file():
+                continue
+            if path.suffix in WEIGHT_SUFFIXES and path.parts[0] == family.denoiser and relative not in edited:
+                left_out[relative] = (
+                    f"a copy of the {family.network} that cannot be edited would keep what is erased"
+                )
+            elif path.suffix in WEIGHT_SUFFIXES and path.parts[0] not in parts:
+                left_out[relative] = "weights of no part of the pipeline could keep what is erased"
+            else:
+                files[relative] = inside(folder, relative)
+    return files, left_out

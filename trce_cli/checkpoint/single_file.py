@@ -1,0 +1,94 @@
+"""Single safetensors files, as most tools for Stable Diffusion keep a whole checkpoint."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
+from trce_cli.checkpoint.checks import check
+from trce_cli.checkpoint.folder import Configs
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Stored
+from trce_cli.families.registry import family_of_file, family_of_folder
+from trce_cli.system.safetensors import SafetensorsFile
+
+OTHER_BUILD = "If it is built differently from its family's base, give its diffusers folder with --config."
+
+
+class SingleFile(Checkpoint):
+    """One file with all weights; configurations and tokenizers lie in another folder."""
+
+    layout = "single-file"
+
+    def provenance_text(self) -> str | None:
+        """The text of `trce.json` in the file's metadata."""
+        return self.denoiser_files[0].metadata.get("trce")
+
+    def card_text(self) -> str | None:
+        """None: a README.md beside the file may be of anything."""
+        return None
+
+    def further_tensors(self, parts: Collection[str]) -> Iterator[tuple[str, SafetensorsFile, str]]:
+        """The tensors that are neither of the denoiser nor lie among those of the parts."""
+        known = [place.stored.name for copy in self.denoiser for place in copy.tensors.values()]
+        for part in parts:
+            if part in self.parts:
+                known.append(_common_prefix([at.stored.name for at in self.parts[part].tensors.values()]))
+        (file,) = self.denoiser_files
+        yield from ((key, file, key) for key in file.tensors if not key.startswith(tuple(known)))
+
+    def drawn_from(self) -> dict[str, Path]:
+        """The file, by whatever name it goes, and the configurations and tokenizers."""
+        beside = [path for part in self.family.drawing_parts for path in self.config_folder.glob(f"{part}/*")]
+        texts = {
+            f"{path.parent.name}/{path.name}": path for path in beside if path.suffix in (".json", ".txt")
+        }
+        return {"checkpoint.safetensors": self.path, **texts}
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    first, last = min(names), max(names)
+    return first[
+        : next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    ]
+
+
+def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
+    """See `open_checkpoint`."""
+    file = SafetensorsFile.open(path)
+    shapes = {key: info.shape for key, info in file.tensors.items()}
+    family = family_of_file(str(path), shapes)
+    folder = config or family.base_folder()
+    if not (folder / "model_index.json").is_file():
+        raise BadInput(f"--config {folder} is not a diffusers folder: it has no model_index.json.")
+    meant, configs = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
+    if meant is not family:
+        raise BadInput(f"{path} is of the family {family.name}, and {folder} of {meant.name}.")
+    names = family.names(configs)
+    places = names.from_file(shapes)
+    denoiser = {ours: at.name for ours, at in places["denoiser"].items()}
+    copies = {
+        label: WeightCopy(
+            label, {ours: Place(file, Stored(copy[key])) for ours, key in denoiser.items() if key in copy}
+        )
+        for label, copy in names.copies(shapes).items()
+    }
+    found = {
+        part: WeightCopy("plain", {ours: Place(file, at) for ours, at in of.items() if at.name in shapes})
+        for part, of in places.items()
+    }
+    checkpoint = SingleFile(
+        name=name,
+        path=path,
+        family=family,
+        denoiser=(found.pop("denoiser"), *copies.values()),
+        parts={part: copy for part, copy in found.items() if copy.tensors},
+        config=configs,
+        config_folder=folder,
+        files={path.name: path},
+    )
+    check(
+        checkpoint,
+        {part: {ours: at.name for ours, at in of.items()} for part, of in places.items()},
+        OTHER_BUILD,
+    )
+    return checkpoint

@@ -1,0 +1,120 @@
+"""SD's diffusers pipelines: loaded strictly, called, and given schedulers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Canvas, Weights
+from trce_cli.families.clip.load import load_text_encoders
+from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.load import load_strictly
+from trce_cli.families.sd.denoiser import load_unet
+
+
+def canvas(weights: Weights) -> Canvas:
+    """See `Family.canvas`."""
+    blocks = weights.config["vae"].get("block_out_channels")
+    sample = weights.config["denoiser"].get("sample_size")
+    size = sample if isinstance(sample, list) else [sample, sample]
+    steps = weights.config["scheduler"].get("num_train_timesteps", 1000)
+    counts = all(type(number) is int and number > 0 for number in (*size, steps))
+    if not counts or not isinstance(blocks, list) or not blocks:
+        raise BadInput(f"The configs of {weights.name} do not say what size of picture it draws.")
+    factor = 2 ** (len(blocks) - 1)  # pixels a latent
+    return Canvas(
+        width=size[-1] * factor,
+        height=size[0] * factor,
+        multiple=math.lcm(8, factor),  # diffusers' pipelines insist on 8
+        max_steps=steps - 1,  # SD's schedules begin at 1, and end before the last
+    )
+
+
+def load(
+    weights: Weights,
+    pipeline: str,
+    encoders: Sequence[EncoderSpec],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    """See `Family.pipe`.
+
+    Every part with weights is loaded by ourselves: the libraries leave weights that they do not find at
+    random values. The autoencoder decodes one image at a time, which bounds the memory.
+    """
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+    if not weights.keys("vae"):
+        raise BadInput(
+            f"{weights.path} holds no VAE, which drawing needs.",
+            "Get the form of this checkpoint that has its VAE in it.",
+        )
+    texts = load_text_encoders(weights, encoders, device, dtype)
+    parts: dict[str, Any] = dict(zip((spec.folder for spec in encoders), texts, strict=True))
+    if pipeline == "StableDiffusionXLPipeline":
+        parts |= {"add_watermarker": False}
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    parts["unet"] = load_unet(weights, device, dtype)
+    parts["vae"] = load_strictly(
+        diffusers.AutoencoderKL.from_config, weights, "vae", device, lambda key: dtype
+    )
+    try:
+        pipe = getattr(diffusers, pipeline).from_pretrained(weights.folder(), local_files_only=True, **parts)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition(". ")[0].rstrip(".")
+        raise BadInput(f"{weights.name} cannot be loaded: {reason}.") from error
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae.enable_slicing()
+    return pipe.to(device)
+
+
+def scheduler(pipe: Any, wanted: str, offset: Mapping[str, int]) -> Any:
+    """See `Family.scheduler`. wanted: diffusers' class. offset: what DDIM adds to its timesteps."""
+    import diffusers
+
+    if type(pipe.scheduler).__name__ == wanted:
+        return pipe.scheduler
+    config = pipe.scheduler.config
+    plain: dict[str, Any] = {}
+    if wanted == "PNDMScheduler":
+        plain = {"skip_prk_steps": True}  # PLMS as in SD's configs: no warm-up steps
+    elif wanted in ("DDIMScheduler", "DDPMScheduler"):
+        # Where the config comes from another scheduler, their defaults are those of models of pixels.
+        plain = {"clip_sample": False}
+        if wanted == "DDIMScheduler" and offset:
+            plain |= {**offset, "set_alpha_to_one": config.get("set_alpha_to_one", False)}
+    return getattr(diffusers, wanted).from_config(config, **plain)
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    negative: Sequence[str] | None,
+    generators: Sequence[torch.Generator],
+    *,
+    width: int,
+    height: int,
+    **settings: Any,
+) -> Any:
+    """See `Family.draw`; settings: of diffusers' pipelines."""
+    factor = pipe.vae_scale_factor
+    shape = (1, pipe.unet.config.in_channels, height // factor, width // factor)
+    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    return pipe(
+        list(prompts),
+        # Without one the pipeline is left to its default, which for SDXL is not the empty prompt's embedding.
+        negative_prompt=None if negative is None else list(negative),
+        width=width,
+        height=height,
+        generator=list(generators),
+        latents=latents.to(pipe.unet.device, pipe.unet.dtype),
+        output_type="np",
+        **settings,
+    ).images

@@ -1,0 +1,70 @@
+"""SD's noise schedule, sampled with DDIM."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trce_cli.errors import BadInput, first_line
+from trce_cli.families.base import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Ddim:
+    """DDIM with the checkpoint's noise schedule and prediction type, set to `steps` steps.
+
+    As the pipelines do, never clips, and takes a steps_offset where the family's pipeline asks for one.
+    """
+
+    def __init__(self, weights: Weights, steps: int, offset: Mapping[str, int]) -> None:
+        from diffusers import DDIMScheduler
+
+        try:
+            self.scheduler: DDIMScheduler = DDIMScheduler.from_config(
+                dict(weights.config["scheduler"]), clip_sample=False, **offset
+            )
+            self.scheduler.set_timesteps(steps)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise BadInput(
+                f"{weights.name} cannot be sampled with {steps} DDIM steps: {first_line(error)}"
+            ) from error
+        if int(self.timesteps.max()) >= self.levels:
+            raise BadInput(f"{weights.name} cannot be sampled with as many as {steps} DDIM steps.")
+
+    @property
+    def timesteps(self) -> "Tensor":
+        """See `Schedule`."""
+        timesteps: Tensor = self.scheduler.timesteps
+        return timesteps
+
+    @property
+    def levels(self) -> int:
+        """See `Schedule`."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See `Schedule`."""
+        config = self.scheduler.config
+        return {
+            "betas": self.scheduler.betas.tolist(),
+            "prediction": config.prediction_type,
+            "spacing": config.timestep_spacing,
+        }
+
+    def step(self, prediction: "Tensor", t: "Tensor", latents: "Tensor") -> "Tensor":
+        """See `Schedule`."""
+        found: Tensor = self.scheduler.step(prediction, t, latents).prev_sample
+        return found
+
+    def noised(self, latents: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "Tensor":
+        """See `Schedule`."""
+        found: Tensor = self.scheduler.add_noise(latents, noise, timesteps)
+        return found
+
+    def wanted(self, latents: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "Tensor":
+        """See `Schedule`: the noise, or v where the checkpoint predicts v."""
+        if self.scheduler.config.prediction_type != "v_prediction":
+            return noise
+        found: Tensor = self.scheduler.get_velocity(latents, noise, timesteps)
+        return found

@@ -1,0 +1,136 @@
+"""What is to be drawn: every picture's settings, from prompts, what users say and what checkpoints say."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Canvas
+from trce_cli.images.record import ImageRecord
+from trce_cli.images.schedulers import own_scheduler, scheduler_name
+from trce_cli.prompts.files import MAX_SEED, Prompt
+from trce_cli.system.safetensors import hash_file
+
+STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
+ROW_CELL = 1000  # characters; longer cells of a prompt's row (a picture, say) are not recorded
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw; None leaves it to the prompt's own row, and where that is silent to the checkpoint."""
+
+    seed: int | None = None
+    steps: int = STEPS
+    guidance_scale: float | None = None
+    negative_prompt: str = ""
+    scheduler: str | None = None
+    width: int | None = None
+    height: int | None = None
+    images_per_prompt: int = 1
+
+
+def plan_images(
+    prompts: Sequence[Prompt],
+    checkpoints: Mapping[str, Checkpoint],
+    settings: Settings,
+) -> list[ImageRecord]:
+    """What to draw: every prompt with `images_per_prompt` seeds, counted up from its own, by all checkpoints.
+
+    `checkpoints` are keyed by role; the last one gives the defaults, so that all draw with the same settings.
+    Reads configs only and leaves dtype and hash for `identify`. Raises BadInput for settings that one of the
+    checkpoints cannot draw.
+    """
+    if not prompts:
+        raise BadInput("There is no prompt.", "Give prompts as arguments, or a file with --prompts.")
+    check(settings, prompts)
+    canvases = {role: one.family.canvas(one) for role, one in checkpoints.items()}
+    last, own = list(checkpoints.values())[-1], list(canvases.values())[-1]
+    scheduler = own_scheduler(last)
+    if settings.scheduler is not None:
+        scheduler = scheduler_name(settings.scheduler, last.family.schedulers)
+    records = []
+    for index, prompt in enumerate(prompts, start=1):
+        width = first(settings.width, prompt.width, own.width)
+        height = first(settings.height, prompt.height, own.height)
+        guidance = first(settings.guidance_scale, prompt.guidance, last.family.defaults.guidance)
+        for role, canvas in canvases.items():
+            check_canvas(canvas, width, height, settings.steps, f"Prompt {index}", checkpoints[role].name)
+        for offset in range(settings.images_per_prompt):
+            seed = (first(settings.seed, prompt.seed, 0) + offset) & MAX_SEED
+            for role, checkpoint in checkpoints.items():
+                suffix = "" if len(checkpoints) == 1 else f"-{role}"
+                record = ImageRecord(
+                    file=f"{index:04d}-seed{seed}{suffix}.png",
+                    index=index,
+                    role=role,
+                    prompt=prompt.text,
+                    seed=seed,
+                    steps=settings.steps,
+                    guidance_scale=float(guidance),
+                    scheduler=scheduler,
+                    width=width,
+                    height=height,
+                    dtype="",
+                    checkpoint=checkpoint.name,
+                    checkpoint_sha256="",
+                    negative_prompt=settings.negative_prompt,
+                    row={name: cell for name, cell in prompt.row.items() if len(cell) <= ROW_CELL},
+                )
+                records.append(record)
+    return records
+
+
+def identify(
+    records: Sequence[ImageRecord],
+    checkpoints: Mapping[str, Checkpoint],
+    dtype: str,
+    report: Callable[[int], None] = lambda count: None,
+) -> list[ImageRecord]:
+    """The plan with dtype and checkpoint hashes; `report` is called after each of the files that are read."""
+    hashes = {role: checkpoint_hash(checkpoint, report) for role, checkpoint in checkpoints.items()}
+    return [replace(record, dtype=dtype, checkpoint_sha256=hashes[record.role]) for record in records]
+
+
+def check(settings: Settings, prompts: Sequence[Prompt]) -> None:
+    """Raise BadInput for prompts and values that no checkpoint can draw with."""
+    for text in (settings.negative_prompt, *(prompt.text for prompt in prompts)):
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of the command line that are no text in its encoding
+            raise BadInput(f"The prompt {text[:60]!r} is no valid Unicode.", "Give it as UTF-8.") from None
+    if settings.seed is not None and not 0 <= settings.seed <= MAX_SEED:
+        raise BadInput(f"The seed {settings.seed} is not between 0 and {MAX_SEED}.")
+    if settings.images_per_prompt < 1:
+        raise BadInput(f"{settings.images_per_prompt} images a prompt are none.", "Give at least 1.")
+    guidance = settings.guidance_scale
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise BadInput(f"The guidance scale {guidance} is no number from 0 up.")
+
+
+def check_canvas(canvas: Canvas, width: int, height: int, steps: int, who: str, checkpoint: str) -> None:
+    """Raise BadInput where the checkpoint cannot draw this size in so many steps."""
+    for side, pixels in (("width", width), ("height", height)):
+        if pixels < 1 or pixels % canvas.multiple:
+            raise BadInput(
+                f"{who} has a {side} of {pixels}; {checkpoint} draws multiples of {canvas.multiple}.",
+                f"Its own size is {canvas.width}x{canvas.height}; see --width and --height.",
+            )
+    if not 1 <= steps <= canvas.max_steps:
+        raise BadInput(f"{checkpoint} draws in 1 to {canvas.max_steps} steps, not in {steps}.")
+
+
+def checkpoint_hash(checkpoint: Checkpoint, report: Callable[[int], None] = lambda count: None) -> str:
+    """SHA-256 in hex over the names and hashes of the files that a picture depends on."""
+    digest = sha256()
+    for name, path in sorted(checkpoint.drawn_from().items()):
+        digest.update(f"{name} {hash_file(path)}\n".encode())
+        report(1)
+    return digest.hexdigest()
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next(value for value in values if value is not None)
