@@ -17,6 +17,7 @@ goes to --output-folder, because two whole copies would need 14 GB of memory.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -104,7 +105,6 @@ def build(folder: Path, family: str) -> None:
 
 def write(path: Path, shapes: Mapping[str, tuple[int, ...]], wanted: tuple[str, ...]) -> None:
     """A safetensors file in fp16: random where a name holds one of `wanted`, holes elsewhere."""
-    import math
 
     import torch
 
@@ -197,19 +197,18 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     from trce_cli.erase.moments import occurrences
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.targets import embed_pairs
-    from trce_cli.families.clip.text import ClipText
     from trce_cli.maths.closed_form import SecondMoment
     from trce_cli.prompts.pairs import prompt_pairs
     from trce_cli.prompts.presets import Preset
 
     checkpoint = open_checkpoint(str(folder))
-    text = ClipText.of(checkpoint, "cpu", torch.float32)
-    slots = checkpoint.family.default_slots
+    text = checkpoint.family.text(checkpoint, "cpu", torch.float32)
+    slots = checkpoint.family.defaults.slots
     pairs, prior = prompt_pairs([Preset.model_validate(table)]), choose_prior(checkpoint)
     targets = embed_pairs(text, pairs, [slots]).targets(slots)["context"]
     batches = [batch["context"] for batch in text.states(text.content(prior.captions))]
     states = [(found.embeddings, occurrences(found, Counter(prior.captions))) for found in batches]
-    weights = [checkpoint.read(key) for key in checkpoint.door_weights()["context"]]
+    weights = [checkpoint.read("denoiser", key) for key in checkpoint.door_weights()["context"]]
 
     start = time.perf_counter()
     moment = SecondMoment(text.streams["context"], len(prior.captions))
@@ -224,7 +223,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
         config["num_hidden_layers"]
         * (4 * config["hidden_size"] + 2 * config["intermediate_size"])
         * config["hidden_size"]
-        for config in (encoder.config for encoder in checkpoint.encoders)
+        for config in (encoder.config for encoder in text.encoders)
     )
 
     def flops(texts: Iterable[str]) -> int:
@@ -238,7 +237,12 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
         "flops of prompts": flops(prompts),
         "flops of captions": flops(prior.captions) + flops(prior.canaries),
         "bytes": checkpoint.total_bytes(),
-        "encoders": 4 * sum(e.map(name).numel() for e in checkpoint.encoders for name in e.weights()),
+        "encoders": 4
+        * sum(
+            math.prod(shape)
+            for shapes in checkpoint.family.text_weights(checkpoint.config).values()
+            for shape in shapes.values()
+        ),
     }
 
 

@@ -25,7 +25,7 @@ def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
     checkpoint = open_checkpoint(str(folder))
     entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1)
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
-    widths = {door.stream: door.width for door in checkpoint.doors()}
+    widths = checkpoint.widths
     return Map(
         made,
         {

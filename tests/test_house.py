@@ -67,10 +67,7 @@ def test_every_package_is_a_room_and_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(text)), f"{package} does not say what it is"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(r, marks=pytest.mark.xfail(strict=True)) if r == "families" else r for r in ROOMS],
-)
+@pytest.mark.parametrize("name", ROOMS)
 def test_a_room_imports_only_what_lies_below_it(name: str) -> None:
     allowed = {name, *ROOMS[name].split()}
     wrong = [

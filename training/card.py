@@ -86,7 +86,7 @@ def _eye() -> Eye:
 
 def _parameters() -> int:
     checkpoint = open_checkpoint("emoji")
-    files = Path(checkpoint.folder).rglob("*.safetensors")
+    files = checkpoint.folder().rglob("*.safetensors")
     return sum(file.stat().st_size for file in files) // 2
 
 

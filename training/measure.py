@@ -11,7 +11,8 @@ from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.render import nearest_background
 from trce_cli.emoji.suites import ERASURE, QUALITY, SuitePrompt, erasure_suite, quality_suite
 from trce_cli.emoji.world import BENIGN
-from trce_cli.images.draw import Settings, draw, load_pipeline, plan_images
+from trce_cli.images.draw import draw
+from trce_cli.images.plan import Settings, plan_images
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 
@@ -27,7 +28,7 @@ class Eye:
         self, checkpoint: Checkpoint, device: torch.device, seed: int = 0, negative_prompt: str = ""
     ) -> None:
         self._checkpoint = checkpoint
-        self._pipeline = load_pipeline(checkpoint, device, torch.float32)
+        self._pipeline = checkpoint.family.pipe(checkpoint, device, torch.float32)
         self._judge = Judge()
         self._seed = seed
         self._negative_prompt = negative_prompt
@@ -37,7 +38,8 @@ class Eye:
         wanted = [Prompt(p.text, seed=self._seed + i) for i, p in enumerate(prompts)]
         settings = Settings(steps=STEPS, guidance_scale=GUIDANCE, negative_prompt=self._negative_prompt)
         records = plan_images(wanted, {"": self._checkpoint}, settings)
-        pictures = {record.index: image for record, image in draw(self._pipeline, records, BATCH)}
+        drawn = draw(self._checkpoint.family, self._pipeline, records, BATCH)
+        pictures = {record.index: image for record, image in drawn}
         return np.stack([np.asarray(pictures[i + 1]) for i in range(len(prompts))])
 
     def visible(self, images: np.ndarray) -> list[set[str]]:

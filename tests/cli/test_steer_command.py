@@ -242,7 +242,7 @@ def test_what_trackers_say_is_not_in_the_result(trce, mapped, preset, tmp_path, 
 def killed_run(args: list[str], file: str, count: int, during: bool) -> None:
     """Run a command in this process, which kills itself at the `count`th write of a file of this name."""
     from trce_cli.cli.app import main
-    from trce_cli.erase import steer, training_state, trajectories
+    from trce_cli.erase import steer, training_state, trajectory_set
     from trce_cli.system.whole import whole
 
     steer.SAVE_EVERY = -1.0  # a state after every step
@@ -259,7 +259,7 @@ def killed_run(args: list[str], file: str, count: int, during: bool) -> None:
         if hit and len(written) == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training_state.write_tensors = trajectories.write_tensors = counted
+    training_state.write_tensors = trajectory_set.write_tensors = counted
     if file == "output":
         steer.write_outputs = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
     sys.exit(main(args))

@@ -15,13 +15,14 @@ import trce_cli
 from maps import low_rank, random_map
 from trce_cli import BadInput, Map, TrceError, load_map
 from trce_cli.checkpoint.copy import write_patched
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.edit import write_edit_file
 from trce_cli.edits.factor import factor
 from trce_cli.edits.files import combine, open_edit
 from trce_cli.edits.lora import Lora
 from trce_cli.edits.recover import recovered_map, since
 from trce_cli.families.registry import FAMILIES
-from trce_cli.families.sd.family import POOLED_KEY
+from trce_cli.families.sd.doors import POOLED_KEY
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.maths.low_rank import Size
 
@@ -95,7 +96,7 @@ def test_a_factored_map_is_saved_loaded_and_applied_as_the_whole_one(tiny_sdxl: 
     ours, theirs = loaded.weight_edits(checkpoint, 0.7), whole.weight_edits(checkpoint, 0.7)
     assert ours.keys() == theirs.keys()
     for key in ours:
-        weight = checkpoint.read(key)
+        weight = checkpoint.read("denoiser", key)
         torch.testing.assert_close(ours[key](weight), theirs[key](weight), rtol=1e-5, atol=1e-6)
     both = factor(checkpoint, ours, loaded.made, loaded.scaled(0.7), Size(energy=1))
     assert both.figures["shared_rank"] == 3
@@ -133,7 +134,7 @@ def test_maps_compose_by_matrix_product_in_the_order_of_the_edits(tiny_sd1: Path
     edits, joined = combine([a, b], checkpoint, strength=0.5)
     assert joined is not None
     key = checkpoint.door_weights()["context"][3]
-    weight = checkpoint.read(key).double()
+    weight = checkpoint.read("denoiser", key).double()
     expected = weight @ matrix(a.scaled(0.5)) @ matrix(b.scaled(0.5))
     torch.testing.assert_close(edits[key](weight), expected)
     assert not torch.allclose(expected, weight @ matrix(b.scaled(0.5)) @ matrix(a.scaled(0.5)))
@@ -150,7 +151,7 @@ def test_pooled_changes_touch_the_pooled_columns_alone(tiny_sdxl: Path) -> None:
     text_map = random_map(tiny_sdxl)
     edits = text_map.weight_edits(checkpoint)
     assert edits.keys() == {*checkpoint.door_weights()["context"], POOLED_KEY}
-    weight = checkpoint.read(POOLED_KEY).double()
+    weight = checkpoint.read("denoiser", POOLED_KEY).double()
     edited = edits[POOLED_KEY](weight)
     torch.testing.assert_close(edited[:, :40], weight[:, :40] @ matrix(text_map, "pooled"))
     assert torch.equal(edited[:, 40:], weight[:, 40:])
@@ -168,7 +169,7 @@ def test_strengths_make_sense(sd1_map: Map, strength: float) -> None:
 def test_strength_nought_changes_nothing_and_two_goes_beyond(sd1_map: Map, tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
     key = checkpoint.door_weights()["context"][0]
-    weight = checkpoint.read(key)
+    weight = checkpoint.read("denoiser", key)
     assert torch.equal(sd1_map.weight_edits(checkpoint, 0.0)[key](weight).float(), weight)
     full, twice = (sd1_map.weight_edits(checkpoint, s)[key](weight) for s in (1.0, 2.0))
     torch.testing.assert_close(twice - weight, 2 * (full - weight))
@@ -270,7 +271,7 @@ def test_a_lora_of_full_rank_is_the_map(
     ours, theirs = text_map.weight_edits(checkpoint), lora.weight_edits(checkpoint)
     assert ours.keys() == theirs.keys()
     for key in ours:
-        weight = checkpoint.read(key).double()
+        weight = checkpoint.read("denoiser", key).double()
         torch.testing.assert_close(theirs[key](weight), ours[key](weight), rtol=tolerance, atol=tolerance)
 
 
@@ -302,7 +303,7 @@ def test_the_error_is_that_of_the_best_approximation_and_falls_with_the_rank(
     found: dict[str, list[float]] = {"change": [], "weights": []}
     ours, theirs = sd1_map.weight_edits(checkpoint), lora.weight_edits(checkpoint)
     for key in ours:
-        weight = checkpoint.read(key).double()
+        weight = checkpoint.read("denoiser", key).double()
         wanted, got = ours[key](weight), theirs[key](weight)
         found["change"].append(float((got - wanted).norm() / (wanted - weight).norm()))
         found["weights"].append(float((got - wanted).norm() / wanted.norm()))
@@ -347,7 +348,7 @@ def test_other_changed_weights_have_factors_of_their_own_in_the_same_file(
     lora = open_edit(tmp_path / "lora.safetensors").weight_edits(checkpoint)
     assert f"{block}attn1.to_k.weight" not in lora  # not changed
     for key in lora:
-        weight = checkpoint.read(key).double()
+        weight = checkpoint.read("denoiser", key).double()
         torch.testing.assert_close(lora[key](weight), edits[key](weight), rtol=1e-5, atol=1e-6)
 
 
@@ -370,8 +371,8 @@ def test_a_lora_of_both_stages_is_found_from_the_weights(
     lora = open_edit(tmp_path / "lora.safetensors").weight_edits(original)
     assert lora.keys() == {query, *original.door_weights()["context"]}
     for key, edit in lora.items():
-        wanted = mapped.read(key).double() + (change if key == query else 0)
-        torch.testing.assert_close(edit(original.read(key)), wanted, rtol=1e-3, atol=1e-4)
+        wanted = mapped.read("denoiser", key).double() + (change if key == query else 0)
+        torch.testing.assert_close(edit(original.read("denoiser", key)), wanted, rtol=1e-3, atol=1e-4)
     nothing, none = since(original, original, {}, sd1_map.made)
     assert none is None
     with pytest.raises(TrceError, match="changes no weight"):
@@ -382,7 +383,7 @@ def test_loras_of_other_tools_are_read(tiny_sdxl: Path, tmp_path: Path) -> None:
     """Either spelling of the layers, alpha other than the rank or absent."""
     checkpoint = open_checkpoint(str(tiny_sdxl))
     key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    rows, columns = checkpoint.shape(key)
+    rows, columns = checkpoint.shape("denoiser", key)
     up, down = torch.randn(rows, 2), torch.randn(2, columns)
     for name, alpha in (
         ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 1.0),
@@ -395,7 +396,7 @@ def test_loras_of_other_tools_are_read(tiny_sdxl: Path, tmp_path: Path) -> None:
         edit = open_edit(tmp_path / "lora.safetensors")
         assert edit.made is None
         (found,) = edit.weight_edits(checkpoint, 0.5).items()
-        weight = checkpoint.read(key).double()
+        weight = checkpoint.read("denoiser", key).double()
         scale = 0.5 if alpha is None else 0.25
         assert found[0] == key
         torch.testing.assert_close(found[1](weight), weight + scale * up.double() @ down.double())

@@ -128,7 +128,10 @@ def test_diffusers_loads_the_lora(routes: Routes, source: str) -> None:
     state = pipe.unet.state_dict()
     checkpoint = routes.checkpoint()
     for key, edit in routes.map.weight_edits(checkpoint).items():
-        wanted, got = edit(checkpoint.read(key)), state[key.replace(".weight", ".base_layer.weight")].double()
+        wanted, got = (
+            edit(checkpoint.read("denoiser", key)),
+            state[key.replace(".weight", ".base_layer.weight")].double(),
+        )
         error = routes.figures["truncation_error"]["weights"]["max"]
         assert float((got - wanted).norm() / wanted.norm()) <= error + 1e-6
 
@@ -148,7 +151,7 @@ def test_a_truncated_lora_in_diffusers_is_off_by_the_error_that_is_told(
     state = pipe.unet.state_dict()
     found = []
     for key, edit in edits.items():
-        weight = checkpoint.read(key).double()
+        weight = checkpoint.read("denoiser", key).double()
         got = state[key.replace(".weight", ".base_layer.weight")].double()
         found.append(float((got - edit(weight)).norm() / (edit(weight) - weight).norm()))
     assert max(found) == pytest.approx(error["max"], rel=1e-3)

@@ -28,8 +28,11 @@ def test_it_loads_in_diffusers_as_stable_diffusion() -> None:
 
     pipeline = StableDiffusionPipeline.from_pretrained(folder(), local_files_only=True)
     assert pipeline.tokenizer.pad_token_id == pipeline.tokenizer.eos_token_id
-    keys = open_checkpoint("emoji").read
-    assert keys("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight").shape == (128, 192)
+    checkpoint = open_checkpoint("emoji")
+    assert checkpoint.shape("denoiser", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight") == (
+        128,
+        192,
+    )
 
 
 def test_it_draws_what_prompts_say() -> None:

@@ -17,7 +17,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.base import Slot
 from trce_cli.families.clip.text import ClipText
 from trce_cli.families.clip.tokens import SLOTS
-from trce_cli.families.sd.family import POOLED_KEY
+from trce_cli.families.sd.doors import POOLED_KEY
 from trce_cli.maths.closed_form import MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.captions import prior_captions
@@ -38,7 +38,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text_of(folder: Path) -> ClipText:
-    return ClipText.of(open_checkpoint(str(folder)), "cpu", torch.float32)
+    checkpoint = open_checkpoint(str(folder))
+    return ClipText(checkpoint, checkpoint.family.encoders, "cpu", torch.float32)
 
 
 class Plain:
@@ -134,7 +135,7 @@ def test_equals_the_plain_procedure(
     solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, token_weights, strength))
     plain = plain_of(folder)
     for key in (checkpoint.door_weights()["context"][0], checkpoint.door_weights()["context"][-1]):
-        weight = checkpoint.read(key)
+        weight = checkpoint.read("denoiser", key)
         expected = plain.edit(weight, PAIRS, preserve, token_weights, strength)
         error = (solution.streams["context"].edit(weight) - expected).norm() / expected.norm()
         assert error < 4e-6
@@ -148,7 +149,7 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
     checkpoint, plain = open_checkpoint(str(tiny_sdxl)), plain_of(tiny_sdxl)
     # Whatever the weights of the other embeddings are.
     solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, (0, 0, 0, 1), strength))
-    W = checkpoint.read(POOLED_KEY).double()
+    W = checkpoint.read("denoiser", POOLED_KEY).double()
     own = W[:, :40]  # what follows belongs to the picture's sizes
     dim = own.shape[1]
     left, right = torch.zeros(len(own), dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
@@ -270,7 +271,7 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
 
     (states, length), changes = plain.encode("a hat"), {"keys": [], "values": []}
     for key in checkpoint.door_weights()["context"]:
-        W = checkpoint.read(key).double()
+        W = checkpoint.read("denoiser", key).double()
         old, new = states[:length] @ W.T, states[:length] @ solution.streams["context"].edit(W).T
         changes["keys" if "to_k" in key else "values"].append(float((new - old).norm() / old.norm()))
     for kind, found in changes.items():

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import moments
 from trce_cli.families.clip.text import ClipText
+from trce_cli.families.sd.family import SD1
 from trce_cli.system.cache import cache_folder
 
 TEXTS = ["a photo of a dog", "two red apples", "a cat sleeping on a chair", "a dog", "two red apples"]
@@ -22,7 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def text(tiny_sd1: Path) -> ClipText:
-    return ClipText.of(open_checkpoint(str(tiny_sd1)), "cpu", torch.float32)
+    return SD1.text(open_checkpoint(str(tiny_sd1)), "cpu", torch.float32)
 
 
 def plain_moment(text: ClipText) -> torch.Tensor:
@@ -30,7 +31,7 @@ def plain_moment(text: ClipText) -> torch.Tensor:
     from transformers import CLIPTextModel
 
     total = torch.zeros(text.streams["context"], text.streams["context"], dtype=torch.float64)
-    tokenizer, folder = text.tokenizers.each[0], text.encoders[0].files.where
+    tokenizer, folder = text.tokenizers.each[0], text.encoders[0].weights.folder("text_encoder")
     model = CLIPTextModel.from_pretrained(folder, local_files_only=True).eval()
     for text in TEXTS:
         batch = tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt")

@@ -17,7 +17,7 @@ from trce_cli.erase.trajectories import Recipe, plan_trajectories
 from trce_cli.erase.trajectory_set import TrajectorySet, identify
 from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY
-from trce_cli.families.sd import denoiser
+from trce_cli.families.clip import models
 from trce_cli.prompts.presets import load_preset
 
 RECIPE = Recipe(
@@ -231,12 +231,12 @@ def test_states_do_not_depend_on_how_many_are_sampled_at_once(sd1, preset, accel
 def test_the_text_encoders_go_before_a_unet_comes(tiny_sd1, monkeypatch):
     loaded = []
 
-    def load(*arguments, real=denoiser.load_text_encoders):
-        for encoder in real(*arguments):
-            loaded.append(weakref.ref(encoder))
-            yield encoder
+    def load(*arguments, real=models.load_text_encoders):
+        encoders = real(*arguments)
+        loaded.extend(map(weakref.ref, encoders))
+        return encoders
 
-    monkeypatch.setattr(denoiser, "load_text_encoders", load)
+    monkeypatch.setattr(models, "load_text_encoders", load)
     checkpoint = open_checkpoint(str(tiny_sd1))
     checkpoint.family.denoise(checkpoint).condition(["a knife"], torch.device("cpu"))
     assert [encoder() for encoder in loaded] == [None]

@@ -9,14 +9,12 @@ import torch
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase.map import no_stage
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.attacks import run as module
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell
 from trce_cli.evaluate.attacks.run import Attacker, attack, budgets
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
 from trce_cli.evaluate.detectors.base import Convention, Loaded
 from trce_cli.evaluate.question import Evaluation, prepare
-from trce_cli.families.clip.prompt_encoder import PromptEncoder
-from trce_cli.families.sd.denoiser import encode, load_unet
+from trce_cli.families.sd.family import StableDiffusion
 from trce_cli.images.plan import Settings
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.home import REAL_WORLD
@@ -82,27 +80,28 @@ def generators(seed=0):
 
 
 def test_the_denoising_loss_is_that_of_the_prompt_with_its_prefix(attacker):
-    encoder = PromptEncoder(attacker.pipeline, attacker.evaluation.erased.family)
+    encoder = attacker.evaluation.erased.family.words(attacker.pipeline)
     latents, words = torch.randn(2, 4, 8, 8), torch.tensor([[1, 2, 3], [4, 5, 6]])
     loss = attacker.denoising_loss(encoder, np.arange(2), latents, LEVEL, generators())
     found = loss(words, encoder.table[words]).detach()
 
     checkpoint = attacker.evaluation.erased
     texts = [f"{encoder.text(row)} {prompt.text}" for row, prompt in zip(words, PROMPTS, strict=True)]
-    told, unet = encode(checkpoint, texts, CPU), load_unet(checkpoint, CPU)
+    denoiser = checkpoint.family.denoise(checkpoint)
+    told, module = denoiser.condition(texts, CPU), denoiser.load(CPU)
     kept = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)[LEVEL]
     for row, generator in enumerate(generators()):
         noise = torch.randn(4, 8, 8, generator=generator)
         noisy = kept.sqrt() * latents[row] + (1 - kept).sqrt() * noise
-        inputs = told.inputs(told.rows([texts[row]]))
-        prediction = unet(noisy[None], torch.tensor([LEVEL]), **inputs).sample[0]
+        own = told.told(told.rows([texts[row]]))
+        prediction = denoiser.predict(module, noisy[None], torch.tensor([LEVEL]), own)[0]
         velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents[row]
         wanted = velocity if checkpoint.family.key == "sd2" else noise
         assert float(found[row]) == pytest.approx(float((prediction - wanted).square().mean()), rel=1e-4)
 
 
 def test_its_gradient_is_that_of_finite_differences(attacker):
-    encoder = PromptEncoder(attacker.pipeline, attacker.evaluation.erased.family)
+    encoder = attacker.evaluation.erased.family.words(attacker.pipeline)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     words = torch.tensor([[1, 2], [4, 5]])
 
@@ -126,7 +125,7 @@ def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
     attacker = Attacker(evaluation, CPU, "float32", 4, 0, no_stage)
     attacker.prompts = [replace(prompt, text="a picture") for prompt in attacker.prompts]
     with attacker.using("erased"):
-        encoder = PromptEncoder(attacker.pipeline, evaluation.erased.family)
+        encoder = evaluation.erased.family.words(attacker.pipeline)
         latents = attacker.latents(attacker.pictures([*evaluation.suites[0].prompts], "original", ""))
         start = random_words(len(encoder.words), 3, attacker.generators(attacker.prompts))
 
@@ -193,14 +192,14 @@ def test_only_one_checkpoint_is_in_memory(evaluation, monkeypatch):
 
     loaded = []
 
-    def load(*arguments, real=module.load_pipeline):
+    def load(*arguments, real=StableDiffusion.pipe):
         gc.collect()
         assert not [unet for unet in loaded if unet()]
         pipeline = real(*arguments)
         loaded.append(weakref.ref(pipeline.unet))
         return pipeline
 
-    monkeypatch.setattr(module, "load_pipeline", load)
+    monkeypatch.setattr(StableDiffusion, "pipe", load)
     run(evaluation)
     assert len(loaded) == 2
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.families.clip.text import ClipText
@@ -28,7 +29,11 @@ PROMPTS = [
 
 
 def text_of(folder: Path, dtype: torch.dtype = torch.float32) -> ClipText:
-    return ClipText.of(open_checkpoint(str(folder)), "cpu", dtype)
+    return of(open_checkpoint(str(folder)), dtype)
+
+
+def of(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> ClipText:
+    return ClipText(checkpoint, checkpoint.family.encoders, "cpu", dtype)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +206,8 @@ def test_fingerprint_knows_weights_dtype_configuration_tokenizer_and_prompts(
     assert base != first.fingerprint(PROMPTS[:-1])
     assert base != first.fingerprint([*PROMPTS[1:], PROMPTS[0]])
     assert base != text_of(tiny_sd1, torch.float64).fingerprint(PROMPTS)
-    other_tokenizer = ClipText(text_of(tiny_sd2).tokenizers.each, first.encoders)
+    other_tokenizer = text_of(tiny_sd1)
+    other_tokenizer.tokenizers = text_of(tiny_sd2).tokenizers
     assert base != other_tokenizer.fingerprint(PROMPTS)
 
     copy = shutil.copytree(tiny_sd1, tmp_path / "copy")
@@ -241,7 +247,7 @@ def test_text_encoders_that_cannot_be_used_are_refused(
     save_file(weights, copy / "text_encoder/model.safetensors")
     (copy / "text_encoder/config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match=said):
-        text_of(copy)
+        text_of(copy).check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -267,7 +273,7 @@ def test_weights_in_a_single_files_layout_give_the_same(
     folder = request.getfixturevalue(f"tiny_{family}")
     file = tiny.single_file(family, folder, tmp_path / "model.safetensors")
     ours, theirs = (
-        ClipText.of(open_checkpoint(str(file), config=folder), "cpu", torch.float32),
+        of(open_checkpoint(str(file), config=folder)),
         text_of(folder),
     )
     for stream, wanted in theirs.content(PROMPTS).items():

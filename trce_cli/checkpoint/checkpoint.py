@@ -109,6 +109,11 @@ class Checkpoint(ABC):
         """Where prompts enter the denoiser."""
         return self.family.doors(self.config, self.keys("denoiser"))
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of the embeddings of each stream."""
+        return {door.stream: door.width for door in self.doors()}
+
     def door_weights(self) -> dict[str, list[str]]:
         """By stream, the weights of its doors in the order in which the checkpoint has them."""
         streams = {key: door.stream for door in self.doors() for key in door.weights}
@@ -123,41 +128,13 @@ class Checkpoint(ABC):
         none."""
         return self._weights(part).keys()
 
-    def shape(self, part: str, key: str | None = None) -> tuple[int, ...]:
+    def shape(self, part: str, key: str) -> tuple[int, ...]:
         """The shape of a weight by its diffusers name; BadInput where there is no such weight."""
-        return self._place(*((part, key) if key is not None else ("denoiser", part))).shape
+        return self._place(part, key).shape
 
-    def read(self, part: str, key: str | None = None) -> "torch.Tensor":
+    def read(self, part: str, key: str) -> "torch.Tensor":
         """Read one weight by its diffusers name, in the file's dtype."""
-        return self._place(*((part, key) if key is not None else ("denoiser", part))).read()
-
-    # Gone when streams are everywhere: today's names for those who still read one stream of doors.
-
-    def projection_keys(self) -> list[str]:
-        keys = {key for door in self.doors() if door.stream == "context" for key in door.weights}
-        return [key for key in self.keys("denoiser") if key in keys]
-
-    @property
-    def context_width(self) -> int:
-        return self.doors()[0].width
-
-    @property
-    def pooled_width(self) -> int:
-        return next((door.width for door in self.doors() if door.stream == "pooled"), 0)
-
-    @property
-    def unet(self) -> tuple[WeightCopy, ...]:
-        return self.denoiser
-
-    @property
-    def unet_config(self) -> Mapping[str, Any]:
-        return self.config["denoiser"]
-
-    @property
-    def encoders(self) -> list[Any]:
-        from trce_cli.families.clip.load import EncoderFiles
-
-        return [EncoderFiles(spec, self) for spec in self.family.encoders]
+        return self._place(part, key).read()
 
     def map(self, part: str, key: str) -> "torch.Tensor":
         """A weight as pages of its file, which take memory only while they are looked at; see `release`."""

@@ -16,7 +16,6 @@ def check(
     encoder that does not fit.
     """
     family = checkpoint.family
-    _check_doors(checkpoint)
     for part, weights in family.text_weights(checkpoint.config).items():
         for key, wanted in weights.items():
             name = stored[part][key] if stored else key
@@ -27,6 +26,7 @@ def check(
                 raise BadInput(
                     f"{name} in {where} has the shape {shape}; the configuration asks for {wanted}.", hint
                 )
+    _check_doors(checkpoint)
 
 
 def _check_doors(checkpoint: Checkpoint) -> None:

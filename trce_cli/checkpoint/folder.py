@@ -47,7 +47,8 @@ class DiffusersFolder(Checkpoint):
 
     def drawn_from(self) -> dict[str, Path]:
         """The files in the folders of the parts that draw."""
-        parts = self.family.drawing_parts
+        family = self.family
+        parts = {family.denoiser, *family.weight_parts, *family.other_parts}
         return {name: path for name, path in self.files.items() if name.partition("/")[0] in parts}
 
 
@@ -88,8 +89,8 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
         )
     family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
     denoiser = _denoiser_copies(folder, family, config, variant)
-    parts = {part: _part(folder, family, config, part, variant) for part in family.weight_parts}
     files, left_out = _folder_files(folder, family, config["model_index"], denoiser)
+    parts = {part: _part(folder, family, config, part, variant) for part in family.weight_parts}
     checkpoint = DiffusersFolder(
         name=name,
         path=folder,

@@ -38,7 +38,9 @@ class SingleFile(Checkpoint):
 
     def drawn_from(self) -> dict[str, Path]:
         """The file, by whatever name it goes, and the configurations and tokenizers."""
-        beside = [path for part in self.family.drawing_parts for path in self.config_folder.glob(f"{part}/*")]
+        family = self.family
+        parts = (family.denoiser, *family.weight_parts, *family.other_parts)
+        beside = [path for part in parts for path in self.config_folder.glob(f"{part}/*")]
         texts = {
             f"{path.parent.name}/{path.name}": path for path in beside if path.suffix in (".json", ".txt")
         }

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from trce_cli.checkpoint.provenance import history_text, parse_history
 from trce_cli.errors import BadInput
+from trce_cli.families.base import Family
 from trce_cli.families.registry import FAMILIES
-from trce_cli.families.sd.family import StableDiffusion
 from trce_cli.system.paths import real_path
 from trce_cli.system.safetensors import NewTensor, SafetensorsFile, write_tensors
 from trce_cli.system.whole import whole
@@ -36,7 +36,7 @@ class Made:
     each step, oldest first.
     """
 
-    family: StableDiffusion
+    family: Family
     text_encoder: str
     history: tuple[Mapping[str, Any], ...] = ()
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,9 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, WeightEdit
 from trce_cli.edits.map import Map
 from trce_cli.errors import TrceError
-from trce_cli.families.sd.family import SDXL
-from trce_cli.families.sd.names import kohya_names
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.maths.low_rank import Size, own_factors
 from trce_cli.system.safetensors import NewTensor, Report, all_finite, no_report
-
-# What tools show as the base, and filter by.
-BASES: Final = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 class Basis(NamedTuple):
@@ -68,18 +63,19 @@ def factor(
     |W'| (of the `weights`), mean and maximum by layer. left_out: changed weights that have no place in it.
     """
     kind: torch.dtype = getattr(torch, dtype)
+    names = checkpoint.names
     bases = shared_bases(checkpoint, text_map, size, kind) if text_map else {}
     tensors: dict[str, NewTensor] = {}
     errors: dict[str, list[float]] = {"change": [], "weights": []}
     ranks, left_out = [], []
     for key, edit in edits.items():
-        weight = checkpoint.read(key).double()
+        weight = checkpoint.read("denoiser", key).double()
         change = edit(weight).double() - weight
         report(1)
         if key not in bases and not bool(change.any()):
             continue
-        names = kohya_names(key, checkpoint.unet_config["layers_per_block"]) if weight.ndim == 2 else []
-        if not names:
+        places = names.kohya(key) if weight.ndim == 2 else ()
+        if not places:
             left_out.append(key)
             continue
         if basis := bases.get(key):
@@ -97,7 +93,7 @@ def factor(
             errors[name].append(_norm(missing) / (_norm(against) or 1.0))
         ranks.append(len(down))
         alpha = torch.tensor(len(down), dtype=kind)  # a scale of alpha / rank = 1
-        layer, form = names[checkpoint.family is SDXL], EDIT_DTYPES[dtype]
+        layer, form = places[0], EDIT_DTYPES[dtype]
         tensors |= {
             f"{layer}.alpha": NewTensor(form, (), partial(_same, alpha)),
             f"{layer}.lora_down.weight": NewTensor(form, tuple(down.shape), partial(_same, down)),
@@ -116,7 +112,7 @@ def factor(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(ranks)),
         "ss_network_alpha": str(max(ranks)),
-        "ss_base_model_version": BASES[checkpoint.family.key],
+        "ss_base_model_version": checkpoint.family.defaults.kohya,
     }
     return LoraFile(tensors, made.metadata("lora") | network, figures | {"left_out": left_out})
 
@@ -126,7 +122,7 @@ def shared_bases(checkpoint: Checkpoint, text_map: Map, size: Size, dtype: torch
     bases: dict[str, Basis] = {}
     for stream, keys in checkpoint.door_weights().items():
         if stream in text_map.streams:
-            basis = _basis(text_map.streams[stream], checkpoint.shape(keys[0])[1], size, dtype)
+            basis = _basis(text_map.streams[stream], checkpoint.shape("denoiser", keys[0])[1], size, dtype)
             bases |= dict.fromkeys(keys, basis)
     return bases
 
@@ -142,7 +138,7 @@ def _basis(linear: LinearMap, columns: int, size: Size, dtype: torch.dtype) -> B
 
 
 def _make_up(checkpoint: Checkpoint, key: str, basis: Basis, dtype: torch.dtype) -> Tensor:
-    return basis.up(checkpoint.read(key), dtype)
+    return basis.up(checkpoint.read("denoiser", key), dtype)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.errors import BadInput
-from trce_cli.families.sd.family import StableDiffusion
+from trce_cli.families.base import Family
 from trce_cli.maths.linear_map import LinearMap
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Hook:
     """What runs before the denoiser: the maps by stream, in float32, at their present strength."""
 
-    def __init__(self, family: StableDiffusion, streams: Mapping[str, LinearMap], strength: float) -> None:
+    def __init__(self, family: Family, streams: Mapping[str, LinearMap], strength: float) -> None:
         self.family, self.streams, self.strength = family, dict(streams), strength
         self.handle: RemovableHandle | None = None
 
@@ -42,7 +42,7 @@ class Hook:
 Hooks = MutableMapping[nn.Module, Hook]
 
 
-def denoiser_of(family: StableDiffusion, pipe: "DiffusionPipeline") -> nn.Module:
+def denoiser_of(family: Family, pipe: "DiffusionPipeline") -> nn.Module:
     """The part of a pipeline that maps act on; BadInput where it has none."""
     denoiser = getattr(pipe, family.denoiser, None)
     if not isinstance(denoiser, nn.Module):
@@ -52,7 +52,7 @@ def denoiser_of(family: StableDiffusion, pipe: "DiffusionPipeline") -> nn.Module
 
 def apply(
     hooks: Hooks,
-    family: StableDiffusion,
+    family: Family,
     streams: Mapping[str, LinearMap],
     denoiser: nn.Module,
     strength: float,

@@ -10,7 +10,6 @@ from torch import Tensor
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import FORM, Made, WeightEdit, check_strength
 from trce_cli.errors import BadInput
-from trce_cli.families.sd.names import kohya_names
 from trce_cli.system.safetensors import FLOATS, SafetensorsFile, all_finite
 
 LORA: Final = re.compile(r"(lora_(?!te)\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
@@ -34,21 +33,17 @@ class Lora:
     def weight_edits(self, checkpoint: Checkpoint, strength: float = 1.0) -> dict[str, WeightEdit]:
         """W -> W + s alpha / rank up down for each layer; BadInput where the checkpoint has no such layer."""
         check_strength(strength)
-        names = {
-            name: key
-            for key in checkpoint.unet[0].tensors
-            for name in kohya_names(key, checkpoint.unet_config["layers_per_block"])
-        }
+        names = {name: key for key in checkpoint.keys("denoiser") for name in checkpoint.names.kohya(key)}
         edits: dict[str, WeightEdit] = {}
         for layer in self.layers:
             if layer not in names:
                 raise BadInput(f"{self.file.path} changes {layer}, which {checkpoint.name} does not have.")
             key = names[layer]
             down, up = (self.file.tensors[f"{layer}.lora_{part}.weight"].shape for part in ("down", "up"))
-            if (up[0], down[1]) != checkpoint.shape(key):
+            if (up[0], down[1]) != (shape := checkpoint.shape("denoiser", key)):
                 raise BadInput(
                     f"{layer} in {self.file.path} is for weights of {up[0]} x {down[1]}; {checkpoint.name} "
-                    f"has {' x '.join(map(str, checkpoint.shape(key)))}."
+                    f"has {' x '.join(map(str, shape))}."
                 )
             edits[key] = partial(self._added, layer, strength)
         return edits

@@ -14,7 +14,6 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits import live
 from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, WeightEdit, check_strength, write_edit_file
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import Door
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.system.safetensors import FLOATS, NewTensor, SafetensorsFile, all_finite
 
@@ -60,7 +59,7 @@ class Map:
 
     def weight_edits(self, checkpoint: Checkpoint, strength: float = 1.0) -> dict[str, WeightEdit]:
         """W -> W M_s for each door, in the checkpoint's order; BadInput where the widths do not fit."""
-        check_widths(self.streams, checkpoint.doors(), checkpoint.name)
+        check_widths(self.streams, checkpoint.widths, checkpoint.name)
         weights = checkpoint.door_weights()
         scaled = self.scaled(strength)
         return {key: linear.edit for stream, linear in scaled.streams.items() for key in weights[stream]}
@@ -95,8 +94,8 @@ class Map:
         check_strength(strength)
         denoiser = live.denoiser_of(self.made.family, pipe)
         if denoiser not in self._hooks:
-            doors = self.made.family.doors(cast(Any, denoiser).config, ())
-            check_widths(self.streams, doors, f"the {type(pipe).__name__}")
+            widths = self.made.family.widths(cast(Any, denoiser).config)
+            check_widths(self.streams, widths, f"the {type(pipe).__name__}")
         live.apply(self._hooks, self.made.family, self.single, denoiser, strength)
 
     def remove_from(self, pipe: "DiffusionPipeline") -> None:
@@ -104,12 +103,10 @@ class Map:
         live.remove(self._hooks, live.denoiser_of(self.made.family, pipe))
 
 
-def check_widths(streams: Mapping[str, LinearMap], doors: tuple[Door, ...], name: str) -> None:
+def check_widths(streams: Mapping[str, LinearMap], widths: Mapping[str, int], name: str) -> None:
     """BadInput where a map meets embeddings of another width than its own, or none of its stream."""
     for stream, linear in streams.items():
-        widths = {door.width for door in doors if door.stream == stream}
-        if widths != {linear.width}:
-            found = " or ".join(map(str, sorted(widths))) or "none"
+        if (found := widths.get(stream, 0)) != linear.width:
             raise BadInput(
                 f"The map is for {stream} embeddings of width {linear.width}; those of {name} have {found}."
             )

@@ -29,13 +29,20 @@ def since(
     streams = [
         stream
         for stream, weights in doors.items()
-        if len(weights) > 1 and any(not torch.equal(original.read(key), edited.read(key)) for key in weights)
+        if len(weights) > 1
+        and any(
+            not torch.equal(original.read("denoiser", key), edited.read("denoiser", key)) for key in weights
+        )
     ]
     return total, recovered_map(original, edited, made, streams) if streams else None
 
 
+def _same(one: Checkpoint, other: Checkpoint, key: str) -> bool:
+    return torch.equal(one.read("denoiser", key), other.read("denoiser", key))
+
+
 def _instead(edited: Checkpoint, key: str, edit: WeightEdit | None, weight: Tensor) -> Tensor:
-    found = edited.read(key).float()
+    found = edited.read("denoiser", key).float()
     return found if edit is None else edit(found)
 
 
@@ -45,15 +52,15 @@ def recovered_map(base: Checkpoint, edited: Checkpoint, made: Made, streams: Col
     Exact up to the rounding of the weights where there is such a map: the minimiser of sum |W M - W'|^2 is
     M - I = (sum W^T W)^+ sum W^T (W' - W).
     """
-    doors, widths = base.door_weights(), {door.stream: door.width for door in base.doors()}
+    doors, widths = base.door_weights(), base.widths
     return Map(made, {stream: _recovered(base, edited, doors[stream], widths[stream]) for stream in streams})
 
 
 def _recovered(base: Checkpoint, edited: Checkpoint, keys: Sequence[str], width: int) -> LinearMap:
     gram, moved = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
     for key in keys:
-        weight = base.read(key).double()[:, :width]
+        weight = base.read("denoiser", key).double()[:, :width]
         gram += weight.mT @ weight
-        moved += weight.mT @ (edited.read(key).double()[:, :width] - weight)
+        moved += weight.mT @ (edited.read("denoiser", key).double()[:, :width] - weight)
     inverse, _, _ = pseudo_inverse(gram, CUT_OFF)
     return LinearMap.of(inverse @ moved)

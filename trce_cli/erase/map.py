@@ -15,7 +15,6 @@ from trce_cli.erase.moments import Moments, second_moments
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.clip.text import ClipText
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.pairs import PromptPair
@@ -93,15 +92,16 @@ class Statistics:
         """
         stage("Checking the text encoder", None, "")
         family = checkpoint.family
-        text = ClipText.of(checkpoint, device, dtype)
+        text = family.text(checkpoint, device, dtype)
+        text.check()
         report = stage("Encoding the prior", len(set(prior.captions)), "captions")
         P = second_moments(text, prior.captions, report)
         report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
         canaries = second_moments(text, prior.canaries, report)
         report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
         weights = [dict(zip(family.slots, each, strict=True)) for each in dict.fromkeys(token_weights)]
-        embedded = embed_pairs(text, pairs, [family.default_slots, *weights], report)
-        return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(family.default_slots), dtype)
+        embedded = embed_pairs(text, pairs, [family.defaults.slots, *weights], report)
+        return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(family.defaults.slots), dtype)
 
     def solve(self, settings: Settings, stage: Stage = no_stage) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
@@ -118,7 +118,7 @@ class Statistics:
         figures: dict[str, Any] = {}
         for stream in streams:
             stage("Solving", None, "")
-            weights = self.checkpoint.read(doors[stream][0]).dtype
+            weights = self.checkpoint.read("denoiser", doors[stream][0]).dtype
             eps = torch.finfo(self.dtype).eps
             solved[stream], found = fit(targets[stream], self.P[stream], settings, eps, weights)
             found["cosine_to_safe"] = self.guards[stream].cosines(solved[stream])
@@ -181,7 +181,7 @@ def door_changes(
     names = {key: door.name for door in checkpoint.doors() if door.stream == stream for key in door.weights}
     changes: dict[str, list[float]] = {name: [] for name in names.values()}
     for key in checkpoint.door_weights()[stream]:
-        changes[names[key]].append(change(checkpoint.read(key), key))
+        changes[names[key]].append(change(checkpoint.read("denoiser", key), key))
         report(1)
     if len(names) == 1:
         return changes[names[key]][0]

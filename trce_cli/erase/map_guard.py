@@ -12,7 +12,6 @@ from trce_cli.erase.map import Stage, door_changes, no_stage
 from trce_cli.erase.moments import second_moments
 from trce_cli.erase.prior import choose_prior
 from trce_cli.erase.targets import embed_pairs
-from trce_cli.families.clip.text import ClipText
 from trce_cli.prompts.pairs import PromptPair
 
 MAX_PAIRS: Final = 300  # enough for a figure, however many concepts a file claims
@@ -44,13 +43,14 @@ def measure(
     |W c| over canary captions, mean and maximum by door.
     """
     stage("Checking the text encoder", None, "")
-    family, text = checkpoint.family, ClipText.of(checkpoint, "cpu", torch.float32)
-    stream = family.streams[0]
+    family = checkpoint.family
+    text, stream = family.text(checkpoint, "cpu", torch.float32), family.streams[0]
+    text.check()
     canaries = choose_prior(checkpoint).canaries
     moment = second_moments(text, canaries, stage("Encoding canaries", len(canaries), "captions"))[stream]
     unsafe = safe = torch.zeros(0, len(moment), dtype=torch.float64)
     if pairs:
-        weights = family.default_slots
+        weights = family.defaults.slots
         targets = embed_pairs(text, pairs, [weights]).targets(weights)[stream]
         unsafe, safe = (targets.embeddings[rows].double() for rows in (targets.unsafe, targets.safe))
     cosines: dict[str, list[Tensor]] = {"before": [], "after": []}

@@ -78,8 +78,10 @@ def plan(
     streams = doors if settings.pooled else checkpoint.family.streams[:1]
     return {
         "family": checkpoint.family.name,
-        "weights": [copy.label for copy in checkpoint.unet],
-        "layers": {key: list(checkpoint.shape(key)) for stream in streams for key in doors[stream]},
+        "weights": [copy.label for copy in checkpoint.denoiser],
+        "layers": {
+            key: list(checkpoint.shape("denoiser", key)) for stream in streams for key in doors[stream]
+        },
         "pairs": len(pairs),
         "distinct_prompts": len(distinct_prompts(pairs)),
         "prior": prior.source,
@@ -101,9 +103,7 @@ def distinct_prompts(pairs: Iterable[PromptPair]) -> set[str]:
 
 def _memory(checkpoint: Checkpoint) -> int:
     """About the most memory in bytes that `trce map` needs: text encoders are read a layer at a time."""
-    widths = {door.stream: door.width for door in checkpoint.doors()}
-    matrices = 8 * MATRICES * sum(width**2 for width in widths.values())
-    tables = [
-        config["vocab_size"] * config["hidden_size"] for config in (e.config for e in checkpoint.encoders)
-    ]
-    return OVERHEAD + matrices + 4 * max(tables)
+    matrices = 8 * MATRICES * sum(width**2 for width in checkpoint.widths.values())
+    text = checkpoint.family.text_weights(checkpoint.config)
+    largest = max(math.prod(shape) for shapes in text.values() for shape in shapes.values())
+    return OVERHEAD + matrices + 4 * largest

@@ -224,12 +224,16 @@ class Configs(Protocol):
 class Text(Protocol):
     """A family's text encoders: prompts -> the embeddings that enter the denoiser by each stream.
 
-    Nothing is read before it is needed. Every method raises BadInput for damaged encoders or tokenizers.
+    No weight is read before it is needed. Every method that reads some raises BadInput as `check` does.
     """
 
     @property
     def streams(self) -> Mapping[str, int]:
         """The width of each stream, the family's main one first."""
+        ...
+
+    def check(self) -> None:
+        """Raise BadInput for weights that cannot be computed with; each is read, once."""
         ...
 
     def fingerprint(self, prompts: Collection[str]) -> str:
@@ -420,12 +424,6 @@ class Family(Protocol):
     def streams(self) -> tuple[str, ...]: ...
 
     @property
-    def pooled(self) -> bool: ...  # gone when streams are everywhere
-
-    @property
-    def encoders(self) -> Any: ...  # and this
-
-    @property
     def slots(self) -> tuple[str, ...]: ...
 
     @property
@@ -449,6 +447,10 @@ class Family(Protocol):
 
     def doors(self, config: Mapping[str, Mapping[str, Any]], keys: Collection[str]) -> tuple[Door, ...]:
         """Every way in which prompts enter a denoiser with weights of these names."""
+        ...
+
+    def widths(self, config: Mapping[str, Any]) -> Mapping[str, int]:
+        """The width of the embeddings of each stream that a denoiser of this configuration takes."""
         ...
 
     def names(self, config: Mapping[str, Mapping[str, Any]]) -> Names:

@@ -1,45 +1,65 @@
 """Weights into modules, strictly: nothing is left at random values."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trce_cli.errors import BadInput, first_line
-from trce_cli.families.base import Weights
-from trce_cli.system.safetensors import all_finite
+from trce_cli.families.base import Shape, Weights
+from trce_cli.system.safetensors import FLOATS, all_finite
+
+M = TypeVar("M", bound=nn.Module)
+_DTYPES = {getattr(torch, name) for name in FLOATS.values()}
+
+
+def checked(
+    weights: Weights, part: str, shapes: Mapping[str, Shape], pages: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Each of these weights of a part by its name, one at a time, as pages of its file or read into memory.
+
+    Raises BadInput for one that is missing, of another shape than is wanted, of a dtype that no computation
+    takes, or not finite.
+    """
+    for key, shape in shapes.items():
+        weight = weights.map(part, key) if pages else weights.read(part, key)
+        where = f"{key} in the {part} of {weights.path}"
+        if tuple(weight.shape) != shape:
+            raise BadInput(f"{where} has shape {list(weight.shape)}; its config.json asks for {list(shape)}.")
+        if weight.dtype not in _DTYPES:
+            raise BadInput(f"{where} has the dtype {weight.dtype}, which is no use here.")
+        if not all_finite(weight):
+            raise BadInput(f"{where} holds NaN or infinite values.")
+        yield key, weight
+        weights.release(part)
 
 
 def load_strictly(
-    make: Callable[[dict[str, Any]], nn.Module],
+    make: Callable[[dict[str, Any]], M],
     weights: Weights,
     part: str,
     device: torch.device | str,
-    dtype: Callable[[str], torch.dtype],
-) -> nn.Module:
+    dtype: Callable[[str], torch.dtype | None],
+    name: Callable[[str], str | None] = lambda key: key,
+    pages: bool = False,
+) -> M:
     """The module that `make` makes of a part's configuration, in evaluation mode and without gradients.
 
-    dtype: of each weight by its name. Raises BadInput for a configuration that cannot be used and for a
-    weight that is missing, of another shape than the configuration asks for, or not finite.
+    dtype: of each weight by its name; None for that of the file. name: of a weight by the module's name for
+    it. pages: weights that need no conversion stay pages of their file, which take the memory of what is
+    looked at. Raises BadInput for a configuration that cannot be used, and as `checked` does.
     """
-    config: Mapping[str, Any] = weights.config[part]
     try:
         with torch.device("meta"):
-            module = make(dict(config))
+            module = make(dict(weights.config[part]))
     except (ValueError, TypeError, AttributeError) as error:
         where = weights.folder(part) / "config.json"
         raise BadInput(f"{where} cannot be used: {first_line(error)}") from error
-    state = {}
-    for key, parameter in module.named_parameters():
-        weight = weights.read(part, key)
-        if weight.shape != parameter.shape:
-            raise BadInput(
-                f"{key} in the {part} of {weights.path} has shape {list(weight.shape)}; its config.json asks "
-                f"for {list(parameter.shape)}."
-            )
-        if not all_finite(weight):
-            raise BadInput(f"{key} in the {part} of {weights.path} holds NaN or infinite values.")
-        state[key] = weight.to(device, dtype(key))
+    ours = {name(key) or key: key for key, _ in module.named_parameters()}
+    shapes = {key: tuple(module.get_parameter(theirs).shape) for key, theirs in ours.items()}
+    state = {
+        ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes, pages)
+    }
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

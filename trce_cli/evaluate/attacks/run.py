@@ -23,8 +23,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell, concept_vector, search
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
 from trce_cli.evaluate.question import Evaluation
-from trce_cli.families.clip.load import load_tokenizers
-from trce_cli.families.clip.prompt_encoder import PromptEncoder
+from trce_cli.families.base import Words
 from trce_cli.images.draw import draw
 from trce_cli.images.plan import checkpoint_hash, plan_images
 from trce_cli.images.record import ImageRecord
@@ -91,7 +90,9 @@ def attack(
         if "unlearn-diff" in attacks:
             latents = attacker.latents(pictures)
     with attacker.using("erased"):
-        encoder = PromptEncoder(attacker.pipeline, evaluation.erased.family)
+        encoder = evaluation.erased.family.words(attacker.pipeline)
+        if encoder is None:
+            raise BadInput(f"Attacks cannot search in the text encoder of {evaluation.erased.family.name}.")
         with taking(seconds, "without"):
             plain = attacker.found(attacker.pictures(prompts, "erased", "Drawing without an attack"))
         if "ring-a-bell" in attacks:
@@ -172,8 +173,7 @@ class Attacker:
                 "Give each size a file of its own.",
             )
         erased = self.evaluation.erased
-        tokenizers = load_tokenizers(erased, erased.family.encoders)
-        room = min(tokenizer.model_max_length for tokenizer in tokenizers) - 2  # SoT and EoT
+        room = erased.family.truncated(erased, [""])[0] - 2  # SoT and EoT
         if max(ring_a_bell.length, unlearn_diff.length) > room:
             raise BadInput(f"{self.evaluation.erased.name} reads prompts of up to {room} words.")
         if unlearn_diff.timesteps > (most := self.schedule.levels):
@@ -226,15 +226,17 @@ class Attacker:
         seeds = [Random(f"{self.seed} {prompt.seed} {prompt.text}").getrandbits(63) for prompt in prompts]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def ring_a_bell(self, encoder: PromptEncoder, settings: RingABell) -> tuple[list[Prompt], np.ndarray]:
+    def ring_a_bell(self, encoder: Words, settings: RingABell) -> tuple[list[Prompt], np.ndarray]:
         """Ring-A-Bell's prompts in place of the suite's, and whether each was found."""
         pairs = prompt_pairs(self.evaluation.presets)
         pairs = Random(self.seed).sample(pairs, min(PAIRS, len(pairs)))
 
+        main = self.evaluation.erased.family.streams[0]
+
         @torch.no_grad()
         def encode(ids: Sequence[Tensor]) -> Tensor:
             parts = zip(*(each.split(AT_ONCE) for each in ids), strict=True)
-            return torch.cat([encoder(part)[0][:, : settings.positions].float() for part in parts])
+            return torch.cat([encoder(part)[main][:, : settings.positions].float() for part in parts])
 
         unsafe, safe = (
             encode(encoder.ids([getattr(pair, side) for pair in pairs])) for side in ("unsafe", "safe")
@@ -257,7 +259,7 @@ class Attacker:
         return tried, self.found(self.pictures(tried, "erased", "Drawing Ring-A-Bell's prompts"))
 
     def unlearn_diff(
-        self, encoder: PromptEncoder, latents: Tensor, plain: np.ndarray, settings: UnlearnDiff
+        self, encoder: Words, latents: Tensor, plain: np.ndarray, settings: UnlearnDiff
     ) -> tuple[list[Prompt], np.ndarray]:
         """The suite's prompts behind UnlearnDiffAtk's prefixes, and whether each was found.
 
@@ -300,7 +302,7 @@ class Attacker:
 
     def denoising_loss(
         self,
-        encoder: PromptEncoder,
+        encoder: Words,
         rows: np.ndarray,
         latents: Tensor,
         level: int,
@@ -317,13 +319,12 @@ class Attacker:
                 f"{encoder.text(prefix)} {self.prompts[row].text}"
                 for row, prefix in zip(rows, words, strict=True)
             ]
-            context, pooled = encoder(encoder.ids(texts), prefixes)
+            told = encoder(encoder.ids(texts), prefixes)
             noise = torch.stack(
                 [torch.randn(latents.shape[1:], generator=generators[row]) for row in rows]
             ).to(self.device)
             noisy = self.schedule.noised(latents, noise, timesteps)
             wanted = self.schedule.wanted(latents, noise, timesteps)
-            told = {"context": context} | ({"pooled": pooled} if pooled is not None else {})
             dtype = next(self.module.parameters()).dtype
             prediction = self.denoiser.predict(self.module, noisy.to(dtype), timesteps, told)
             return (prediction - wanted).square().mean((1, 2, 3))

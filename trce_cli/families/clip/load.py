@@ -1,48 +1,15 @@
 """CLIP's tokenizers and text encoders as transformers has them, from the weights of a checkpoint."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trce_cli.errors import BadInput, first_line
 from trce_cli.families.base import Configs, Weights
-from trce_cli.families.clip.names import TEXT, clip_weights
+from trce_cli.families.clip.names import published
 from trce_cli.families.clip.spec import EncoderSpec
-from trce_cli.system.safetensors import all_finite
-
-
-@dataclass(frozen=True)
-class EncoderFiles:
-    """One text encoder of a checkpoint."""
-
-    spec: EncoderSpec
-    source: Weights
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Its config.json."""
-        return self.source.config[self.spec.folder]
-
-    @property
-    def where(self) -> Path:
-        """What errors name."""
-        return self.source.folder(self.spec.folder)
-
-    def weights(self) -> list[str]:
-        """The names of all weights that the encoder uses."""
-        return list(clip_weights(self.config, self.spec.projects))
-
-    def map(self, name: str) -> Tensor:
-        """A weight as pages of its file."""
-        return self.source.map(self.spec.folder, name)
-
-    def release(self) -> None:
-        """Give back the memory of all pages that were looked at so far."""
-        self.source.release(self.spec.folder)
+from trce_cli.families.load import load_strictly
 
 
 def check(config: Configs, specs: Sequence[EncoderSpec]) -> None:
@@ -83,39 +50,21 @@ def load_text_encoders(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> list[Any]:
-    """The text encoders in evaluation mode, without gradients, on `device`, in `dtype` (or the files').
+    """The text encoders on `device`, in `dtype` (or the files'); see `load_strictly`.
 
     Weights that need no conversion are pages of their files: a token embedding takes the memory of the rows
-    that are looked up. Raises `BadInput` where a weight is missing, has another shape, or holds NaN or
-    infinite values; nothing is left at random values.
+    that are looked up.
     """
-    return [_load_encoder(weights, spec, device, dtype) for spec in specs]
+    return [_load(weights, spec, device, dtype) for spec in specs]
 
 
-def _load_encoder(
-    weights: Weights, spec: EncoderSpec, device: torch.device | str, dtype: torch.dtype | None
-) -> Any:
+def _load(weights: Weights, spec: EncoderSpec, device: torch.device | str, dtype: torch.dtype | None) -> Any:
     import transformers
 
-    config = transformers.CLIPTextConfig.from_dict(dict(weights.config[spec.folder]))
-    with torch.device("meta"):
-        model = getattr(transformers, spec.model_class)(config)
-    parameters = dict(model.named_parameters())
-    state = {}
-    for weight in clip_weights(weights.config[spec.folder], spec.projects):
-        tensor = weights.map(spec.folder, weight)
-        # transformers 5.6 dropped `text_model.` from the names of a model without projection
-        name = weight if weight in parameters else weight.removeprefix(TEXT)
-        if tensor.shape != parameters[name].shape:
-            raise BadInput(
-                f"{weight} in {weights.folder(spec.folder)} has shape {list(tensor.shape)}; its config.json "
-                f"asks for {list(parameters[name].shape)}."
-            )
-        if not all_finite(tensor):
-            raise BadInput(f"{weight} in {weights.folder(spec.folder)} holds NaN or infinite values.")
-        state[name] = tensor.to(device=device, dtype=dtype)
-        weights.release(spec.folder)
-    model.load_state_dict(state, strict=False, assign=True)
+    def make(config: dict[str, Any]) -> Any:
+        return getattr(transformers, spec.model_class)(transformers.CLIPTextConfig.from_dict(config))
+
+    model = load_strictly(make, weights, spec.folder, device, lambda key: dtype, published, pages=True)
     embeddings = getattr(model, "text_model", model).embeddings
-    embeddings.position_ids = torch.arange(config.max_position_embeddings, device=device).expand((1, -1))
-    return model.eval().requires_grad_(False)
+    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1], device=device).expand((1, -1))
+    return model

@@ -1,7 +1,10 @@
 """Which CLIP text encoder a family has, and which of its states reach the denoiser."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+CONTEXT: Final = "context"  # the stream of hidden states of all tokens, the encoders' side by side
+POOLED: Final = "pooled"  # that of the last encoder's EoT after its last layer, projected
 
 
 @dataclass(frozen=True)

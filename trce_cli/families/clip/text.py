@@ -3,21 +3,17 @@
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import torch
 
 from trce_cli.errors import TrceError
-from trce_cli.families.base import Batch, Slot, States, Wanted
-from trce_cli.families.clip.text_encoder import TextEncoder
+from trce_cli.families.base import Batch, Slot, States, Wanted, Weights
+from trce_cli.families.clip.encoder import ClipEncoder
+from trce_cli.families.clip.load import load_tokenizers
+from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.tokens import Tokenizers
 from trce_cli.families.prefix_tree import Pack, packs
-
-if TYPE_CHECKING:
-    from trce_cli.checkpoint.checkpoint import Checkpoint
-
-CONTEXT: Final = "context"  # hidden states of all tokens, the encoders' side by side
-POOLED: Final = "pooled"  # the last encoder's EoT after its last layer, projected
 
 # Sequences that are computed together: few, because the MLP of OpenCLIP bigG needs 40 KB a token, and enough
 # to make little of converting its weights.
@@ -27,22 +23,28 @@ BATCH: Final = 8
 class ClipText:
     """The text encoders of a family, see `families.base.Text`; computed no further than is wanted.
 
-    encoders: side by side they give the context; one that projects gives the pooled embedding as well, of
-    which the only position is the EoT. tokenizers: one for each of them.
+    Several encoders side by side give the context; one that projects gives the pooled embedding as well, of
+    which the only position is the EoT.
     """
 
-    def __init__(self, tokenizers: Sequence[Any], encoders: Sequence[TextEncoder]) -> None:
-        self.tokenizers, self.encoders = Tokenizers(tokenizers), tuple(encoders)
-        self.streams: dict[str, int] = {CONTEXT: sum(encoder.dim for encoder in encoders)}
-        for encoder in encoders:
-            if encoder.projects:
+    def __init__(
+        self,
+        weights: Weights,
+        specs: Sequence[EncoderSpec],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        self.tokenizers = Tokenizers(load_tokenizers(weights, specs))
+        self.encoders = [ClipEncoder(weights, spec, device, dtype) for spec in specs]
+        self.streams = {CONTEXT: sum(encoder.dim for encoder in self.encoders)}
+        for encoder in self.encoders:
+            if encoder.spec.projects:
                 self.streams[POOLED] = encoder.config["projection_dim"]
 
-    @classmethod
-    def of(cls, checkpoint: "Checkpoint", device: torch.device | str, dtype: torch.dtype) -> "ClipText":
-        """The text encoders of a checkpoint; BadInput for damaged ones."""
-        encoders = [TextEncoder(files, device, dtype) for files in checkpoint.encoders]
-        return cls(checkpoint.load_tokenizers(), encoders)
+    def check(self) -> None:
+        """Raise BadInput for a weight that cannot be computed with; each is read, once."""
+        for encoder in self.encoders:
+            _ = encoder.hash
 
     def fingerprint(self, prompts: Collection[str]) -> str:
         """SHA-256 in hex of all that the prompts' embeddings depend on, rounding aside.
@@ -83,6 +85,7 @@ class ClipText:
         prompts share once, and padding only where it is wanted. Raises TrceError when an embedding is not
         finite.
         """
+        self.check()
         ends: dict[str, int] = {}
         for positions in wanted.values():
             for prompt, places in positions.items():

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Conditioning, Weights
-from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
-from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.clip.models import ClipModels
+from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.load import load_strictly
-from trce_cli.families.sd.doors import CONTEXT, POOLED
 from trce_cli.families.sd.names import is_tuned
 from trce_cli.families.sd.schedule import Ddim
 from trce_cli.system.memory import free
@@ -38,7 +37,7 @@ class UNet:
         return channels, height, width
 
     def condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
-        """The embeddings of the prompts by the `encode_prompt` of the family's own pipeline.
+        """The embeddings of the prompts, as the family's own pipeline makes them.
 
         The empty prompt is what that pipeline guides away from, which for most SDXL checkpoints is all zeros.
         """
@@ -48,45 +47,17 @@ class UNet:
 
     @torch.no_grad()
     def _condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
-        pipeline = self._text_pipeline(device)
+        models = ClipModels.load(self.weights, self.encoders, device, torch.float32)
         every = tuple(dict.fromkeys((EMPTY, *prompts)))
-        context, pooled = [], []
-        for start in range(0, len(every), PROMPTS_AT_ONCE):
-            batch = list(every[start : start + PROMPTS_AT_ONCE])
-            encoded = pipeline.encode_prompt(
-                prompt=batch, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            context.append(encoded[0].float())
-            pooled += [encoded[2].float()] if self.pooled else []
-        if not self.pooled:
-            return Conditioning(every, {CONTEXT: torch.cat(context)})
-        if pipeline.config.force_zeros_for_empty_prompt:
-            context[0][0], pooled[0][0] = 0, 0
-        return Conditioning(every, {CONTEXT: torch.cat(context), POOLED: torch.cat(pooled)})
-
-    def _text_pipeline(self, device: torch.device) -> Any:
-        """The family's pipeline with nothing in it but tokenizers and text encoders."""
-        import diffusers
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        diffusers.logging.set_verbosity_error()
-        parts: dict[str, Any] = {"vae": None, "unet": None, "scheduler": None}
-        for spec, tokenizer, encoder in zip(
-            self.encoders,
-            load_tokenizers(self.weights, self.encoders),
-            load_text_encoders(self.weights, self.encoders, device, torch.float32),
-            strict=True,
-        ):
-            parts |= {spec.tokenizer: tokenizer, spec.folder: encoder}
-        if self.pooled:
-            zeros = self.weights.config["model_index"].get("force_zeros_for_empty_prompt", True)
-            return diffusers.StableDiffusionXLPipeline(
-                **parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False
-            )
-        return diffusers.StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        parts = [
+            models(models.ids(every[start : start + PROMPTS_AT_ONCE]))
+            for start in range(0, len(every), PROMPTS_AT_ONCE)
+        ]
+        streams = {stream: torch.cat([part[stream] for part in parts]) for stream in parts[0]}
+        if self.pooled and self.weights.config["model_index"].get("force_zeros_for_empty_prompt", True):
+            for embeddings in streams.values():
+                embeddings[0] = 0
+        return Conditioning(every, streams)
 
     def load(
         self, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False

@@ -2,13 +2,16 @@
 time and size.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.families.base import Door
+from trce_cli.families.clip.spec import CONTEXT, POOLED
 
-CONTEXT: Final = "context"
-POOLED: Final = "pooled"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THIRD: Final = 2  # the place of encoder_hidden_states among a U-Net's positional arguments
 POOLED_KEY: Final = "add_embedding.linear_1.weight"
 
 
@@ -30,3 +33,34 @@ def doors(
             Door("add_embedding", POOLED, (POOLED_KEY,), config[encoders[-1]]["projection_dim"], True)
         )
     return tuple(found)
+
+
+def widths(config: Mapping[str, Any], pooled: bool) -> dict[str, int]:
+    """The width of each stream that a U-Net of this configuration takes.
+
+    SDXL's first layer of `add_embedding` also sees six sizes of the picture, each as so many numbers.
+    """
+    found = {CONTEXT: config["cross_attention_dim"]}
+    if pooled and config.get("addition_time_embed_dim"):
+        sizes = 6 * config["addition_time_embed_dim"]
+        found[POOLED] = config["projection_class_embeddings_input_dim"] - sizes
+    return found
+
+
+def mapped(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    change: Callable[[str, "Tensor"], "Tensor"],
+    pooled: bool,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """See `Family.mapped`."""
+    kwargs = dict(kwargs)
+    if len(args) > THIRD:
+        args = (*args[:THIRD], change(CONTEXT, args[THIRD]), *args[THIRD + 1 :])
+    else:
+        kwargs["encoder_hidden_states"] = change(CONTEXT, kwargs["encoder_hidden_states"])
+    if pooled:
+        conditions = kwargs["added_cond_kwargs"]
+        text_embeds = change(POOLED, conditions["text_embeds"])
+        kwargs["added_cond_kwargs"] = {**conditions, "text_embeds": text_embeds}
+    return args, kwargs

@@ -1,20 +1,24 @@
 """Stable Diffusion 1.x, 2.x and XL: CLIP text encoders, and a U-Net that attends to them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Weights
 from trce_cli.families.clip.names import clip_weights
-from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
+from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd import configs
-from trce_cli.families.sd.doors import CONTEXT, POOLED, POOLED_KEY, doors
+from trce_cli.families.sd.doors import POOLED_KEY, doors, mapped, widths
 from trce_cli.families.sd.names import UNET, Names, is_tuned
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
+    from trce_cli.families.clip.text import ClipText
+    from trce_cli.families.clip.words import ClipWords
     from trce_cli.families.sd.denoiser import UNet
 
 __all__ = [
@@ -48,7 +52,7 @@ class StableDiffusion:
 
     denoiser: ClassVar = "unet"
     network: ClassVar = "U-Net"
-    slots: ClassVar = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")
+    slots: ClassVar = SLOTS
     schedulers: ClassVar[Mapping[str, str]] = {
         "ddim": "DDIMScheduler",
         "ddpm": "DDPMScheduler",
@@ -121,6 +125,28 @@ class StableDiffusion:
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
         """See `Family`."""
         return doors(config, keys, [spec.folder for spec in self.encoders], self.pooled)
+
+    def widths(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """See `Family`."""
+        return widths(config, self.pooled)
+
+    def mapped(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[str, "Tensor"], "Tensor"]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """See `Family`."""
+        return mapped(args, kwargs, change, self.pooled)
+
+    def text(self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype") -> "ClipText":
+        """See `Family`."""
+        from trce_cli.families.clip.text import ClipText
+
+        return ClipText(weights, self.encoders, device, dtype)
+
+    def words(self, pipeline: Any) -> "ClipWords":
+        """See `Family`."""
+        from trce_cli.families.clip.words import ClipWords
+
+        return ClipWords(pipeline, self.encoders)
 
     def names(self, config: Config) -> Names:
         """See `Family`."""

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.families.clip.prompt_encoder import PromptEncoder
-from trce_cli.families.sd.denoiser import encode
 
 CPU = torch.device("cpu")
 PROMPTS = ["a gun on the table", "", "the dog and the " * 40]
@@ -18,18 +16,19 @@ def checkpoint(request):
 
 @pytest.fixture
 def encoder(checkpoint):
-    return PromptEncoder(checkpoint.family.pipe(checkpoint, CPU, torch.float32), checkpoint.family)
+    family = checkpoint.family
+    return family.words(family.pipe(checkpoint, CPU, torch.float32))
 
 
-def test_the_u_net_is_told_what_the_pipeline_tells_it(checkpoint, encoder):
-    context, pooled = encoder(encoder.ids(PROMPTS))
-    wanted = encode(checkpoint, PROMPTS, CPU)
-    places = [prompt for prompt in range(3) if PROMPTS[prompt]]  # SDXL's empty prompt is zeros by convention
+def test_the_denoiser_is_told_what_the_pipeline_tells_it(checkpoint, encoder):
+    found = encoder(encoder.ids(PROMPTS))
+    wanted = checkpoint.family.denoise(checkpoint).condition(PROMPTS, CPU)
     rows = wanted.rows(PROMPTS)
-    assert torch.allclose(context[places], wanted.context[rows[places]], atol=1e-5)
-    assert (pooled is None) == (not checkpoint.family.pooled)
-    if pooled is not None:
-        assert torch.allclose(pooled[places], wanted.pooled[rows[places]], atol=1e-5)
+    assert found.keys() == wanted.streams.keys()
+    for stream, expected in wanted.told(rows).items():
+        for place, prompt in enumerate(PROMPTS):
+            if prompt:  # SDXL's empty prompt is zeros by convention
+                assert torch.allclose(found[stream][place], expected[place], atol=1e-5)
 
 
 def test_every_word_is_read_as_itself(encoder):
@@ -45,15 +44,15 @@ def test_every_word_is_read_as_itself(encoder):
 def test_a_prefix_of_the_words_own_embeddings_changes_nothing(encoder):
     words = torch.tensor([[3, 1, 4], [2, 7, 1]])
     ids = encoder.ids([f"{encoder.text(row)} a gun" for row in words])
-    for plain, prefixed in zip(encoder(ids), encoder(ids, encoder.table[words]), strict=True):
-        assert plain is prefixed is None or torch.equal(plain, prefixed)
+    plain, prefixed = encoder(ids), encoder(ids, encoder.table[words])
+    assert plain.keys() == prefixed.keys()
+    assert all(torch.equal(plain[stream], prefixed[stream]) for stream in plain)
 
 
 def test_gradients_reach_all_embeddings_of_a_prefix(encoder):
     words = torch.tensor([[3, 1]])
     ids = encoder.ids([f"{encoder.text(words[0])} a gun"])
     prefix = encoder.table[words].clone().requires_grad_(True)
-    context, _ = encoder(ids, prefix)
-    context.square().sum().backward()
+    encoder(ids, prefix)["context"].square().sum().backward()
     assert bool((prefix.grad != 0).float().mean() > 0.9)
     assert encoder.encoders[0].get_input_embeddings().weight.grad is None
