@@ -3,27 +3,34 @@
 `solve_map`, `load_map` and `Map` are the Python interface; they import torch when they are first asked for.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from trce_cli.errors import BadInput, TrceError
-from trce_cli.system.machine import __version__
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from trce_cli.api import solve_map
     from trce_cli.edits.files import load_map
     from trce_cli.edits.map import Map
+    from trce_cli.errors import BadInput, TrceError
+    from trce_cli.system.machine import __version__
 
 __all__ = ["BadInput", "Map", "TrceError", "__version__", "load_map", "solve_map"]
 
+_PLACES = {
+    **dict.fromkeys(("BadInput", "TrceError"), "errors"),
+    "__version__": "system.machine",
+    "solve_map": "api",
+    "Map": "edits.map",
+    "load_map": "edits.files",
+}
 
-def __getattr__(name: str) -> Any:
-    """The parts that are heavy to import, imported when they are first used."""
+
+def __getattr__(name: str) -> "Any":
+    """Everything is imported when it is first used: the command line has its signals to see to before."""
     import importlib
 
-    where = {"solve_map": "api", "load_map": "edits.files", "Map": "edits.map"}
-    if name not in where:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{where[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
 
 
 def __dir__() -> list[str]:

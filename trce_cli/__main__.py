@@ -1,7 +1,21 @@
-"""`python -m trce_cli`, and what `accelerate launch -m trce_cli` starts."""
+"""Where the process begins: `trce`, `python -m trce_cli`, and what `accelerate launch -m trce_cli` starts."""
 
 import sys
 
-from trce_cli.cli.app import main
+from trce_cli.system.entry import begin
 
-sys.exit(main())
+
+def main() -> int:
+    """The console script: runs one command and returns its exit status."""
+    try:
+        begin()
+        from trce_cli.cli.app import main as run
+
+        return run()
+    except KeyboardInterrupt:  # while the command line was being imported
+        sys.stderr.write("Error: Interrupted.\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

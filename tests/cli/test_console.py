@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 from rich.table import Table
+from safetensors import SafetensorError
 
 from trce_cli.cli.console import Console, run_app
-from trce_cli.errors import BadInput, TrceError
+from trce_cli.errors import BadInput, TrceError, refusing
 
 
 class Terminal(io.StringIO):
@@ -38,7 +40,14 @@ def failing_app(error: BaseException) -> typer.Typer:
         (KeyboardInterrupt(), 130, ["Interrupted"]),
         (OSError(errno.ENOSPC, "full", "/x/y"), 1, ["No space", "/x/y"]),
         (OSError(errno.EACCES, "no"), 1, ["Permission"]),
+        (OSError(errno.EMFILE, "no", "/x/y"), 1, ["Too many files", "/x/y"]),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), 1, ["No such", "/x/y"]),
         (MemoryError(), 1, ["memory"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), 1, ["The memory ran out"]),
+        (Image.DecompressionBombError("too many pixels"), 2, ["too many pixels"]),
+        (SafetensorError("a header"), 2, ["a header"]),
+        (RuntimeError("Symlink loop from '/x'"), 2, ["Symlink loop"]),
+        (ValueError("embedded null byte"), 2, ["null byte"]),
         (typer.Exit(3), 3, []),
     ],
 )
@@ -71,6 +80,61 @@ def test_success_and_wrong_usage(capsys):
     assert run_app(app, []) == 0
     assert run_app(app, ["--no-such-option"]) == 2
     assert "--no-such-option" in capsys.readouterr().err
+
+
+def test_what_a_library_raises_about_a_file_is_bad_input():
+    class Panic(BaseException):  # as Rust's are
+        pass
+
+    for error in (Panic("it overflowed."), ValueError("it overflowed\nat line 3"), OverflowError()):
+        with (
+            pytest.raises(BadInput, match=r"The file x: (it overflowed|OverflowError)\.$"),
+            refusing("The file x"),
+        ):
+            raise error
+    for error in (MemoryError(), KeyboardInterrupt(), SystemExit(3), TrceError("ours")):
+        with pytest.raises(type(error)), refusing("The file x"):
+            raise error
+
+
+@pytest.mark.parametrize("how", ["note", "warn", "show"])
+def test_foreign_text_is_escaped_and_cut_wherever_it_is_printed(capsys, how):
+    hostile = "a\x1b[31m\x9b\u202e\ud800[bold]:knife:" + "b" * 100_000
+    getattr(Console(), how)(hostile)
+    text = "".join(capsys.readouterr())
+    assert r"a\x1b[31m\x9b\u202e\ud800[bold]:knife:" in text
+    assert len(text) < 5000
+
+
+def test_foreign_text_is_escaped_and_cut_in_every_part_of_a_table(capsys):
+    hostile = "a\x1b[31m[bold]:knife:\x07" + "b" * 100_000
+    table = Table(hostile, "other", title=hostile, caption=hostile)
+    table.add_row(hostile, "first\nsecond")
+    Console().show(table)
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable()
+    assert "[bold]:knife:" in out
+    assert len(out) < 50_000
+
+
+def test_a_long_message_is_cut_in_the_middle(capsys):
+    run_app(failing_app(BadInput("It begins. " + "x" * 10_000 + " It ends.")), [])
+    err = capsys.readouterr().err
+    assert len(err) < 600
+    assert "It begins" in err
+    assert "It ends" in err
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-1", "x", "²", "1" * 30])
+def test_any_width_shows_an_error_and_the_cells(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run_app(failing_app(BadInput("It is wrong.")), []) == 2
+    assert capsys.readouterr().err == "Error: It is wrong.\n"
+    table = Table("one", "two")
+    table.add_row("1", "2")
+    Console().show(table)
+    if columns != "1":
+        assert "two" in capsys.readouterr().out
 
 
 def test_names_from_outside_cannot_break_or_colour_a_line(capsys):

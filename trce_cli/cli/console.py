@@ -5,14 +5,13 @@ import io
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from trce_cli.errors import TrceError
+from trce_cli.errors import BadInput, TrceError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -28,7 +27,7 @@ _LESS_MEMORY = (
     "--gradient-checkpointing), or --device cpu."
 )
 
-# What the operating system refuses for reasons that lie outside the program.
+# What the operating system refuses for reasons that lie outside the program, in words of ours.
 _SYSTEM_REFUSALS = {
     errno.ENOSPC: "No space is left on the device",
     errno.EDQUOT: "The disk quota is used up",
@@ -39,19 +38,67 @@ _SYSTEM_REFUSALS = {
     errno.ENOTDIR: "A part of the path is no folder",
     errno.ENAMETOOLONG: "A name is too long",
     errno.ELOOP: "The links of the path have no end",
+    errno.EMFILE: "Too many files are open",
+    errno.ENFILE: "Too many files are open",
 }
+
+# What libraries and pathlib raise for files and paths only, wherever that is: by class, or by what is said.
+_OF_FILES = {"SafetensorError", "PanicException", "DecompressionBombError", "UnidentifiedImageError"}
+_OF_PATHS = ("Symlink loop from", "embedded null byte")
+
+# Characters: of a message, a table's cell, and a line of other text. What is longer is cut in the middle.
+MESSAGE, CELL, LINE = 500, 1000, 4000
 
 
 def _rich(file: TextIO) -> "RichConsole":
     from rich.console import Console as RichConsole
 
-    width = None if file.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return RichConsole(file=file, width=width, highlight=False)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdecimal() and int(columns):
+        width: int | None = min(int(columns), 10_000)
+    elif file.isatty():
+        width = 80 if columns else None  # None: as wide as the terminal is
+    else:
+        width = PIPE_WIDTH
+    # Without what rich would read a size from: it fails on some of what may stand there.
+    sizeless = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return RichConsole(file=file, width=width, highlight=False, emoji=False, _environ=sizeless)
 
 
-def _one_line(text: str) -> str:
-    """Escape control characters, so that a name or value from outside can neither break nor colour a line."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
+def one_line(text: str, most: int = MESSAGE) -> str:
+    """A text from anywhere as it may be shown: one line of printable characters, of bounded length.
+
+    So a name or value can neither break nor colour nor flood what is printed.
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in _cut(text, most))
+    return _cut("".join(escaped), most)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} [...] {text[-most // 3 :]}"
+
+
+def _lines(text: str, most: int) -> str:
+    return "\n".join(one_line(line, most) for line in text.split("\n"))
+
+
+def _shown(renderable: "RenderableType") -> "RenderableType":
+    """What is to be shown with every string in it as it may be shown."""
+    from rich.table import Table
+
+    if isinstance(renderable, str):
+        return _lines(renderable, LINE)
+    if isinstance(renderable, Table):
+        for name in ("title", "caption"):
+            setattr(renderable, name, _cell(getattr(renderable, name)))
+        for column in renderable.columns:
+            column.header, column.footer = _cell(column.header), _cell(column.footer)
+            column._cells[:] = map(_cell, column._cells)
+    return renderable
+
+
+def _cell(cell: Any) -> Any:
+    return _lines(cell, CELL) if isinstance(cell, str) else cell
 
 
 def _plain(value: Any) -> Any:
@@ -95,7 +142,9 @@ class Progress:
         for task in self._progress.tasks:  # a stage ends where the next begins
             if not task.finished:
                 self._progress.update(task.id, total=task.completed or 1, completed=task.completed or 1)
-        return Stage(self._progress, self._progress.add_task(text, total=total, detail=""), unit)
+        return Stage(
+            self._progress, self._progress.add_task(one_line(text, 100), total=total, detail=""), unit
+        )
 
 
 class Console:
@@ -111,13 +160,13 @@ class Console:
     def note(self, text: str) -> None:
         """A line on stderr on what is done or worth knowing; silent with `quiet`."""
         if not self.quiet:
-            _rich(sys.stderr).print(text, markup=False, soft_wrap=True)
+            _rich(sys.stderr).print(one_line(text), markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line on stderr that even `quiet` lets through."""
         from rich.text import Text
 
-        line = Text.assemble(("Warning: ", "bold yellow"), _one_line(text))
+        line = Text.assemble(("Warning: ", "bold yellow"), one_line(text))
         _rich(sys.stderr).print(line, soft_wrap=True)
 
     def show(self, renderable: "RenderableType") -> None:
@@ -125,7 +174,7 @@ class Console:
         if not self.quiet:
             soft_wrap = isinstance(renderable, str)
             _rich(sys.stderr if self.json else sys.stdout).print(
-                renderable, markup=False, soft_wrap=soft_wrap
+                _shown(renderable), markup=False, soft_wrap=soft_wrap
             )
 
     def result(self, result: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -159,28 +208,39 @@ class Console:
 
 
 def print_error(message: str, hint: str | None = None) -> None:
-    """Write `Error: message` and `Hint: hint`, a line each, to stderr."""
+    """Write `Error: message` and `Hint: hint`, a line each, to stderr, if it can be written."""
     from rich.text import Text
 
-    console = _rich(sys.stderr)
-    console.print(Text.assemble(("Error: ", "bold red"), _one_line(message)), soft_wrap=True)
-    if hint:
-        console.print(Text.assemble(("Hint: ", "bold"), _one_line(hint)), soft_wrap=True)
+    with suppress(OSError):
+        console = _rich(sys.stderr)
+        console.print(Text.assemble(("Error: ", "bold red"), one_line(message)), soft_wrap=True)
+        if hint:
+            console.print(Text.assemble(("Hint: ", "bold"), one_line(hint)), soft_wrap=True)
 
 
 def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> int:
     """Run a Typer app on `args` (default: the command line) and return the exit status.
 
-    0 success, 1 failure, 2 wrong usage or bad input, 130 Ctrl-C. Unknown exceptions pass: a bug must show.
+    0 success, 1 failure, 2 wrong usage or bad input, 130 Ctrl-C, 128 + n another signal. Unknown exceptions
+    pass: a bug must show.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, a file name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
+    status = _run(app, args)
     try:
-        try:
-            app(args=args, prog_name="trce")
-        finally:
-            sys.stdout.flush()
-    except SystemExit as stop:  # how Typer ends, having printed its own usage errors
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up_stdout()
+        if status == 0 and not isinstance(error, BrokenPipeError):
+            print_error(f"The result cannot be written to stdout: {error.strerror}.")
+        return status or 1
+    return status
+
+
+def _run(app: Callable[..., object], args: Sequence[str] | None) -> int:
+    try:
+        app(args=args, prog_name="trce")
+    except SystemExit as stop:  # how Typer ends, having printed its own usage errors; and a signal
         if stop.code == 130:
             print_error("Interrupted.")
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -188,26 +248,37 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
         print_error("Interrupted.")
         return 130
     except BrokenPipeError:  # the reader had enough, as in `trce presets list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 1
-    except TrceError as error:
-        print_error(error.message, error.hint)
-        return error.exit_code
-    except OSError as error:
-        if error.errno not in _SYSTEM_REFUSALS:
+    except BaseException as error:
+        if (told := explain(error)) is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        print_error(
-            f"{_SYSTEM_REFUSALS[error.errno]}{where}.",
-            "Nothing was left half-written; make room or choose another place.",
-        )
-        return 1
-    except MemoryError:
-        print_error("The memory ran out.", _LESS_MEMORY)
-        return 1
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported just to name it
-            raise
-        print_error("The device's memory ran out.", _LESS_MEMORY)
-        return 1
+        print_error(told.message, told.hint)
+        return told.exit_code
     return 0
+
+
+def explain(error: BaseException) -> TrceError | None:
+    """An exception as an error in a sentence; None for what can only be a bug."""
+    if isinstance(error, TrceError):
+        return error
+    if is_out_of_memory(error):
+        device = type(error).__name__ == "OutOfMemoryError"
+        where = "The device's memory" if device else "The memory"
+        return TrceError(f"{where} ran out.", _LESS_MEMORY)
+    if isinstance(error, OSError) and (error.errno in _SYSTEM_REFUSALS or error.filename is not None):
+        reason = _SYSTEM_REFUSALS.get(error.errno or 0, error.strerror)
+        place = error.filename if error.filename2 is None else error.filename2
+        where = "" if place is None else f": {os.fsdecode(place) if isinstance(place, bytes) else place}"
+        return TrceError(f"{reason}{where}.", "Nothing was left half-written; choose another place.")
+    if type(error).__name__ in _OF_FILES:
+        return BadInput(f"A file cannot be read: {first_line(error).rstrip('.')}.")
+    if isinstance(error, RuntimeError | ValueError) and str(error).startswith(_OF_PATHS):
+        return BadInput(f"A path cannot be used: {first_line(error).rstrip('.')}.")
+    return None
+
+
+def _give_up_stdout() -> None:
+    """What is left in its buffer goes nowhere, so that the end of the process does not fail on it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
