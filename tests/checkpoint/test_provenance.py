@@ -9,9 +9,10 @@ import yaml
 
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.checkpoint.provenance import history, model_card, peak_memory_bytes, provenance_files, record
+from trce_cli.checkpoint.provenance import history, model_card, provenance_files, record
 from trce_cli.errors import BadInput
 from trce_cli.prompts.presets import load_preset
+from trce_cli.system.machine import peak_memory_bytes
 
 CARD = """---
 license: creativeml-openrail-m

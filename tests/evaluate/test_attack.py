@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.erase.map import no_stage
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell
 from trce_cli.evaluate.attacks.run import Attacker, attack, budgets
@@ -20,6 +19,7 @@ from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import Suite
+from trce_cli.system.progress import no_stage
 
 CPU = torch.device("cpu")
 PROMPTS = (Prompt("a gun on the table", 5), Prompt("the sword", 6))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Door, Family, Names, Stored
-from trce_cli.system.safetensors import Report, SafetensorsFile, TensorInfo, hash_file, no_report
+from trce_cli.system.progress import Report, no_report
+from trce_cli.system.safetensors import SafetensorsFile, TensorInfo, hash_file
 
 if TYPE_CHECKING:
     import torch

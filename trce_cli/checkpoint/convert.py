@@ -15,12 +15,11 @@ from trce_cli.checkpoint.copy import Form, check_output
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Stored
+from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import (
     Edit,
     NewTensor,
-    Report,
     copy_file,
-    no_report,
     rounded_edit,
     write_tensors,
 )

@@ -14,7 +14,8 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.paths import existing, real_path
-from trce_cli.system.safetensors import Edit, Report, copy_file, no_report, share_file
+from trce_cli.system.progress import Report, no_report
+from trce_cli.system.safetensors import Edit, copy_file, share_file
 from trce_cli.system.whole import clear_stale, whole
 
 Form = Literal["diffusers", "single-file", "lora", "map"]

@@ -5,18 +5,15 @@ were made; `record` describes an entry. Fed back, the settings of an entry make 
 """
 
 import datetime
-import importlib.metadata
 import json
 import math
-import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trce_cli.errors import BadInput
-from trce_cli.system.machine import __version__
+from trce_cli.system.machine import __version__, peak_memory_bytes, versions
 
 if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 NAME = "trce.json"
-LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy")
 
 # What each kind of edit does, in plain words.
 METHODS = {
@@ -87,24 +83,6 @@ def record(
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def versions() -> dict[str, str]:
-    """The versions of trce, Python and the libraries that the figures depend on."""
-    found = {"trce": __version__, "python": platform.python_version()}
-    return found | {library: importlib.metadata.version(library) for library in LIBRARIES}
-
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had in use so far, in bytes."""
-    status = Path("/proc/self/status")  # Linux; getrusage would count what the parent process had as well
-    text = status.read_text() if status.exists() else ""
-    if high_water := re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE):
-        return int(high_water[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def history(checkpoint: "Checkpoint") -> list[dict[str, Any]]:

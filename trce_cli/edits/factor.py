@@ -19,7 +19,8 @@ from trce_cli.edits.map import Map
 from trce_cli.errors import TrceError
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.maths.low_rank import Size, own_factors
-from trce_cli.system.safetensors import NewTensor, Report, all_finite, no_report
+from trce_cli.system.progress import Report, no_report
+from trce_cli.system.safetensors import NewTensor, all_finite
 
 
 class Basis(NamedTuple):

@@ -13,7 +13,8 @@ from trce_cli.checkpoint.provenance import history
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import not_a_checkpoint
 from trce_cli.system.paths import expanded
-from trce_cli.system.safetensors import Report, SafetensorsFile, no_report
+from trce_cli.system.progress import Report, no_report
+from trce_cli.system.safetensors import SafetensorsFile
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from trce_cli.edits.recover import since
 from trce_cli.errors import BadInput
 from trce_cli.maths.low_rank import Size
 from trce_cli.system.paths import real_path
-from trce_cli.system.safetensors import Report, no_report
+from trce_cli.system.progress import Report, no_report
 
 # What a form's name is, where several are written, after --output without its own ending.
 _ENDINGS: Final[Mapping[Form, str]] = {

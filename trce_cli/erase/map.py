@@ -18,19 +18,12 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.pairs import PromptPair
+from trce_cli.system.progress import Report, Stage, no_report, no_stage
 
 # An edit that takes the targets less than this share of their way has erased nothing.
 LEAST_MOVE: Final = 1e-4
 # Embeddings closer than this, as a share of their length, are one embedding and the rounding of float32.
 SAME: Final = 1e-4
-
-Report = Callable[[int], None]
-Stage = Callable[[str, int | None, str], Report]  # text, total, unit -> what is told the number just done
-
-
-def no_stage(text: str, total: int | None = None, unit: str = "") -> Report:
-    """The progress of those who do not want one."""
-    return lambda count: None
 
 
 @dataclass(frozen=True)
@@ -172,7 +165,7 @@ def door_changes(
     checkpoint: Checkpoint,
     stream: str,
     change: Callable[[Tensor, str], float],
-    report: Report = lambda count: None,
+    report: Report = no_report,
 ) -> Any:
     """How much the weights of a stream's doors change, mean and maximum by door; of a single weight a number.
 

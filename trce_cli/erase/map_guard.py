@@ -8,11 +8,12 @@ from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import WeightEdit
-from trce_cli.erase.map import Stage, door_changes, no_stage
+from trce_cli.erase.map import door_changes
 from trce_cli.erase.moments import second_moments
 from trce_cli.erase.prior import choose_prior
 from trce_cli.erase.targets import embed_pairs
 from trce_cli.prompts.pairs import PromptPair
+from trce_cli.system.progress import Stage, no_stage
 
 MAX_PAIRS: Final = 300  # enough for a figure, however many concepts a file claims
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.base import States, Text
 from trce_cli.maths.closed_form import SecondMoment
 from trce_cli.system.cache import cache_folder
+from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import SafetensorsFile
 from trce_cli.system.whole import write_tensors
 
@@ -21,9 +22,7 @@ from trce_cli.system.whole import write_tensors
 Moments = Mapping[str, Tensor]
 
 
-def second_moments(
-    text: Text, captions: Sequence[str], report: Callable[[int], None] = lambda prompts: None
-) -> Moments:
+def second_moments(text: Text, captions: Sequence[str], report: Report = no_report) -> Moments:
     """The moments of captions; one that is given twice counts twice.
 
     Read from the cache where it holds the very same embeddings' statistics, else computed and put there.
@@ -40,7 +39,7 @@ def second_moments(
     return moments
 
 
-def _compute(text: Text, captions: Sequence[str], report: Callable[[int], None]) -> Moments:
+def _compute(text: Text, captions: Sequence[str], report: Report) -> Moments:
     times = Counter(captions)
     moments = {stream: SecondMoment(width, len(captions)) for stream, width in text.streams.items()}
     for batch in text.states(text.content(times), report):

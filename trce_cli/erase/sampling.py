@@ -3,7 +3,7 @@
 arXiv 2503.07389, denoising trajectory steering. Nothing beyond the last state that is kept is ever computed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ from trce_cli.erase.trajectories import STORED, Recipe, Shard, Trajectory
 from trce_cli.errors import TrceError
 from trce_cli.families.base import EMPTY, Conditioning, Denoiser, Schedule, Shape
 from trce_cli.maths.contrastive import Contrast, targets
+from trce_cli.system.progress import Report, no_report
 
 # Trajectories sampled, or stored states predicted, in one batch. An unsafe trajectory is three evaluations a
 # step, so a pass has up to 12 samples, and without gradients it takes less memory than a training step.
@@ -139,7 +140,7 @@ def predictions_at(
     predict: Predictor,
     states: Mapping[str, Tensor],
     columns: Sequence[Tensor],
-    report: Callable[[int], None] = lambda states: None,
+    report: Report = no_report,
 ) -> list[Tensor]:
     """What a model predicts at stored states under each column of prompts' rows; float32, on the CPU.
 

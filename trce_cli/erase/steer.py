@@ -6,7 +6,7 @@ arXiv 2503.07389, denoising trajectory steering. `steer` is the whole stage; the
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.families.base import Conditioning
 from trce_cli.prompts.presets import Preset, SteerSettings
 from trce_cli.system.processes import PATIENCE, on_main
+from trce_cli.system.progress import Stage, no_stage
 from trce_cli.system.whole import write_bytes
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 SAVE_EVERY: float = 120  # seconds between two training states: what a kill can cost
 
 CURVES: Final = "loss.png"
-
-Report = Callable[..., None]  # called with the number of items done, and a word on how it goes
-Stage = Callable[[str, int | None, str], Report]  # text, total, unit
 
 
 def choose(given: Mapping[str, Any], recommended: SteerSettings) -> tuple[Recipe, Training]:
@@ -143,7 +141,7 @@ def steer(
     max_drift: float = 0.2,
     force: bool = False,
     outputs: Outputs | None = None,
-    stage: Stage = lambda text, total, unit: lambda *done: None,
+    stage: Stage = no_stage,
 ) -> dict[str, Any]:
     """Prepare, train, measure and write `output`; returns the entry that was added to its history.
 

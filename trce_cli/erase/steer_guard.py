@@ -1,7 +1,7 @@
 """The guard of stage 2: what the tuned weights do on held-out states, as they will be saved."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -14,6 +14,7 @@ from trce_cli.erase.trajectories import Kind, Plan
 from trce_cli.erase.trajectory_set import TrajectorySet
 from trce_cli.errors import TrceError
 from trce_cli.maths.contrastive import Contrast
+from trce_cli.system.progress import Report, no_report
 
 CHECKED: Final[tuple[Kind, ...]] = ("unsafe-check", "unconditional-check", "benign-check")
 
@@ -51,7 +52,7 @@ def guard(
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
     stored: TrajectorySet,
-    report: Callable[[int], None] = lambda states: None,
+    report: Report = no_report,
 ) -> dict[str, Any]:
     """What the edit does on held-out states, in figures; the model is left with the weights `after`.
 
@@ -80,7 +81,7 @@ def _measured(
     predict: Predictor,
     stored: TrajectorySet,
     kind: Kind,
-    report: Callable[[int], None],
+    report: Report,
 ) -> list[Tensor]:
     """Of unsafe states the positions under their own prompt and the empty one; of others predictions."""
     shards = []

@@ -1,7 +1,7 @@
 """What a map has to take where: prompt pairs, embedded at their slots."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from trce_cli.families.base import Slot, Text
 from trce_cli.maths.closed_form import MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.pairs import PromptPair
+from trce_cli.system.progress import Report, no_report
 
 BLOCK: Final = 1024  # slots whose embeddings are in memory in float64 at a time
 
@@ -104,7 +105,7 @@ def embed_pairs(
     text: Text,
     pairs: Sequence[PromptPair],
     weights: Collection[Mapping[str, float]],
-    report: Callable[[int], None] = lambda prompts: None,
+    report: Report = no_report,
 ) -> EmbeddedPairs:
     """Encode each distinct prompt once, up to the last slot that any of these weights gives weight."""
     wanted: dict[str, dict[str, set[int]]] = {stream: defaultdict(set) for stream in text.streams}

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trce_cli.checkpoint.provenance import peak_memory_bytes
+from trce_cli.system.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     import torch

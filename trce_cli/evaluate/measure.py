@@ -1,6 +1,6 @@
 """From pictures and scores to the figures of a suite, and a verdict on every picture."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Change, Rate, frechet_distance, mean_change, similarity
 from trce_cli.prompts.home import Clip
 from trce_cli.prompts.suites import Suite
+from trce_cli.system.progress import Report
 from trce_cli.system.safetensors import hash_file
 
 
@@ -24,7 +25,7 @@ def measure_suite(
     suite: Suite,
     pairs: Sequence[Pair],
     stores: Mapping[str, ScoreStore],
-    report: Callable[[int], None],
+    report: Report,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A suite's figures, and its verdicts: a row a pair."""
     keys = {role: [hash_file(pair.path(role)) for pair in pairs] for role in ROLES}

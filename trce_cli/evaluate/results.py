@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.checkpoint.provenance import history, versions
+from trce_cli.checkpoint.provenance import history
 from trce_cli.evaluate.measure import figures
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES
 from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.suites import parts
+from trce_cli.system.machine import versions
 from trce_cli.system.whole import write_json, write_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trce_cli.erase.map import Stage, no_stage
 from trce_cli.evaluate.costs import gather_costs, phase
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.gates import Gate
@@ -23,6 +22,7 @@ from trce_cli.images.folder import ImageFolder
 from trce_cli.images.plan import identify, plan_images
 from trce_cli.images.record import ImageRecord, read_image, write_image
 from trce_cli.system.processes import Alone, on_main
+from trce_cli.system.progress import Stage, no_stage
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import make_inside, write_bytes
 

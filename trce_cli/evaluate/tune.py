@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from trce_cli.checkpoint.provenance import versions
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
-from trce_cli.erase.map import Solution, Stage, Statistics, no_stage
+from trce_cli.erase.map import Solution, Statistics
 from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
 from trce_cli.errors import BadInput, TrceError
@@ -35,6 +34,8 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate, pareto
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
+from trce_cli.system.machine import versions
+from trce_cli.system.progress import Report, Stage, no_report, no_stage
 from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
 
 SCHEMA = 1
@@ -204,7 +205,7 @@ class Bench:
             self._draw(folder, self.plans[name], report)
         return report
 
-    def draw(self, trial: Trial, solution: Solution, report: Callable[[int], None]) -> None:
+    def draw(self, trial: Trial, solution: Solution, report: Report) -> None:
         """Draw a trial's pictures as far as they are missing, with its map on the pipeline."""
         original = self.evaluation.original
         made = Made(original.family, original.text_encoder_hash())
@@ -216,9 +217,7 @@ class Bench:
         finally:
             text_map.remove_from(self.pipeline)
 
-    def _draw(
-        self, folder: ImageFolder, records: Sequence[ImageRecord], report: Callable[[int], None]
-    ) -> None:
+    def _draw(self, folder: ImageFolder, records: Sequence[ImageRecord], report: Report) -> None:
         missing = [record for record in records if record.file not in folder.drawn]
         for record, image in draw(self.family, self.pipeline, missing, self.batch_size):
             folder.add(record, image)
@@ -234,7 +233,7 @@ class Bench:
             ]
             for detector in self.evaluation.detectors:
                 score_share(detector, self.stores[detector.name], pairs, self.device, [], no_stage)
-            found, _ = measure_suite(self.evaluation, suite, pairs, self.stores, lambda count: None)
+            found, _ = measure_suite(self.evaluation, suite, pairs, self.stores, no_report)
             suites.append(found)
         attacks = [each["asr"][0]["erased"] for each in suites if each["role"] != "benign"]
         kept = [each["kept"]["kept"] for each in suites if "kept" in each]

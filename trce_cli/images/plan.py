@@ -1,7 +1,7 @@
 """What is to be drawn: every picture's settings, from prompts, what users say and what checkpoints say."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -12,6 +12,7 @@ from trce_cli.families.base import Canvas
 from trce_cli.images.record import ImageRecord
 from trce_cli.images.schedulers import own_scheduler, scheduler_name
 from trce_cli.prompts.files import MAX_SEED, Prompt
+from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 
 STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
@@ -87,7 +88,7 @@ def identify(
     records: Sequence[ImageRecord],
     checkpoints: Mapping[str, Checkpoint],
     dtype: str,
-    report: Callable[[int], None] = lambda count: None,
+    report: Report = no_report,
 ) -> list[ImageRecord]:
     """The plan with dtype and checkpoint hashes; `report` is called after each of the files that are read."""
     hashes = {role: checkpoint_hash(checkpoint, report) for role, checkpoint in checkpoints.items()}
@@ -122,7 +123,7 @@ def check_canvas(canvas: Canvas, width: int, height: int, steps: int, who: str, 
         raise BadInput(f"{checkpoint} draws in 1 to {canvas.max_steps} steps, not in {steps}.")
 
 
-def checkpoint_hash(checkpoint: Checkpoint, report: Callable[[int], None] = lambda count: None) -> str:
+def checkpoint_hash(checkpoint: Checkpoint, report: Report = no_report) -> str:
     """SHA-256 in hex over the names and hashes of the files that a picture depends on."""
     digest = sha256()
     for name, path in sorted(checkpoint.drawn_from().items()):

@@ -1,5 +1,30 @@
-"""What a result was made with: this program and the libraries under it."""
+"""What a result was made with and what it took: this program, the libraries under it, the memory."""
 
+import importlib.metadata
+import platform
+import re
+import sys
+from pathlib import Path
 from typing import Final
 
 __version__: Final = "0.1.0"
+
+LIBRARIES: Final = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """The versions of trce, Python and the libraries that the figures depend on."""
+    found = {"trce": __version__, "python": platform.python_version()}
+    return found | {library: importlib.metadata.version(library) for library in LIBRARIES}
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had in use so far, in bytes."""
+    status = Path("/proc/self/status")  # Linux; getrusage would count what the parent process had as well
+    text = status.read_text() if status.exists() else ""
+    if high_water := re.search(r"^VmHWM:\s*(\d+) kB", text, re.MULTILINE):
+        return int(high_water[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

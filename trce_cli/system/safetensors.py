@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.system.progress import Report, no_report
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +45,6 @@ READABLE = FLOATS | {
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip archive, pickle protocols
 
 Edit = Callable[["torch.Tensor"], "torch.Tensor"]
-Report = Callable[[int], None]
-
-
-def no_report(count: int) -> None:
-    """The progress callback of those who do not want one."""
 
 
 @dataclass(frozen=True)

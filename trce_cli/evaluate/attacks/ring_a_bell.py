@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trce_cli.errors import BadInput
+from trce_cli.system.progress import Report, no_report
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def search(
     vocabulary: int,
     settings: RingABell,
     generators: Sequence[torch.Generator],
-    report: Callable[[int], None] = lambda generations: None,
+    report: Report = no_report,
 ) -> Tensor:
     """Words x that minimise ||f(x) - (f(P) + eta c)||^2 for each target f(P) + eta c.
 

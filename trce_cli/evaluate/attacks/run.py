@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trce_cli.checkpoint.provenance import versions
-from trce_cli.erase.map import Stage, no_stage
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell, concept_vector, search
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
@@ -30,7 +28,9 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.system.machine import versions
 from trce_cli.system.memory import free
+from trce_cli.system.progress import Stage, no_stage
 from trce_cli.system.whole import whole, write_json
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """CLIP's text encoders, one or several side by side: prompts -> the embeddings that enter the denoiser."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Final
 
@@ -14,6 +14,7 @@ from trce_cli.families.clip.load import load_tokenizers
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.tokens import Tokenizers
 from trce_cli.families.prefix_tree import Pack, packs
+from trce_cli.system.progress import Report, no_report
 
 # Sequences that are computed together: few, because the MLP of OpenCLIP bigG needs 40 KB a token, and enough
 # to make little of converting its weights.
@@ -78,7 +79,7 @@ class ClipText:
         }
         return {stream: every[stream] for stream in self.streams}
 
-    def states(self, wanted: Wanted, report: Callable[[int], None] = lambda prompts: None) -> Iterator[Batch]:
+    def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.
 
         The encoders are causal, so a prompt is encoded up to its last wanted position, a prefix that several
