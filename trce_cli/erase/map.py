@@ -108,25 +108,27 @@ class Statistics:
         targets = self.pairs.targets(dict(zip(family.slots, settings.token_weights, strict=True)))
         doors = self.checkpoint.door_weights()
         solved: dict[str, LinearMap] = {}
-        figures: dict[str, Any] = {}
+        figures: dict[str, dict[str, Any]] = {}
         for stream in streams:
             stage("Solving", None, "")
             weights = self.checkpoint.read("denoiser", doors[stream][0]).dtype
             eps = torch.finfo(self.dtype).eps
-            solved[stream], found = fit(targets[stream], self.P[stream], settings, eps, weights)
-            found["cosine_to_safe"] = self.guards[stream].cosines(solved[stream])
-            found["canary_change"] = self._canary_change(
-                stream, solved[stream], stage("Measuring", len(doors[stream]), "layers")
-            )
-            if stream == family.streams[0]:
-                figures |= found | {
+            solved[stream], figures[stream] = fit(targets[stream], self.P[stream], settings, eps, weights)
+            if stream == streams[0]:
+                figures[stream] |= {
                     "pairs": len(self.pairs.pairs),
                     "captions": len(self.prior.captions),
                     "canaries": len(self.prior.canaries),
                 }
-            else:
-                figures[stream] = found
-        return Solution(solved, figures)
+            figures[stream] |= {
+                "cosine_to_safe": self.guards[stream].cosines(solved[stream]),
+                "canary_change": self._canary_change(
+                    stream, solved[stream], stage("Measuring", len(doors[stream]), "layers")
+                ),
+            }
+        main = figures.pop(streams[0])
+        change = main.pop("canary_change")
+        return Solution(solved, main | figures | {"canary_change": change})
 
     def _canary_change(self, stream: str, linear: LinearMap, report: Report) -> Any:
         moment = self.canaries[stream]
