@@ -1,5 +1,6 @@
 """Stage 1 against a plain second implementation: prompts one by one at full length, each layer alone."""
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase.map import Statistics, check_moves, relative_change, solve
 from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
-from trce_cli.erase.targets import embed_pairs, pair_slots
+from trce_cli.erase.targets import embed_pairs, pair_slots, slot_weights
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.base import Slot
 from trce_cli.families.clip.text import ClipText
 from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd.doors import POOLED_KEY
+from trce_cli.families.sd.family import SD1
 from trce_cli.maths.closed_form import MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.captions import prior_captions
@@ -196,6 +198,14 @@ def test_order_and_duplicates_of_prompts_do_not_matter(tiny_sd1: Path) -> None:
     once = solve(checkpoint, PAIRS, PRIOR, settings).streams["context"].matrix
     again = solve(checkpoint, PAIRS[::-1] + PAIRS, PRIOR, settings).streams["context"].matrix
     torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_of_the_familys_slots() -> None:
+    assert slot_weights(SD1, None) == slot_weights(SD1, (0, 1, 0, 0)) == by_slot((0, 1, 0, 0))
+    assert slot_weights(SD1, {"KEYWORD": 0.5}) == by_slot((0, 0, 0, 0.5))
+    for wrong in ((1, 2, 3), {"EOT": 1}, (0, 0, 0, 0), (0, 1, -1, 0), (0, math.inf, 0, 0), ()):
+        with pytest.raises(BadInput, match="token weights"):
+            slot_weights(SD1, wrong)
 
 
 def test_slots_are_each_prompts_own(tiny_sd2: Path) -> None:

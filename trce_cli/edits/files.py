@@ -43,7 +43,7 @@ def open_edit(path: str | Path) -> Edit:
         return open_lora(file)
     if any(name.startswith("lora_te") for name in file.tensors):
         raise BadInput(
-            f"{path} is a LoRA that changes the text encoder; only those of the U-Net can be applied here."
+            f"{path} is a LoRA that changes the text encoder; only those of the denoiser can be applied here."
         )
     what = not_a_checkpoint(file.tensors) or "a file of another kind"
     raise BadInput(

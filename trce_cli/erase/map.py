@@ -13,7 +13,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.erase.map_settings import Settings, distinct_prompts
 from trce_cli.erase.moments import Moments, second_moments
 from trce_cli.erase.prior import Prior
-from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
+from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs, slot_weights
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
@@ -92,9 +92,11 @@ class Statistics:
         report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
         canaries = second_moments(text, prior.canaries, report)
         report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
-        weights = [dict(zip(family.slots, each, strict=True)) for each in dict.fromkeys(token_weights)]
-        embedded = embed_pairs(text, pairs, [family.defaults.slots, *weights], report)
-        return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(family.defaults.slots), dtype)
+        guarded = slot_weights(family, None)
+        weights = [guarded, *(slot_weights(family, each) for each in token_weights)]
+        distinct = {tuple(each.values()): each for each in weights}.values()
+        embedded = embed_pairs(text, pairs, distinct, report)
+        return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(guarded), dtype)
 
     def solve(self, settings: Settings, stage: Stage = no_stage) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
@@ -105,7 +107,7 @@ class Statistics:
         """
         family = self.checkpoint.family
         streams = family.streams if settings.pooled else family.streams[:1]
-        targets = self.pairs.targets(dict(zip(family.slots, settings.token_weights, strict=True)))
+        targets = self.pairs.targets(slot_weights(family, settings.token_weights))
         doors = self.checkpoint.door_weights()
         solved: dict[str, LinearMap] = {}
         figures: dict[str, dict[str, Any]] = {}

@@ -73,11 +73,10 @@ class ClipText:
         self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]
     ) -> dict[str, list[Slot]]:
         """The slots of a pair; of the pooled embedding its one, of weight 1 whatever the others' weights."""
-        every = {
-            CONTEXT: self.tokenizers.slots(unsafe, safe, keyword, weights),
-            POOLED: self.tokenizers.slots(unsafe, safe, keyword, {"FIRST_EOT": 1.0}),
-        }
-        return {stream: every[stream] for stream in self.streams}
+        found = {CONTEXT: self.tokenizers.slots(unsafe, safe, keyword, weights)}
+        if POOLED in self.streams:
+            found[POOLED] = self.tokenizers.slots(unsafe, safe, keyword, {"FIRST_EOT": 1.0})
+        return found
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.
