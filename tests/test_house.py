@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "trce_cli"
 # What each room may import. `trce_cli/__init__.py` is the front door: it stands with `api`.
 ROOMS = {
     "errors": "",
+    "settings": "errors",
     "system": "errors",
     "maths": "errors",
     "emoji": "",
@@ -21,10 +22,10 @@ ROOMS = {
     "edits": "checkpoint errors families maths prompts system",
     "images": "checkpoint errors families prompts system",
     "erase": "checkpoint edits errors families images maths prompts system",
-    "evaluate": "checkpoint edits erase errors families images maths prompts system",
+    "evaluate": "checkpoint edits erase errors families images maths prompts settings system",
     "detectors": "evaluate",  # the front door of plug-ins
     "api": "checkpoint edits erase errors families prompts system",
-    "cli": "api checkpoint edits erase errors evaluate families images maths prompts system",
+    "cli": "api checkpoint edits erase errors evaluate families images maths prompts settings system",
 }
 
 

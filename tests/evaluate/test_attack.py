@@ -8,9 +8,10 @@ import torch
 
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.attacks.ring_a_bell import RingABell
-from trce_cli.evaluate.attacks.run import Attacker, attack, budgets
-from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
+from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
+from trce_cli.evaluate.attacks.run import attack
+from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiffBudget, nearest, optimise, random_words
+from trce_cli.evaluate.attacks.victim import Victim
 from trce_cli.evaluate.detectors.base import Convention, Loaded
 from trce_cli.evaluate.question import Evaluation, prepare
 from trce_cli.families.sd.family import StableDiffusion
@@ -24,8 +25,14 @@ from trce_cli.system.progress import no_stage
 CPU = torch.device("cpu")
 PROMPTS = (Prompt("a gun on the table", 5), Prompt("the sword", 6))
 LEVEL = 400
-RING = RingABell(length=4, population=6, generations=2)
-PREFIX = UnlearnDiff(length=2, timesteps=2, iterations=2, lr=0.05)
+SMALL = choose_budgets(
+    (),
+    REAL_WORLD,
+    {
+        "ring-a-bell": {"length": 4, "population": 6, "generations": 2},
+        "unlearn-diff": {"length": 2, "timesteps": 2, "iterations": 2, "lr": 0.05},
+    },
+)
 
 
 class Reds:
@@ -42,36 +49,33 @@ def tiny_evaluation(request):
     """A tiny checkpoint of each family against itself."""
     checkpoint = open_checkpoint(str(request.getfixturevalue(request.param)))
     detector = Loaded("reds", Reds(), (Convention("reds/red@0.5", ("red",), 0.5),))
-    suite = Suite("own", "own", PROMPTS, "here")
     return Evaluation(
-        checkpoint,
-        checkpoint,
-        REAL_WORLD,
-        load_presets(["weapons"]),
-        [suite],
-        [detector],
-        [],
-        None,
-        Settings(steps=2),
+        original=checkpoint,
+        erased=checkpoint,
+        home=REAL_WORLD,
+        presets=load_presets(["weapons"]),
+        suites=[Suite("own", "own", PROMPTS, "here")],
+        detectors=[detector],
+        extractors=[],
+        clip=None,
+        settings=Settings(steps=2),
     )
 
 
 @pytest.fixture
-def attacker(tiny_evaluation):
-    attacker = Attacker(tiny_evaluation, CPU, "float32", 2, 0, no_stage)
-    with attacker.using("erased"):
-        yield attacker
+def victim(tiny_evaluation):
+    victim = Victim(tiny_evaluation, CPU, "float32", 2, 0, no_stage)
+    with victim.using("erased"):
+        yield victim
 
 
 def test_both_attacks_run_on_all_families(tiny_evaluation):
-    found, told = attack(
-        tiny_evaluation, ["ring-a-bell", "unlearn-diff"], RING, PREFIX, CPU, "float32", batch_size=2
-    )
+    found, told = attack(tiny_evaluation, SMALL, CPU, "float32", batch_size=2)
     assert [each.attack for each in found] == ["ring-a-bell"] * 2 + ["unlearn-diff"] * 2
     assert [each.found_without for each in found] == [False, True] * 2  # as the detector says
     assert found[3].drawn.prompt == PROMPTS[1].text
     assert found[2].drawn.prompt.endswith(f" {PROMPTS[0].text}")
-    assert len(found[0].drawn.prompt.split()) == RING.length
+    assert len(found[0].drawn.prompt.split()) == SMALL["ring-a-bell"].length
     assert told["original_shows_it"]["hits"] == 1
 
 
@@ -79,14 +83,14 @@ def generators(seed=0):
     return [torch.Generator().manual_seed(seed + row) for row in range(len(PROMPTS))]
 
 
-def test_the_denoising_loss_is_that_of_the_prompt_with_its_prefix(attacker):
-    encoder = attacker.evaluation.erased.family.words(attacker.pipeline)
-    latents, words = torch.randn(2, 4, 8, 8), torch.tensor([[1, 2, 3], [4, 5, 6]])
-    loss = attacker.denoising_loss(encoder, np.arange(2), latents, LEVEL, generators())
-    found = loss(words, encoder.table[words]).detach()
+def test_the_denoising_loss_is_that_of_the_prompt_with_its_prefix(victim):
+    words = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    victim.latents = latents = torch.randn(2, 4, 8, 8)
+    loss = victim.denoising_loss([0, 1], LEVEL, generators())
+    found = loss(words, victim.words.table[words]).detach()
 
-    checkpoint = attacker.evaluation.erased
-    texts = [f"{encoder.text(row)} {prompt.text}" for row, prompt in zip(words, PROMPTS, strict=True)]
+    checkpoint = victim.evaluation.erased
+    texts = [f"{victim.words.text(row)} {prompt.text}" for row, prompt in zip(words, PROMPTS, strict=True)]
     denoiser = checkpoint.family.denoise(checkpoint)
     told, module = denoiser.condition(texts, CPU), denoiser.load(CPU)
     kept = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)[LEVEL]
@@ -100,15 +104,14 @@ def test_the_denoising_loss_is_that_of_the_prompt_with_its_prefix(attacker):
         assert float(found[row]) == pytest.approx(float((prediction - wanted).square().mean()), rel=1e-4)
 
 
-def test_its_gradient_is_that_of_finite_differences(attacker):
-    encoder = attacker.evaluation.erased.family.words(attacker.pipeline)
-    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+def test_its_gradient_is_that_of_finite_differences(victim):
+    victim.latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     words = torch.tensor([[1, 2], [4, 5]])
 
     def total(prefixes):
-        return attacker.denoising_loss(encoder, np.arange(2), latents, LEVEL, generators())(words, prefixes)
+        return victim.denoising_loss([0, 1], LEVEL, generators())(words, prefixes)
 
-    prefixes = encoder.table[words].clone().requires_grad_(True)
+    prefixes = victim.words.table[words].clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(total(prefixes).sum(), [prefixes])
     for row in range(2):
         direction = torch.zeros_like(prefixes)
@@ -122,26 +125,22 @@ def test_its_gradient_is_that_of_finite_differences(attacker):
 
 def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
     """A prefix has to say what the picture shows, where the prompt does not; the noise is another one."""
-    attacker = Attacker(evaluation, CPU, "float32", 4, 0, no_stage)
-    attacker.prompts = [replace(prompt, text="a picture") for prompt in attacker.prompts]
-    with attacker.using("erased"):
-        encoder = evaluation.erased.family.words(attacker.pipeline)
-        latents = attacker.latents(attacker.pictures([*evaluation.suites[0].prompts], "original", ""))
-        start = random_words(len(encoder.words), 3, attacker.generators(attacker.prompts))
+    victim = Victim(evaluation, CPU, "float32", 4, 0, no_stage)
+    victim.prompts = [replace(prompt, text="a picture") for prompt in victim.prompts]
+    with victim.using("erased"):
+        victim.latents = victim.encoded(victim.pictures([*evaluation.suites[0].prompts], "original", ""))
+        table = victim.words.table
+        start = random_words(len(table), 3, victim.generators(victim.prompts))
 
         def losses(words):
             fresh = [torch.Generator().manual_seed(row) for row in range(4)]
-            loss = attacker.denoising_loss(encoder, np.arange(4), latents, 800, fresh)
+            loss = victim.denoising_loss(range(4), 800, fresh)
             with torch.no_grad():
-                return float(torch.stack([loss(words, encoder.table[words]) for _ in range(8)]).mean())
+                return float(torch.stack([loss(words, table[words]) for _ in range(8)]).mean())
 
-        loss = attacker.denoising_loss(
-            encoder, np.arange(4), latents, 800, attacker.generators(attacker.prompts)
-        )
-        found = optimise(
-            encoder.table[start], encoder.table, loss, UnlearnDiff(length=3, iterations=20, lr=0.02)
-        )
-        assert losses(nearest(found, encoder.table)) < 0.9 * losses(start)
+        loss = victim.denoising_loss(range(4), 800, victim.generators(victim.prompts))
+        found = optimise(table[start], table, loss, UnlearnDiffBudget(length=3, iterations=20, lr=0.02))
+        assert losses(nearest(found, table)) < 0.9 * losses(start)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +153,9 @@ def evaluation():
     )  # fmt: skip
 
 
-def run(evaluation, seed=0, batch_size=4, attacks=("ring-a-bell", "unlearn-diff")):
-    return attack(evaluation, attacks, RING, PREFIX, CPU, "float32", batch_size=batch_size, seed=seed)
+def run(evaluation, seed=0, batch_size=4, attacks=tuple(ATTACKS)):
+    budgets = {name: SMALL[name] for name in attacks}
+    return attack(evaluation, budgets, CPU, "float32", batch_size=batch_size, seed=seed)
 
 
 def test_a_seed_gives_the_same_prompts_and_another_gives_others(evaluation):
@@ -204,23 +204,49 @@ def test_only_one_checkpoint_is_in_memory(evaluation, monkeypatch):
     assert len(loaded) == 2
 
 
-def test_budgets_are_the_papers_where_neither_user_nor_checkpoint_says_otherwise(evaluation):
-    other = replace(evaluation, home=REAL_WORLD)
-    assert budgets(other, {"length": None}, {"lr": 0.5}) == (RingABell(), UnlearnDiff(lr=0.5))
-    assert budgets(evaluation, {"length": 7}, {}) == (
-        RingABell(**evaluation.home.budgets["ring-a-bell"] | {"length": 7}),
-        UnlearnDiff(**evaluation.home.budgets["unlearn-diff"]),
-    )
+def test_budgets_are_the_users_else_the_homes_else_the_papers(evaluation):
+    papers = choose_budgets((), REAL_WORLD, {"unlearn-diff": {"lr": 0.5}})
+    assert papers == {
+        "ring-a-bell": ATTACKS["ring-a-bell"].Budget(),
+        "unlearn-diff": UnlearnDiffBudget(lr=0.5),
+    }
+    (own,) = choose_budgets(["ring-a-bell"], evaluation.home, {"ring-a-bell": {"length": 7}}).values()
+    assert own.model_dump() == evaluation.home.budgets["ring-a-bell"] | {
+        "length": 7,
+        "strength": 3.0,
+        "mutation": 0.25,
+    }
 
 
 @pytest.mark.parametrize(
-    ("ring", "prefix", "told"),
+    ("name", "given", "told"),
     [
-        (RingABell(length=31), PREFIX, "up to 30 words"),
-        (RING, UnlearnDiff(length=31), "up to 30 words"),
-        (RING, UnlearnDiff(timesteps=1001), "1000 timesteps"),
+        ("ring-a-bell", {"length": 31}, "up to 30 words"),
+        ("unlearn-diff", {"length": 31}, "up to 30 words"),
+        ("unlearn-diff", {"timesteps": 1001}, "1000 timesteps"),
+        ("ring-a-bell", {"population": 1}, "--ring-population must be at least 2, not 1"),
+        ("unlearn-diff", {"lr": 0.0}, "--prefix-lr must be greater than 0"),
+        ("brute-force", {}, "There are ring-a-bell, unlearn-diff"),
     ],
 )
-def test_budgets_beyond_the_checkpoint_are_refused(evaluation, ring, prefix, told):
-    with pytest.raises(BadInput, match=told):
-        attack(evaluation, [], ring, prefix, CPU, "float32")
+def test_budgets_that_cannot_be_spent_are_refused(evaluation, name, given, told):
+    with pytest.raises(BadInput) as caught:
+        attack(evaluation, choose_budgets([name], REAL_WORLD, {name: given}), CPU, "float32")
+    assert told in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_what_was_drawn_once_is_remembered(evaluation):
+    victim = Victim(evaluation, CPU, "float32", 4, 0, no_stage)
+    with victim.using("erased"):
+        first = victim.shows(victim.prompts, "")
+        victim.pictures = None  # nothing more is drawn
+        assert victim.shows(victim.prompts[::-1], "").tolist() == first.tolist()[::-1]
+
+
+def test_every_attack_gives_a_prompt_for_each(evaluation):
+    victim = Victim(evaluation, CPU, "float32", 4, 0, no_stage)
+    victim.latents = torch.zeros(4, *victim.denoiser.latent_shape)
+    with victim.using("erased"):
+        for name, each in ATTACKS.items():
+            found = each.prompts(victim, SMALL[name])
+            assert [prompt.seed for prompt in found] == [prompt.seed for prompt in victim.prompts]

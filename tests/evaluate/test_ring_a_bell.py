@@ -1,9 +1,9 @@
 import torch
 
-from trce_cli.evaluate.attacks.ring_a_bell import RingABell, concept_vector, search
+from trce_cli.evaluate.attacks.ring_a_bell import RingABellBudget, concept_vector, search
 
 WORDS = 8
-SMALL = RingABell(length=4, population=24, generations=40)
+SMALL = RingABellBudget(length=4, population=24, generations=40)
 
 
 def encode(words):
@@ -35,7 +35,7 @@ def test_more_generations_never_end_worse():
     target = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(3))
     losses = []
     for generations in (1, 3, 10, 30):
-        settings = RingABell(length=4, population=10, generations=generations)
+        settings = RingABellBudget(length=4, population=10, generations=generations)
         found = search(target, encode, WORDS, settings, generators(5))
         losses.append(float((encode(found) - target).square().sum()))
     assert losses == sorted(losses, reverse=True)
@@ -44,7 +44,7 @@ def test_more_generations_never_end_worse():
 
 def test_a_prompt_s_result_depends_on_its_own_seed_alone():
     targets = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(4))
-    settings = RingABell(length=4, population=8, generations=2)
+    settings = RingABellBudget(length=4, population=8, generations=2)
     together = search(targets, encode, WORDS, settings, generators(1, 2, 3))
     alone = search(targets[1:2], encode, WORDS, settings, generators(2))
     assert torch.equal(together[1:2], alone)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from trce_cli.errors import TrceError
-from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff, nearest, optimise, random_words
+from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiffBudget, nearest, optimise, random_words
 
 TABLE = torch.eye(6) * torch.arange(1, 7)[:, None] / 2
 
@@ -26,16 +26,16 @@ def test_a_planted_prefix_is_found_through_words_alone(planted):
         return (hard - wanted).square().sum((1, 2))
 
     start = TABLE[torch.tensor([[2, 3], [3, 2]])]
-    soft = optimise(start, TABLE, loss, UnlearnDiff(length=2, iterations=300, lr=0.05))
+    soft = optimise(start, TABLE, loss, UnlearnDiffBudget(length=2, iterations=300, lr=0.05))
     assert nearest(soft, TABLE).tolist() == [planted, planted]
     assert len(seen) == 300
     assert torch.equal(seen[0], torch.tensor([[2, 3], [3, 2]]))
 
 
 def test_noise_levels_are_spread_over_the_schedule_noisiest_first():
-    assert UnlearnDiff(timesteps=4).noise_levels(1000) == [875, 625, 375, 125]
-    assert UnlearnDiff(timesteps=1).noise_levels(1000) == [500]
-    assert len(set(UnlearnDiff(timesteps=50).noise_levels(1000))) == 50
+    assert UnlearnDiffBudget(timesteps=4).noise_levels(1000) == [875, 625, 375, 125]
+    assert UnlearnDiffBudget(timesteps=1).noise_levels(1000) == [500]
+    assert len(set(UnlearnDiffBudget(timesteps=50).noise_levels(1000))) == 50
 
 
 def test_the_words_to_start_from_depend_on_each_prompt_s_seed():
@@ -49,4 +49,4 @@ def test_the_words_to_start_from_depend_on_each_prompt_s_seed():
 def test_a_gradient_that_is_not_finite_is_no_attack_that_finds_nothing():
     start = TABLE[torch.tensor([[2, 3]])]
     with pytest.raises(TrceError, match="not finite"):
-        optimise(start, TABLE, lambda words, hard: (hard * torch.inf).sum((1, 2)), UnlearnDiff(length=2))
+        optimise(start, TABLE, lambda _, hard: (hard * torch.inf).sum((1, 2)), UnlearnDiffBudget(length=2))

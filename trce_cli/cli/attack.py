@@ -1,6 +1,9 @@
 """`trce attack`: prompts that look for what is left of the erased concepts."""
 
+import inspect
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,19 +35,50 @@ from trce_cli.cli.options import (
     resolve_device,
 )
 from trce_cli.errors import BadInput
+from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets, usage
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import NONE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAMES = ("ring-a-bell", "unlearn-diff")
+
+def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of each attack's budget; `budgets` is what was given."""
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "budgets"]
+    fields = {
+        f"{attack.prefix}_{name}": (attack, name, field)
+        for attack in ATTACKS.values()
+        for name, field in attack.Budget.model_fields.items()
+    }
+    options = [
+        inspect.Parameter(
+            option,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                field.annotation | None,  # type: ignore[operator]
+                typer.Option(help=f"{attack.title}: {field.description}", show_default=False),
+            ],
+        )
+        for option, (attack, _, field) in fields.items()
+    ]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        budgets: dict[str, dict[str, Any]] = {name: {} for name in ATTACKS}
+        for option, (attack, name, _) in fields.items():
+            if (value := values.pop(option)) is not None:
+                budgets[attack.name][name] = value
+        command(**values, budgets=budgets)
+
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + options
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
-def _budget(flag: str, help_text: str, least: float = 1) -> Any:
-    return typer.Option(flag, min=least, help=help_text, show_default=False)
-
-
+@with_budgets
 def attack(
     checkpoint: CheckpointName,
     against: Annotated[str, AGAINST],
@@ -59,13 +93,14 @@ def attack(
             show_default=False,
         ),
     ],
+    budgets: dict[str, dict[str, Any]],
     attacks: Annotated[
         list[str] | None,
         typer.Option(
             "--attack",
-            metavar="|".join(NAMES),
-            callback=each_of(NAMES),
-            help="Only this attack; both where not given.",
+            metavar="|".join(ATTACKS),
+            callback=each_of([*ATTACKS]),
+            help=f"Only this attack: {usage()}; may be repeated, all where not given.",
             show_default=False,
         ),
     ] = None,
@@ -82,29 +117,6 @@ def attack(
     count: Annotated[
         int, typer.Option("--count", min=1, help="Prompts a built-in suite, and at most so many of a file.")
     ] = 50,
-    ring_length: Annotated[int | None, _budget("--ring-length", "Ring-A-Bell: words of a prompt.")] = None,
-    ring_strength: Annotated[
-        float | None, _budget("--ring-strength", "Ring-A-Bell: eta, how far along the concept.", 0)
-    ] = None,
-    ring_population: Annotated[
-        int | None, _budget("--ring-population", "Ring-A-Bell: prompts alive at a time.", 2)
-    ] = None,
-    ring_generations: Annotated[
-        int | None, _budget("--ring-generations", "Ring-A-Bell: rounds of its search.")
-    ] = None,
-    ring_mutation: Annotated[
-        float | None, _budget("--ring-mutation", "Ring-A-Bell: share of children with a word replaced.", 0)
-    ] = None,
-    prefix_length: Annotated[
-        int | None, _budget("--prefix-length", "UnlearnDiffAtk: words before a prompt.")
-    ] = None,
-    prefix_timesteps: Annotated[
-        int | None, _budget("--prefix-timesteps", "UnlearnDiffAtk: timesteps; after each, it tries.")
-    ] = None,
-    prefix_iterations: Annotated[
-        int | None, _budget("--prefix-iterations", "UnlearnDiffAtk: iterations a timestep.")
-    ] = None,
-    prefix_lr: Annotated[float | None, _budget("--prefix-lr", "UnlearnDiffAtk: learning rate.", 0)] = None,
     detector: Detectors = None,
     threshold: Thresholds = None,
     seed: Seed = 0,
@@ -126,8 +138,7 @@ def attack(
 ) -> None:
     """Search an erased checkpoint of your own for what is left.
 
-    Tells how often the concept is found without an attack and with it.
-    Ring-A-Bell knows only the text encoder, UnlearnDiffAtk the whole model. FILE.csv is a suite for
+    Tells how often the concept is found without an attack and with it. FILE.csv is a suite for
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
     not given are the papers', for `emoji` small ones.
     """
@@ -175,27 +186,9 @@ def attack(
             scheduler=scheduler,
             note=console.note,
         )
-        ring, unlearn = red_team.budgets(
-            evaluation,
-            {
-                "length": ring_length,
-                "strength": ring_strength,
-                "population": ring_population,
-                "generations": ring_generations,
-                "mutation": ring_mutation,
-            },
-            {
-                "length": prefix_length,
-                "timesteps": prefix_timesteps,
-                "iterations": prefix_iterations,
-                "lr": prefix_lr,
-            },
-        )
         findings, told = red_team.attack(
             evaluation,
-            attacks or NAMES,
-            ring,
-            unlearn,
+            choose_budgets(attacks or (), evaluation.home, budgets),
             torch_device,
             dtype or default_dtype(torch_device),
             batch_size=batch_size,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -481,6 +482,10 @@ class Family(Protocol):
         """How many tokens of a prompt are read, and how many of these prompts have more."""
         ...
 
+    def room(self, weights: Weights) -> int:
+        """How many words of one token a prompt may have."""
+        ...
+
     def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
         """The checkpoint's diffusers pipeline on `device` in `dtype`, without safety checker or watermark.
 
@@ -509,6 +514,11 @@ class Family(Protocol):
         The latents of each come from its own generator of the CPU in float32, and then whatever noise its
         scheduler asks for.
         """
+        ...
+
+    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
+        """RGB uint8 (count, height, width, 3) -> their latents as the denoiser sees them, float32 and without
+        noise, (count, *latent shape)."""
         ...
 
     def words(self, pipeline: Any) -> Words | None:

@@ -4,37 +4,33 @@ The model is its own classifier: a prefix is good where it lowers the denoising 
 concept. It is optimised as embeddings and used as words.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.prompts.files import Prompt
+from trce_cli.settings import Count, Positive, Settings
 
-WEIGHT_DECAY = 0.1  # AdamW's, as the authors publish it
-SCALE = 1024  # of the loss: keeps float16's gradients off zero; AdamW's steps do not depend on it
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trce_cli.evaluate.attacks.victim import Victim
+
+WEIGHT_DECAY: Final = 0.1  # AdamW's, as the authors publish it
+SCALE: Final = 1024  # of the loss: keeps float16's gradients off zero; AdamW's steps do not depend on it
 
 
-@dataclass(frozen=True)
-class UnlearnDiff:
-    """The budget of an attack; the defaults are the paper's.
+class UnlearnDiffBudget(Settings):
+    """Of each timestep some iterations, and after them the prefix is tried; the defaults are the paper's."""
 
-    length: words of the prefix. timesteps: how many, each with so many iterations of AdamW at rate lr; after
-    each, the prefix is tried. Raises BadInput for numbers that make no sense.
-    """
-
-    length: int = 5
-    timesteps: int = 50
-    iterations: int = 40
-    lr: float = 0.01
-
-    def __post_init__(self) -> None:
-        if min(self.length, self.timesteps, self.iterations) < 1:
-            raise BadInput("UnlearnDiffAtk needs a word, a timestep and an iteration.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise BadInput(f"UnlearnDiffAtk's learning rate must be finite and above 0, not {self.lr:g}.")
+    length: Count = Field(5, description="words before a prompt.")
+    timesteps: Count = Field(50, description="timesteps; after each, it tries.")
+    iterations: Count = Field(40, description="iterations of AdamW a timestep.")
+    lr: Positive = Field(0.01, description="learning rate.")
 
     def noise_levels(self, train_timesteps: int) -> list[int]:
         """The timesteps: the middles of equal parts of the schedule, noisiest first."""
@@ -42,23 +38,67 @@ class UnlearnDiff:
         return [int((part + 0.5) * width) for part in reversed(range(self.timesteps))]
 
 
-def random_words(count: int, length: int, generators: Sequence[torch.Generator]) -> Tensor:
+class UnlearnDiff:
+    """The attack; see `base.Attack`."""
+
+    name, title, prefix = "unlearn-diff", "UnlearnDiffAtk", "prefix"
+    knows = "the whole model"
+    Budget = UnlearnDiffBudget
+    needs = frozenset({"latents"})
+
+    def check(self, victim: "Victim", budget: UnlearnDiffBudget) -> None:
+        """The words have to fit into a prompt, and there have to be so many timesteps."""
+        victim.check_room(budget.length)
+        if budget.timesteps > victim.schedule.levels:
+            raise BadInput(f"{victim.name} has {victim.schedule.levels} timesteps to choose from.")
+
+    def prompts(self, victim: "Victim", budget: UnlearnDiffBudget) -> list[Prompt]:
+        """The prompts behind prefixes. What is found without one is left as it is; the others go on until
+        they are found.
+        """
+        tried, generators = [*victim.prompts], victim.generators(victim.prompts)
+        found, table = victim.shows(tried, "Drawing without an attack"), victim.words.table
+        prefixes = table[random_words(len(table), budget.length, generators).to(table.device)]
+        levels = budget.noise_levels(victim.schedule.levels)
+        for number, level in enumerate(levels, start=1):
+            rows = [row for row, is_found in enumerate(found) if not is_found]
+            if not rows:
+                break
+            where = f"timestep {number} of {len(levels)}"
+            batches = victim.batches(rows)
+            report = victim.stage(f"{self.title}, {where}", len(batches), "batches")
+            for batch in batches:
+                loss = victim.denoising_loss(batch, level, generators)
+                prefixes[batch] = optimise(prefixes[batch], table, loss, budget)
+                report(1)
+            for row, words in zip(rows, nearest(prefixes[rows], table).cpu(), strict=True):
+                source = victim.prompts[row]
+                tried[row] = replace(source, text=f"{victim.words.text(words)} {source.text}")
+            found[rows] = victim.shows([tried[row] for row in rows], f"Drawing with prefixes, {where}")
+        return tried
+
+
+def random_words(count: int, length: int, generators: Sequence["torch.Generator"]) -> "Tensor":
     """The words to start from, numbers below `count`, (prompts, length): a row for each CPU generator."""
+    import torch
+
     return torch.stack([torch.randint(count, (length,), generator=generator) for generator in generators])
 
 
-def nearest(embeddings: Tensor, table: Tensor) -> Tensor:
+def nearest(embeddings: "Tensor", table: "Tensor") -> "Tensor":
     """The row of `table`, (words, dim), that is nearest to each of `embeddings`, (..., dim)."""
+    import torch
+
     flat = embeddings.detach().flatten(0, -2)
     return torch.cdist(flat, table).argmin(1).view(embeddings.shape[:-1])
 
 
 def optimise(
-    start: Tensor,
-    table: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    settings: UnlearnDiff,
-) -> Tensor:
+    start: "Tensor",
+    table: "Tensor",
+    loss: Callable[["Tensor", "Tensor"], "Tensor"],
+    budget: UnlearnDiffBudget,
+) -> "Tensor":
     """Take prefixes down the loss at one timestep, and return the embeddings to go on from.
 
     start: (prompts, length, dim) in float32. table: embeddings of the words to choose from, (words, dim).
@@ -66,9 +106,11 @@ def optimise(
     each embedding is replaced by its nearest word's, and the gradient is passed straight through. Raises
     TrceError for a gradient that is not finite, which would look like an attack that finds nothing.
     """
+    import torch
+
     soft = start.clone().requires_grad_(True)
-    optimizer = torch.optim.AdamW([soft], lr=settings.lr, weight_decay=WEIGHT_DECAY)
-    for _ in range(settings.iterations):
+    optimizer = torch.optim.AdamW([soft], lr=budget.lr, weight_decay=WEIGHT_DECAY)
+    for _ in range(budget.iterations):
         words = nearest(soft, table)
         hard = soft + (table[words] - soft).detach()
         (soft.grad,) = torch.autograd.grad(SCALE * loss(words, hard).sum(), [soft])

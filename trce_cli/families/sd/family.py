@@ -14,6 +14,7 @@ from trce_cli.families.sd.doors import POOLED_KEY, doors, mapped, widths
 from trce_cli.families.sd.names import UNET, Names, is_tuned
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -142,6 +143,12 @@ class StableDiffusion:
 
         return ClipText(weights, self.encoders, device, dtype)
 
+    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
+        """See `Family`."""
+        from trce_cli.families.sd import pipeline
+
+        return pipeline.latents(pipe, images)
+
     def words(self, pipeline: Any) -> "ClipWords":
         """See `Family`."""
         from trce_cli.families.clip.words import ClipWords
@@ -182,9 +189,13 @@ class StableDiffusion:
         from trce_cli.families.clip.load import load_tokenizers
 
         tokenizer = load_tokenizers(weights, self.encoders[:1])[0]
-        ids = tokenizer(list(prompts), truncation=False).input_ids
+        ids = tokenizer(list(prompts), truncation=False).input_ids if prompts else []
         limit: int = tokenizer.model_max_length
         return limit, sum(len(row) > limit for row in ids)
+
+    def room(self, weights: Weights) -> int:
+        """See `Family`."""
+        return self.truncated(weights, [])[0] - 2  # SoT and EoT
 
     def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
         """See `Family`."""

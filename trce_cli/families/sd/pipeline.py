@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from trce_cli.errors import BadInput
@@ -118,3 +119,12 @@ def draw(
         output_type="np",
         **settings,
     ).images
+
+
+@torch.no_grad()
+def latents(pipe: Any, images: np.ndarray) -> torch.Tensor:
+    """See `Family.latents`: the mode of the autoencoder's distribution, scaled as the U-Net was trained."""
+    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 127.5 - 1
+    encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
+    found: torch.Tensor = encoded.float() * pipe.vae.config.scaling_factor
+    return found

@@ -1,0 +1,49 @@
+"""What an attack is: one file that looks for prompts which still draw an erased concept."""
+
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trce_cli.prompts.files import Prompt
+from trce_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from trce_cli.evaluate.attacks.victim import Victim
+
+
+class Attack(Protocol):
+    """Searches prompts that look for what is left of an erased concept; `registry.py` lists them.
+
+    name: as files and the command line have it; title: as people do. knows: what it looks into. Budget: what
+    it may spend; the defaults are the paper's. Each field is an option, `--PREFIX-FIELD`, with the field's
+    description as its help. needs: what of a victim is made for it alone, such as `latents`. Its module
+    imports torch inside functions only, for `--help` asks for the budgets.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def prefix(self) -> str: ...
+
+    @property
+    def knows(self) -> str: ...
+
+    @property
+    def Budget(self) -> type[Settings]: ...
+
+    @property
+    def needs(self) -> Set[str]: ...
+
+    def check(self, victim: "Victim", budget: Any) -> None:
+        """Raise BadInput for a budget that this checkpoint cannot spend; nothing of it is loaded."""
+        ...
+
+    def prompts(self, victim: "Victim", budget: Any) -> list[Prompt]:
+        """The attack's prompt in place of each of the victim's, in their order, drawn from the same seeds.
+
+        Raises TrceError where something comes out that is not finite.
+        """
+        ...

@@ -1,0 +1,92 @@
+"""Settings: each is written once, as the field of a model with its default, bounds and description.
+
+From that field come the option of the command line, its help and its check (`cli/options.py`) and, for what a
+preset may recommend, the key of its table (`prompts/presets.py`).
+"""
+
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trce_cli.errors import BadInput
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, description="Seed of every random choice.")]
+
+
+class Settings(BaseModel):
+    """The base of all settings: types as written, no key that is not named, nothing changes afterwards.
+
+    A field's description is the help of its option. `{default}` in it stands for the default, which is shown
+    behind the help where the text does not speak of it.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], spelt: Callable[[str], str] = str) -> Self:
+        """These settings; BadInput for the first wrong one, which it calls what `spelt` makes of its name."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = f"{spelt(str(first['loc'][0]))} " if first["loc"] else ""
+            raise BadInput(f"{name}{what_is_wrong(first)}.") from None
+
+    def given(self) -> dict[str, Any]:
+        """What was set, without what was left to its default."""
+        return {
+            name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
+        }
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a setting is spelt on the command line, where that does not follow from its name and type.
+
+    names: such as `--output` and `-o`; `--pooled/--no-pooled` for a setting that can be taken back. metavar:
+    what stands for its value in the help. parse: makes the value of the text.
+    """
+
+    names: tuple[str, ...] = ()
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+def option_name(name: str) -> str:
+    """The option of a setting: `early_steps` -> `--early-steps`."""
+    return "--" + name.replace("_", "-")
+
+
+# pydantic's error types -> what is wanted; its own texts change from release to release.
+_WANTED: Final[Mapping[str, str]] = {
+    "string_type": "must be a text in quotes",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "tuple_type": "must be a list in [ ]",
+    "model_type": "must be a table",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {expected}",
+    "too_long": "must have {max_length} entries",
+}
+
+
+def what_is_wrong(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as what stands behind the name: `must be at least 1, not 0`."""
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "value_error":  # a validator's own words
+            return str(context["error"])
+        case "literal_error":
+            context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+    wanted = _WANTED.get(error["type"], error["msg"]).format(**context)
+    return f"{wanted}, not {reprlib.repr(error['input'])}"
