@@ -271,7 +271,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "index of numbers": (sharded_with(weight_map={"a": 3}), "outside"),
     "index without a map": (sharded_with(weight_map=[]), "no table weight_map"),
     "shards without index": (shards_without_index, "no index"),
-    "missing shard": (missing_shard, "is not a file"),
+    "missing shard": (missing_shard, "No such file"),
     "link out of the folder": (linked_out, "symbolic link"),
     "linked part": (linked_folder, "symbolic link"),
     "linked nowhere": (linked_nowhere, "a link to a file that is not there"),
@@ -546,3 +546,28 @@ def test_a_broken_tokenizer_is_one_sentence(tiny_sd1: Path, tmp_path: Path) -> N
         file.write_text("{")
     with pytest.raises(BadInput, match=r"The tokenizer in .*broken/tokenizer cannot be read"):
         load_tokenizers(open_checkpoint(str(tmp_path / "broken")), SD1.encoders)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "swapped": lambda path: (shutil.copy(path, path.with_name("x")), path.with_name("x").replace(path)),
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 4),
+    "touched": os.utime,
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("file", [PLAIN, "vae/config.json"])
+def test_an_input_that_changes_while_it_is_in_use_is_an_error(sd1: Path, change: str, file: str) -> None:
+    opened = open_checkpoint(str(sd1))
+    key = opened.doors()[0].weights[-1]
+
+    def edit(weight: torch.Tensor) -> torch.Tensor:
+        CHANGES[change](sd1 / file)
+        return weight
+
+    with pytest.raises(TrceError) as caught:
+        write_patched(opened, sd1.parent / "out", {key: edit}, {})
+    assert Path(file).name in caught.value.message
+    assert not (sd1.parent / "out").exists()
+    assert not list(sd1.parent.glob(".trce*"))

@@ -3,18 +3,20 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Door, Family, Names, Stored
+from trce_cli.system.foreign import Identity, check_unchanged
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import SafetensorsFile, TensorInfo, hash_file
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import DiffusionPipeline
 
 # Files that may hold weights. Where they are no part of the pipeline they could keep the concept.
 WEIGHT_SUFFIXES = {
@@ -43,11 +45,16 @@ class Place:
 
     def read(self) -> "torch.Tensor":
         """The weight in the file's dtype."""
-        return self.stored.view(self.file.read(self.stored.name))
+        count = self.stored.piece[1]
+        if count == 1 or self.info.shape[0] % count:
+            return self.stored.view(self.file.read(self.stored.name))
+        return replace(self.stored, piece=(0, 1)).view(self.file.read(self.stored.name, self.stored.piece))
 
-    def map(self) -> "torch.Tensor":
-        """The weight as pages of the file."""
-        return self.stored.view(self.file.map(self.stored.name))
+    def rows(self, numbers: "torch.Tensor") -> "torch.Tensor":
+        """Some of its rows."""
+        if self.stored == Stored(self.stored.name):
+            return self.file.rows(self.stored.name, numbers)
+        return self.read()[numbers]
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Checkpoint(ABC):
     one that is used first. parts: the weights of the other parts, by folder. config: configurations by part.
     config_folder: a diffusers folder with the configurations and tokenizers; the checkpoint itself if it is
     one. files: what belongs to an edited checkpoint, relative name -> path. left_out: relative name ->
-    reason.
+    reason. identities: of the files that were read or are to be copied, when it was opened.
     """
 
     layout: ClassVar[Literal["diffusers", "single-file"]]
@@ -90,6 +97,7 @@ class Checkpoint(ABC):
     left_out: Mapping[str, str] = field(default_factory=dict)
     variant: str | None = None
     revision: str | None = None
+    identities: Mapping[Path, Identity] = field(default_factory=dict)
 
     @property
     def denoiser_files(self) -> list[SafetensorsFile]:
@@ -137,14 +145,9 @@ class Checkpoint(ABC):
         """Read one weight by its diffusers name, in the file's dtype."""
         return self._place(part, key).read()
 
-    def map(self, part: str, key: str) -> "torch.Tensor":
-        """A weight as pages of its file, which take memory only while they are looked at; see `release`."""
-        return self._place(part, key).map()
-
-    def release(self, part: str) -> None:
-        """Give back the memory of all pages of a part that were looked at so far."""
-        for file in {place.file.path: place.file for place in self._weights(part).values()}.values():
-            file.release()
+    def rows(self, part: str, key: str, numbers: "torch.Tensor") -> "torch.Tensor":
+        """Some rows of a weight of two dimensions; the others are not read."""
+        return self._place(part, key).rows(numbers)
 
     def folder(self, part: str = "") -> Path:
         """Where the configuration of a part lies, and the files of a tokenizer; without one, all of them."""
@@ -180,11 +183,10 @@ class Checkpoint(ABC):
         digest = hashlib.sha256()
         for part, weights in self.family.text_weights(self.config).items():
             for key in weights:
-                tensor = self.map(part, key)
+                tensor = self.read(part, key)
                 digest.update(f"{part}/{key} {tuple(tensor.shape)}\n".encode())
                 for piece in tensor.reshape(-1).split(1 << 20):  # no fp16 copy of a whole token embedding
                     digest.update(piece.to(torch.float16).view(torch.uint8).numpy().data)
-                self.release(part)
         return digest.hexdigest()
 
     def hashes(self, report: Report = no_report) -> dict[str, str]:
@@ -194,6 +196,18 @@ class Checkpoint(ABC):
             for name, path in self.files.items()
             if path.suffix == ".safetensors"
         }
+
+    def pipe(self, device: "torch.device", dtype: "torch.dtype") -> "DiffusionPipeline":
+        """The pipeline that draws, all in memory; see `Family.pipe`."""
+        pipe = self.family.pipe(self, device, dtype)
+        self.check_unchanged()
+        return pipe
+
+    def check_unchanged(self) -> None:
+        """Raise TrceError where a file is no longer what it was when the checkpoint was opened."""
+        copies = (*self.denoiser, *self.parts.values())
+        opened = {file.path: file.identity for copy in copies for file in copy.files}
+        check_unchanged({**self.identities, **opened})
 
     def total_bytes(self) -> int:
         """Size in bytes of all files that belong to the checkpoint: what an edited one takes on disk."""

@@ -5,7 +5,7 @@ family's `Names` say.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,11 +15,12 @@ from trce_cli.checkpoint.copy import Form, check_output
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Stored
+from trce_cli.system.foreign import read_bytes
+from trce_cli.system.paths import inside
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import (
     Edit,
     NewTensor,
-    copy_file,
     rounded_edit,
     write_tensors,
 )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _TEXT_SUFFIXES: Final = {".json", ".txt", ".md", ".model"}  # what a folder holds besides weights
+_TEXT: Final = 64 << 20  # bytes of one of them, at most
 _STEMS: Final = {"transformers": "model"}  # of weight files by library; else diffusers' name
 
 Tensors = dict[str, NewTensor]
@@ -41,6 +43,7 @@ def write_converted(
     files: Mapping[str, bytes],
     force: bool = False,
     report: Report = no_report,
+    unchanged: Callable[[], None] | None = None,
 ) -> Path:
     """Write an edited copy in the other layout, whole or not at all, and return its real path.
 
@@ -48,7 +51,7 @@ def write_converted(
     """
     other: Form = "diffusers" if checkpoint.layout == "single-file" else "single-file"
     output = check_output(checkpoint, output, force, form=other)
-    with whole(output, force) as stage:
+    with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
         if other == "diffusers":
             _write_folder(checkpoint, stage, edits, files, report)
         else:
@@ -83,7 +86,8 @@ def _write_folder(
         (stage / folder).mkdir(parents=True)
         for path in sorted((checkpoint.config_folder / folder).iterdir()):
             if path.suffix in _TEXT_SUFFIXES and ".index." not in path.name:
-                copy_file(path, stage / folder / path.name)
+                source = inside(checkpoint.config_folder, f"{folder}/{path.name}")
+                (stage / folder / path.name).write_bytes(read_bytes(source, _TEXT))
     (stage / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for folder, places in parts.items():
         tensors = {

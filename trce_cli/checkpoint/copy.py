@@ -6,7 +6,7 @@ byte, so that a denoiser is never in memory.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +108,7 @@ def write_patched(
     force: bool = False,
     link: bool = False,
     report: Report = no_report,
+    unchanged: Callable[[], None] | None = None,
 ) -> Path:
     """Write an edited copy of the checkpoint, whole or not at all, and return its real path.
 
@@ -116,9 +117,10 @@ def write_patched(
     files: what is written beside the weights (`trce.json`, `README.md`), in place of the input's; into a
     single file `trce.json` goes as metadata.
     link: share unchanged files with the input where both lie on one file system, by reflink or else hard
-    link. report: called with the number of bytes just written, `checkpoint.total_bytes()` in all. Raises
-    `BadInput` and `TrceError` as `check_output` does, `BadInput` naming a tensor with NaN or infinite values,
-    `TrceError` for a non-finite result or a failing disk. The input is never written to.
+    link. report: called with the number of bytes just written, `checkpoint.total_bytes()` in all. unchanged:
+    called last, in place of the checkpoint's own `check_unchanged`. Raises `BadInput` and `TrceError` as
+    `check_output` does, `BadInput` naming a tensor with NaN or infinite values, `TrceError` for a non-finite
+    result, a failing disk, or an input that changed meanwhile. The input is never written to.
     """
     output = check_output(checkpoint, output, force, link)
     patches: dict[Path, dict[str, Edit]] = {}
@@ -136,7 +138,7 @@ def write_patched(
     if checkpoint.layout == "single-file":
         metadata = single_file_metadata(checkpoint, files)
         files = {}
-    with whole(output, force) as stage:
+    with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
         for relative, source in checkpoint.files.items():
             if relative in files:
                 continue

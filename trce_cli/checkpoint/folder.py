@@ -17,7 +17,8 @@ from trce_cli.checkpoint.checks import check
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import family_of_folder
-from trce_cli.system.paths import inside, read_json
+from trce_cli.system.foreign import identities, read_json, read_text
+from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import SafetensorsFile
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
@@ -31,12 +32,12 @@ class DiffusersFolder(Checkpoint):
     def provenance_text(self) -> str | None:
         """The text of its `trce.json`."""
         path = self.files.get("trce.json")
-        return path.read_text(encoding="utf-8", errors="replace") if path else None
+        return read_text(path, errors="replace") if path else None
 
     def card_text(self) -> str | None:
         """The text of its README.md."""
         card = self.path / "README.md"
-        return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+        return read_text(card, errors="replace") if card.is_file() else None
 
     def further_tensors(self, parts: Collection[str]) -> Iterator[tuple[str, SafetensorsFile, str]]:
         """The tensors in other folders, named after their file."""
@@ -103,6 +104,7 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
         left_out=left_out,
         variant=variant,
         revision=revision,
+        identities=identities(files.values()),
     )
     check(checkpoint)
     return checkpoint

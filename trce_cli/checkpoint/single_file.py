@@ -7,8 +7,10 @@ from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import check
 from trce_cli.checkpoint.folder import Configs
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Stored
+from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import family_of_file, family_of_folder
+from trce_cli.system.foreign import identities
+from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import SafetensorsFile
 
 OTHER_BUILD = "If it is built differently from its family's base, give its diffusers folder with --config."
@@ -38,13 +40,18 @@ class SingleFile(Checkpoint):
 
     def drawn_from(self) -> dict[str, Path]:
         """The file, by whatever name it goes, and the configurations and tokenizers."""
-        family = self.family
-        parts = (family.denoiser, *family.weight_parts, *family.other_parts)
-        beside = [path for part in parts for path in self.config_folder.glob(f"{part}/*")]
-        texts = {
-            f"{path.parent.name}/{path.name}": path for path in beside if path.suffix in (".json", ".txt")
+        beside = _texts(self.config_folder, self.family)
+        return {
+            "checkpoint.safetensors": self.path,
+            **{f"{path.parent.name}/{path.name}": path for path in beside},
         }
-        return {"checkpoint.safetensors": self.path, **texts}
+
+
+def _texts(folder: Path, family: Family) -> list[Path]:
+    """The configurations and tokenizers of a diffusers folder, each a file of that folder."""
+    parts = (family.denoiser, *family.weight_parts, *family.other_parts)
+    found = [path.relative_to(folder) for part in parts for path in folder.glob(f"{part}/*")]
+    return [inside(folder, path.as_posix()) for path in found if path.suffix in (".json", ".txt")]
 
 
 def _common_prefix(names: Sequence[str]) -> str:
@@ -87,6 +94,7 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         config=configs,
         config_folder=folder,
         files={path.name: path},
+        identities=identities(_texts(config, family)) if config else {},
     )
     check(
         checkpoint,

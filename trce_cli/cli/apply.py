@@ -23,6 +23,7 @@ from trce_cli.cli.options import (
     Variant,
     files_read,
 )
+from trce_cli.system.foreign import identities
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,6 +76,7 @@ def apply(
     console = Console(json, quiet)
     check_strength(strength)
     opened = [open_edit(path) for path in edits]
+    read = identities(edits)
     source = open_checkpoint(checkpoint, revision, variant, config)
     outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
     outputs.check(source, files_read([], *edits, config))
@@ -102,7 +104,9 @@ def apply(
     made = Made(source.family, source.text_encoder_hash(), (*history, entry))
     with console.progress() as progress:
         writing = progress.stage("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
-        lora = write_outputs(source, combined, made, outputs, text_map, lambda count: writing(count / 1e6))
+        lora = write_outputs(
+            source, combined, made, outputs, text_map, lambda count: writing(count / 1e6), read=read
+        )
     for line in lora_lines(lora) if lora else []:
         console.note(line)
     where = ", ".join(map(str, outputs.paths.values()))

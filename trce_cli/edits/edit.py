@@ -67,9 +67,16 @@ def check_strength(strength: float) -> None:
 
 
 def write_edit_file(
-    path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str], force: bool = False
+    path: Path,
+    tensors: Mapping[str, NewTensor],
+    metadata: Mapping[str, str],
+    force: bool = False,
+    unchanged: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write a map or LoRA, whole or not at all; BadInput for an existing file without `force`."""
+    """Write a map or LoRA, whole or not at all; BadInput for an existing file without `force`.
+
+    unchanged: see `whole`.
+    """
     path = real_path(path)
     if path.suffix != ".safetensors":
         raise BadInput(f"The output {path} must end in .safetensors.")
@@ -77,6 +84,6 @@ def write_edit_file(
         raise BadInput(
             f"The output {path} exists already.", "Choose another one, or replace it with --force."
         )
-    with whole(path, force) as stage:
+    with whole(path, force, unchanged) as stage:
         write_tensors(stage, tensors, metadata)
     return path

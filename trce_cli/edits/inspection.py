@@ -148,7 +148,7 @@ def _checkpoint_readers(checkpoint: Checkpoint) -> Readers:
         found |= {f"{part}/{key}": place.read for key, place in copy.tensors.items()}
     texts = checkpoint.family.text_weights(checkpoint.config)
     for part, weights in texts.items():
-        found |= {f"{part}/{key}": partial(checkpoint.map, part, key) for key in weights}
+        found |= {f"{part}/{key}": partial(checkpoint.read, part, key) for key in weights}
     for name, file, key in checkpoint.further_tensors({denoiser, *texts}):
         found[name] = partial(file.read, key)
     return found

@@ -15,6 +15,7 @@ from trce_cli.edits.map import Map
 from trce_cli.edits.recover import since
 from trce_cli.errors import BadInput
 from trce_cli.maths.low_rank import Size
+from trce_cli.system.foreign import Identity, check_unchanged
 from trce_cli.system.paths import real_path
 from trce_cli.system.progress import Report, no_report
 
@@ -112,6 +113,7 @@ def write_outputs(
     report: Report = no_report,
     original: Checkpoint | None = None,
     files: Mapping[str, bytes] | None = None,
+    read: Mapping[Path, Identity] | None = None,
 ) -> dict[str, Any]:
     """Write the edited checkpoint, or the edit, in every form, each whole or not at all.
 
@@ -119,9 +121,17 @@ def write_outputs(
     entry of its history goes into checkpoints, all of it into edit files. text_map: where given, what the
     edits are on all weights that a map changes. report: called with bytes written, `total_bytes` in all.
     original: what a LoRA is for, where the checkpoint is edited already; it then holds what was done before
-    as well. files: more files for the folder. Returns the figures of the LoRA where one was written. Errors
-    are those of `write_patched`, and BadInput for a map where the edit is more than one.
+    as well. files: more files for the folder. read: further files that the edits come from. Returns the
+    figures of the LoRA where one was written. Errors are those of `write_patched`, and BadInput for a map
+    where the edit is more than one.
     """
+
+    def unchanged() -> None:
+        for one in (checkpoint, original):
+            if one is not None:
+                one.check_unchanged()
+        check_unchanged(read or {})
+
     if "map" in outputs.paths and (
         text_map is None or edits.keys() - text_map.weight_edits(checkpoint).keys()
     ):
@@ -130,18 +140,20 @@ def write_outputs(
     figures: dict[str, Any] = {}
     for form, path in outputs.paths.items():
         if form == "map" and text_map is not None:
-            write_edit_file(path, text_map.tensors(outputs.dtype), made.metadata("map"), outputs.force)
+            write_edit_file(
+                path, text_map.tensors(outputs.dtype), made.metadata("map"), outputs.force, unchanged
+            )
         elif form == "lora":
             parts = edits, text_map
             if original is not None:
                 parts = since(original, checkpoint, edits, made)
             lora = factor(original or checkpoint, parts[0], made, parts[1], outputs.size, outputs.dtype)
-            write_edit_file(path, lora.tensors, lora.metadata, outputs.force)
+            write_edit_file(path, lora.tensors, lora.metadata, outputs.force, unchanged)
             figures = dict(lora.figures)
         elif form == checkpoint.layout:
-            write_patched(checkpoint, path, edits, beside, outputs.force, outputs.link, report)
+            write_patched(checkpoint, path, edits, beside, outputs.force, outputs.link, report, unchanged)
         else:
-            write_converted(checkpoint, path, edits, beside, outputs.force, report)
+            write_converted(checkpoint, path, edits, beside, outputs.force, report, unchanged)
     return figures
 
 

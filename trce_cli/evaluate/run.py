@@ -155,7 +155,7 @@ def draw_share(
         if not records:
             continue
         with phase(costs, f"load {role}", device):
-            pipeline = checkpoint.family.pipe(checkpoint, device, getattr(torch, records[0].dtype))
+            pipeline = checkpoint.pipe(device, getattr(torch, records[0].dtype))
         _, cut = checkpoint.family.truncated(checkpoint, [record.prompt for record in records])
         if cut:
             note(f"{checkpoint.name} reads {cut} of {len(records)} prompts only in part: they are too long.")

@@ -191,7 +191,7 @@ class Bench:
     ) -> Callable[[int], None]:
         """Load the pipeline and draw what is missing of the original's; returns what reports pictures."""
         original = self.evaluation.original
-        self.pipeline = original.family.pipe(original, self.device, getattr(torch, dtype))
+        self.pipeline = original.pipe(self.device, getattr(torch, dtype))
         records = [record for each in self.plans.values() for record in each]
         self.family = original.family
         _, cut = self.family.truncated(original, [record.prompt for record in records])

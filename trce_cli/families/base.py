@@ -200,12 +200,8 @@ class Weights(Protocol):
         """A weight in the file's dtype. BadInput where it is missing."""
         ...
 
-    def map(self, part: str, key: str) -> "Tensor":
-        """A weight as pages of its file, to look at and not to change. BadInput where it is missing."""
-        ...
-
-    def release(self, part: str) -> None:
-        """Give back the memory of all pages of a part that were looked at so far."""
+    def rows(self, part: str, key: str, numbers: "Tensor") -> "Tensor":
+        """Some rows of a weight of two dimensions, (numbers, columns), as of a token embedding."""
         ...
 
 

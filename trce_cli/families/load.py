@@ -14,16 +14,14 @@ M = TypeVar("M", bound=nn.Module)
 _DTYPES = {getattr(torch, name) for name in FLOATS.values()}
 
 
-def checked(
-    weights: Weights, part: str, shapes: Mapping[str, Shape], pages: bool = True
-) -> Iterator[tuple[str, Tensor]]:
-    """Each of these weights of a part by its name, one at a time, as pages of its file or read into memory.
+def checked(weights: Weights, part: str, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:
+    """Each of these weights of a part by its name, one at a time.
 
     Raises BadInput for one that is missing, of another shape than is wanted, of a dtype that no computation
     takes, or not finite.
     """
     for key, shape in shapes.items():
-        weight = weights.map(part, key) if pages else weights.read(part, key)
+        weight = weights.read(part, key)
         where = f"{key} in the {part} of {weights.path}"
         if tuple(weight.shape) != shape:
             raise BadInput(f"{where} has shape {list(weight.shape)}; its config.json asks for {list(shape)}.")
@@ -32,7 +30,6 @@ def checked(
         if not all_finite(weight):
             raise BadInput(f"{where} holds NaN or infinite values.")
         yield key, weight
-        weights.release(part)
 
 
 def load_strictly(
@@ -42,13 +39,11 @@ def load_strictly(
     device: torch.device | str,
     dtype: Callable[[str], torch.dtype | None],
     name: Callable[[str], str | None] = lambda key: key,
-    pages: bool = False,
 ) -> M:
     """The module that `make` makes of a part's configuration, in evaluation mode and without gradients.
 
     dtype: of each weight by its name; None for that of the file. name: of a weight by the module's name for
-    it. pages: weights that need no conversion stay pages of their file, which take the memory of what is
-    looked at. Raises BadInput for a configuration that cannot be used, and as `checked` does.
+    it. Raises BadInput for a configuration that cannot be used, and as `checked` does.
     """
     try:
         with torch.device("meta"):
@@ -58,8 +53,6 @@ def load_strictly(
         raise BadInput(f"{where} cannot be used: {first_line(error)}") from error
     ours = {name(key) or key: key for key, _ in module.named_parameters()}
     shapes = {key: tuple(module.get_parameter(theirs).shape) for key, theirs in ours.items()}
-    state = {
-        ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes, pages)
-    }
+    state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

@@ -84,7 +84,7 @@ def draw_missing(
         if not missing:
             continue
         family = checkpoint.family
-        pipeline = family.pipe(checkpoint, device, getattr(torch, missing[0].dtype))
+        pipeline = checkpoint.pipe(device, getattr(torch, missing[0].dtype))
         limit, cut = family.truncated(checkpoint, [record.prompt for record in missing])
         if cut:
             note(

@@ -1,9 +1,7 @@
-"""Paths as users write them, and what is read where they lead."""
+"""Paths as users write them."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from trce_cli.errors import BadInput
 
@@ -29,7 +27,9 @@ def inside(folder: Path, relative: str) -> Path:
     A snapshot in the hub's cache is made of links to the `blobs` beside it, and these are allowed.
     """
     path = folder / relative
-    real, root = path.resolve(), folder.resolve()
+    if "\0" in relative:
+        raise BadInput(f"{relative!r} is no name of a file.")
+    real, root = real_path(path), real_path(folder)
     roots = [root]
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         roots.append(root.parent.parent / "blobs")
@@ -39,16 +39,3 @@ def inside(folder: Path, relative: str) -> Path:
             "Put the file itself there.",
         )
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `BadInput` where there is none."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid JSON: {str(error)[:120]}.") from error
-    if not isinstance(table, dict):
-        raise BadInput(f"{path} is not a JSON object.")
-    return table

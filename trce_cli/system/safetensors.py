@@ -6,16 +6,15 @@ Layout: 8 bytes little-endian header length, a JSON header, the tensors' bytes w
 import hashlib
 import json
 import math
-import mmap
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.system.foreign import Identity, open_regular
 from trce_cli.system.progress import Report, no_report
 
 if TYPE_CHECKING:
@@ -57,11 +56,24 @@ class TensorInfo:
     end: int
 
 
+class _Handle:
+    """A file that stays open as long as somebody has this."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 @dataclass(frozen=True)
 class SafetensorsFile:
     """A safetensors file with a checked header; nothing else of it is in memory.
 
-    `tensors` keeps the header's order. `data_start` is the offset in bytes of the first tensor's data.
+    It is opened once, so that all that is read of it is of one file, whatever the path leads to later, and it
+    is read, never mapped: pages of a file that somebody cuts would end the process. `tensors` keeps the
+    header's order. `data_start` is the offset in bytes of the first tensor's data. `identity`: when it was
+    opened.
     """
 
     path: Path
@@ -69,21 +81,23 @@ class SafetensorsFile:
     metadata: Mapping[str, str]
     data_start: int
     size: int
+    identity: Identity
+    _handle: _Handle = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> "SafetensorsFile":
         """Read and check the header; `BadInput` says in one sentence what is wrong with the file."""
+        handle = _Handle(open_regular(path))
         try:
-            if not path.is_file():  # opening a pipe would wait for ever
-                raise BadInput(f"{path} is not a file.")
-            with path.open("rb") as file:
-                return cls._parse(path, file)
+            with open(handle.number, "rb", closefd=False) as file:
+                return cls._parse(path, file, handle)
         except OSError as error:
             raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
 
     @classmethod
-    def _parse(cls, path: Path, file: BinaryIO) -> "SafetensorsFile":
-        size = os.fstat(file.fileno()).st_size
+    def _parse(cls, path: Path, file: BinaryIO, handle: _Handle) -> "SafetensorsFile":
+        identity = Identity.of(handle.number)
+        size = identity.size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         start = file.read(1)
@@ -114,44 +128,56 @@ class SafetensorsFile:
             raise _broken(path, "its metadata is not a table of strings")
         tensors = {name: _tensor_info(path, name, entry) for name, entry in header.items()}
         _check_tiling(path, tensors, size - 8 - length)
-        return cls(path, tensors, metadata, 8 + length, size)
+        return cls(path, tensors, metadata, 8 + length, size, identity, handle)
 
-    def read(self, name: str) -> "torch.Tensor":
-        """Read one tensor in the file's dtype (one of `READABLE`); the copy is private and writable."""
-        import torch
+    def read(self, name: str, piece: tuple[int, int] = (0, 1)) -> "torch.Tensor":
+        """Read one tensor in the file's dtype (one of `READABLE`); the copy is private and writable.
 
-        info, dtype = self.tensors[name], self._dtype(name)
-        buffer = bytearray(info.end - info.begin)
-        with self.path.open("rb") as file:
-            file.seek(self.data_start + info.begin)
-            if file.readinto(buffer) != len(buffer):
-                raise _broken(self.path, f"it ends inside of tensor {name}")
-        if not buffer:
-            return torch.empty(info.shape, dtype=dtype)
-        return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
-
-    def map(self, name: str) -> "torch.Tensor":
-        """One tensor as pages of the file, which take memory only where and while they are looked at.
-
-        It must not outlive the file's contents. `release` gives the pages back; they return when needed.
+        piece: (1, 3) for the second third of its rows.
         """
         import torch
 
         info, dtype = self.tensors[name], self._dtype(name)
-        count, start = math.prod(info.shape), self.data_start + info.begin
-        if not count or start % dtype.itemsize:  # a misaligned tensor cannot be computed with in place
-            return self.read(name)
-        return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start).reshape(info.shape)
+        size = (info.end - info.begin) // piece[1]
+        buffer = bytearray(size)
+        self._fill(buffer, info.begin + piece[0] * size, name)
+        shape = (info.shape[0] // piece[1], *info.shape[1:]) if piece[1] > 1 else info.shape
+        if not buffer:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
-    @cached_property
-    def _pages(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
+    def rows(self, name: str, numbers: "torch.Tensor") -> "torch.Tensor":
+        """Some rows of a tensor of two dimensions, (numbers, columns): nothing else is read.
 
-    def release(self) -> None:
-        """Give back the memory of the pages that `map` has brought in so far."""
-        if "_pages" in self.__dict__ and hasattr(mmap, "MADV_DONTNEED"):
-            self._pages.madvise(mmap.MADV_DONTNEED)
+        numbers: int64. BadInput for one that is not there.
+        """
+        import torch
+
+        info, dtype = self.tensors[name], self._dtype(name)
+        count, columns = info.shape
+        size = columns * dtype.itemsize
+        wanted, places = torch.unique(numbers, return_inverse=True)
+        if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < count:
+            raise BadInput(f"{name} in {self.path} has {count:,} rows; row {int(wanted[-1]):,} is asked for.")
+        buffer = bytearray(len(wanted) * size)
+        for place, number in enumerate(wanted.tolist()):
+            row = memoryview(buffer)[place * size : (place + 1) * size]
+            self._fill(row, info.begin + number * size, name)
+        if not buffer:
+            return torch.empty((len(numbers), columns), dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(-1, columns)[places]
+
+    def _fill(self, buffer: bytearray | memoryview, offset: int, name: str) -> None:
+        """Read from the data into the whole buffer."""
+        view, position = memoryview(buffer), self.data_start + offset
+        while view:
+            try:
+                count = os.preadv(self._handle.number, [view], position)
+            except OSError as error:
+                raise BadInput(f"Cannot read {self.path}: {error.strerror}.") from error
+            if not count:
+                raise _broken(self.path, f"it ends inside of tensor {name}")
+            view, position = view[count:], position + count
 
     def _dtype(self, name: str) -> "torch.dtype":
         import torch
@@ -160,10 +186,6 @@ class SafetensorsFile:
             raise BadInput(f"Tensor {name} in {self.path} has the dtype {dtype}, which cannot be read.")
         found: torch.dtype = getattr(torch, READABLE[dtype])
         return found
-
-    def sha256(self, report: Report = no_report) -> str:
-        """SHA-256 of the whole file in hex, as the hub shows it; `report` gets bytes as they are read."""
-        return hash_file(self.path, report)
 
     def write_patched(
         self,
@@ -182,10 +204,10 @@ class SafetensorsFile:
         """
         import torch
 
-        with self.path.open("rb") as source, target.open("wb") as out:
+        with open(self._handle.number, "rb", closefd=False) as source, target.open("wb") as out:
             start = self.data_start
             if metadata is None:
-                _copy_range(source, out, 0, start, no_report)
+                _copy_range(self.path, source, out, 0, start, no_report)
             else:
                 header = encode_header(self.tensors, metadata)
                 out.write(header)
@@ -194,13 +216,18 @@ class SafetensorsFile:
             for name, info in sorted(self.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
                 if name not in edits:
                     continue
-                _copy_range(source, out, self.data_start + position, info.begin - position, report)
+                _copy_range(self.path, source, out, self.data_start + position, info.begin - position, report)
                 edited = rounded_edit(edits[name], self.read(name), f"{name} in {self.path}")
                 out.write(edited.view(-1).view(torch.uint8).numpy().data)
                 report(info.end - info.begin)
                 position = info.end
             _copy_range(
-                source, out, self.data_start + position, self.size - self.data_start - position, report
+                self.path,
+                source,
+                out,
+                self.data_start + position,
+                self.size - self.data_start - position,
+                report,
             )
             assert out.tell() - start == self.size - self.data_start
 
@@ -284,7 +311,7 @@ def all_finite(tensor: "torch.Tensor") -> bool:
 def hash_file(path: Path, report: Report = no_report) -> str:
     """SHA-256 of a file in hex, streamed."""
     digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
         buffer = memoryview(bytearray(CHUNK))
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
@@ -294,8 +321,8 @@ def hash_file(path: Path, report: Report = no_report) -> str:
 
 def copy_file(source: Path, target: Path, report: Report = no_report) -> None:
     """Copy a file's bytes (not its mode) by the operating system."""
-    with source.open("rb") as read, target.open("wb") as write:
-        _copy_range(read, write, 0, os.fstat(read.fileno()).st_size, report)
+    with os.fdopen(open_regular(source), "rb") as read, target.open("xb") as write:
+        _copy_range(source, read, write, 0, os.fstat(read.fileno()).st_size, report)
 
 
 _FICLONE = 0x40049409  # Linux: let two files share their blocks until one of them is written to
@@ -321,8 +348,10 @@ def share_file(source: Path, target: Path) -> bool:
         return False
 
 
-def _copy_range(source: BinaryIO, target: BinaryIO, offset: int, count: int, report: Report) -> None:
-    """Append `count` bytes of source from `offset` to target; in the kernel where it can."""
+def _copy_range(
+    what: Path, source: BinaryIO, target: BinaryIO, offset: int, count: int, report: Report
+) -> None:
+    """Append `count` bytes of the file `what` from `offset` to target; in the kernel where it can."""
     target.flush()
     while count and sys.platform == "linux":  # elsewhere sendfile is for sockets only
         done = os.sendfile(target.fileno(), source.fileno(), offset, min(count, CHUNK))
@@ -334,7 +363,7 @@ def _copy_range(source: BinaryIO, target: BinaryIO, offset: int, count: int, rep
     while count:
         block = source.read(min(count, CHUNK))
         if not block:
-            raise TrceError(f"{source.name} became shorter while it was being copied.")
+            raise TrceError(f"{what} became shorter while it was being copied.")
         target.write(block)
         count -= len(block)
         report(len(block))

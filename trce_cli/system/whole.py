@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -35,12 +35,12 @@ _NO_REPLACE, _EXCHANGE = 1, 2  # Linux: flags of renameat2
 
 
 @contextmanager
-def whole(target: Path, replace: bool = True) -> Iterator[Path]:
+def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Where to write a file or folder that takes `target`'s place when the block ends well, else vanishes.
 
     The folders around it are made. An old one is replaced in one step, by what is of its kind only; of a link
-    it is the link itself, not what it points to. Raises TrceError where the disk fails, and where without
-    `replace` something is there.
+    it is the link itself, not what it points to. unchanged: called last; raises where what was read has
+    changed meanwhile. Raises TrceError where the disk fails, and where without `replace` something is there.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +50,7 @@ def whole(target: Path, replace: bool = True) -> Iterator[Path]:
         stage, handle = _make_stage(target)
         try:
             yield stage / _NEW
+            unchanged()
             _put(stage, target, replace)
         finally:
             try:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, gelu, layer_norm, linear, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention, silu
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Weights
@@ -30,8 +30,8 @@ ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {"quick_gelu": qu
 class ClipEncoder:
     """One text encoder: token ids -> hidden states, as transformers' CLIPTextModel gives them.
 
-    On the CPU its weights stay pages of their file, and are converted to `dtype` a layer at a time where they
-    have another; on other devices they are loaded once. Raises BadInput for a configuration that cannot be
+    On the CPU its weights are read a layer at a time, and of the token embedding the rows that are looked up;
+    on other devices they are loaded once. Raises BadInput for a configuration that cannot be
     used, and with the first use of `hash` for weights that cannot.
     """
 
@@ -65,11 +65,11 @@ class ClipEncoder:
             digest.update(weight.contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def _weight(self, name: str, convert: bool = True) -> Tensor:
-        """A weight by its name, on the device; in the dtype of the file without `convert`."""
+    def _weight(self, name: str) -> Tensor:
+        """A weight by its name, on the device."""
         if name in self._resident:
             return self._resident[name]
-        weight = self.weights.map(self.spec.folder, name).to(self.device, self.dtype if convert else None)
+        weight = self.weights.read(self.spec.folder, name).to(self.device, self.dtype)
         if self.device.type != "cpu":
             self._resident[name] = weight
         return weight
@@ -84,8 +84,8 @@ class ClipEncoder:
         sequence which token attends to which, (length, length).
         """
         masks = [mask.to(self.device) for mask in masks]
-        table = self._weight(f"{TEXT}embeddings.token_embedding.weight", convert=False)
-        x = embedding(ids.to(self.device), table).to(self.dtype)
+        x = self.weights.rows(self.spec.folder, f"{TEXT}embeddings.token_embedding.weight", ids.cpu())
+        x = x.to(self.device, self.dtype)
         x = x + self._weight(f"{TEXT}embeddings.position_embedding.weight")[positions.to(self.device)]
         last = self.config["num_hidden_layers"] - 1
         for number in range(last):
@@ -119,9 +119,7 @@ class ClipEncoder:
         )
         x = x + self._linear(f"{name}self_attn.out_proj", seen.transpose(0, 1).flatten(1))
         y = self._linear(f"{name}mlp.fc1", self._norm(f"{name}layer_norm2", x))
-        x = x + self._linear(f"{name}mlp.fc2", ACTIVATIONS[self.config["hidden_act"]](y))
-        self.weights.release(self.spec.folder)
-        return x
+        return x + self._linear(f"{name}mlp.fc2", ACTIVATIONS[self.config["hidden_act"]](y))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return linear(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"))

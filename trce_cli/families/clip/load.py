@@ -50,11 +50,7 @@ def load_text_encoders(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> list[Any]:
-    """The text encoders on `device`, in `dtype` (or the files'); see `load_strictly`.
-
-    Weights that need no conversion are pages of their files: a token embedding takes the memory of the rows
-    that are looked up.
-    """
+    """The text encoders on `device`, in `dtype` (or the files'); see `load_strictly`."""
     return [_load(weights, spec, device, dtype) for spec in specs]
 
 
@@ -64,7 +60,7 @@ def _load(weights: Weights, spec: EncoderSpec, device: torch.device | str, dtype
     def make(config: dict[str, Any]) -> Any:
         return getattr(transformers, spec.model_class)(transformers.CLIPTextConfig.from_dict(config))
 
-    model = load_strictly(make, weights, spec.folder, device, lambda key: dtype, published, pages=True)
+    model = load_strictly(make, weights, spec.folder, device, lambda key: dtype, published)
     embeddings = getattr(model, "text_model", model).embeddings
     embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1], device=device).expand((1, -1))
     return model
