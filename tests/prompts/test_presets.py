@@ -359,3 +359,21 @@ def test_new_refuses_a_place_where_no_file_can_be(trce, tmp_path, target):
 def test_quiet_says_nothing(trce, command):
     told = trce("presets", *command, "--quiet")
     assert (told.status, told.out, told.err) == (0, "", "")
+
+
+def test_includes_that_include_twice_are_read_once(tmp_path: Path) -> None:
+    for number in range(30):
+        includes = f'includes = ["{number + 1}.toml", "{number + 1}.toml"]' if number < 29 else CONCEPT
+        (tmp_path / f"{number}.toml").write_text(
+            f'name = "{number}"\ndescription = "d"\nkind = "object"\n{includes}\n'
+        )
+    assert [preset.name for preset in load_preset(tmp_path / "0.toml").walk()] == [str(n) for n in range(30)]
+
+
+def test_includes_are_not_followed_without_end(tmp_path: Path) -> None:
+    for number in range(40):
+        (tmp_path / f"{number}.toml").write_text(
+            f'name = "a"\ndescription = "d"\nkind = "object"\nincludes = ["{number + 1}.toml"]\n'
+        )
+    with pytest.raises(BadInput, match="more than 32 deep"):
+        load_preset(tmp_path / "0.toml")

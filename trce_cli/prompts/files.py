@@ -3,12 +3,14 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
 from trce_cli.errors import BadInput
+from trce_cli.system.foreign import read_bytes
 
 # Spellings of the published sets (I2P, MMA-Diffusion, P4D, Ring-A-Bell, UnlearnDiffAtk, COCO), best first.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +23,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 SUFFIXES = (".txt", ".csv", ".tsv")
 MAX_PROMPT = 10_000  # characters; the text encoders read about 300 of them
 MAX_CELL = 1 << 24  # characters; other columns may hold an embedded picture
+MAX_BYTES = 1 << 28  # of a file
 MAX_SIDE = 1 << 14  # pixels
 MAX_SEED = (1 << 64) - 1  # what torch.Generator takes
 BOMS = (
@@ -80,12 +83,9 @@ def read_prompts(
 
 def decode(path: Path, note: Callable[[str], None]) -> str:
     """The text with plain newlines: by its byte order mark, else UTF-8, else Windows-1252 with a note."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BadInput(f"There is no prompt file {path}.") from None
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}.") from None
+    if not os.path.lexists(path):
+        raise BadInput(f"There is no prompt file {path}.")
+    data = read_bytes(path, MAX_BYTES)
     encoding = next((name for mark, name in BOMS if data.startswith(mark)), None)
     try:
         text = data.decode(encoding or "utf-8")

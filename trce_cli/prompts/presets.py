@@ -6,7 +6,6 @@ import json
 import os
 import re
 import reprlib
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
@@ -24,8 +23,12 @@ from pydantic import (
 
 from trce_cli.errors import BadInput
 from trce_cli.prompts.templates import TEMPLATES
+from trce_cli.system.foreign import parse_toml, read_text
+from trce_cli.system.paths import real_path
 
 MAX_BYTES: Final = 1 << 20  # a file that is larger was not meant as a concept list
+MAX_DEPTH: Final = 32  # of includes in each other
+MAX_ENTRIES: Final = 5000  # of a list
 
 
 def _check_phrase(text: str) -> str:
@@ -137,6 +140,8 @@ class Preset(_Table):
     def _check_not_empty(cls, items: tuple[object, ...]) -> tuple[object, ...]:
         if not items:
             raise ValueError("must not be empty; leave the key out instead")
+        if len(items) > MAX_ENTRIES:
+            raise ValueError(f"must have at most {MAX_ENTRIES:,} entries, not {len(items):,}")
         return items
 
     @model_validator(mode="after")
@@ -147,18 +152,26 @@ class Preset(_Table):
 
     @model_validator(mode="after")
     def _check_implied_names_nothing(self) -> Self:
+        every = "\n".join(self.implied).casefold()
+        phrases = [re.sub(r"^(an?|the) ", "", c.unsafe, flags=re.IGNORECASE) for c in self.concepts]
+        phrases = [phrase for phrase in phrases if phrase.casefold() in every]  # hardly any
         for prompt in self.implied:
-            for concept in self.concepts:
-                phrase = re.sub(r"^(an?|the) ", "", concept.unsafe, flags=re.IGNORECASE)
+            for phrase in phrases:
                 if re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE):
                     raise ValueError(f"implied must not name what it means, but {prompt!r} says {phrase!r}")
         return self
 
     def walk(self) -> Iterator["Preset"]:
-        """This preset and then, depth first, those it includes."""
-        yield self
-        for preset in self._included:
-            yield from preset.walk()
+        """This preset and then, depth first, those it includes, each once."""
+        found: dict[int, Preset] = {}
+        self._collect(found)
+        yield from found.values()
+
+    def _collect(self, found: dict[int, "Preset"]) -> None:
+        if id(self) not in found:
+            found[id(self)] = self
+            for preset in self._included:
+                preset._collect(found)
 
     def sha256(self) -> str:
         """The hash of all that it says, includes resolved; comments and layout of the file do not matter."""
@@ -183,7 +196,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     A relative path in `includes` is relative to the file that it stands in.
     Raises BadInput, which names the file, the key and what is allowed.
     """
-    return _load(_find(name_or_path, Path()), ())
+    return _load(_find(name_or_path, Path()), (), {})
 
 
 def load_presets(names_or_paths: Iterable[str | Path]) -> list[Preset]:
@@ -215,7 +228,7 @@ def _find(name_or_path: str | Path, folder: Path) -> Path:
     if name in shipped and not isinstance(name_or_path, Path):
         return presets_folder() / f"{name}.toml"
     path = folder / name
-    if name and path.exists():
+    if name and os.path.exists(path):  # False, too, for a name that no file can have
         return path
     if name.endswith(".toml") or os.sep in name or isinstance(name_or_path, Path):
         raise BadInput(f"There is no preset file {str(path)!r}.", "Start one with `trce presets new FILE`.")
@@ -227,14 +240,21 @@ def _find(name_or_path: str | Path, folder: Path) -> Path:
     )
 
 
-def _load(path: Path, including: tuple[Path, ...]) -> Preset:
-    if path.resolve() in including:
-        circle = " -> ".join(file.name for file in (*including[including.index(path.resolve()) :], path))
+def _load(path: Path, including: tuple[Path, ...], loaded: dict[Path, Preset]) -> Preset:
+    """The preset in a file with its includes; a file that is included several times is read once."""
+    real = real_path(path)
+    if real in loaded:
+        return loaded[real]
+    if real in including:
+        circle = " -> ".join(file.name for file in (*including[including.index(real) :], path))
         raise BadInput(f"{path}: includes go in a circle: {circle}.", "Take one of them out.")
+    if len(including) == MAX_DEPTH:
+        raise BadInput(f"{path}: includes are more than {MAX_DEPTH} deep.", "Include the presets directly.")
     preset = _parse(path)
     preset._included = tuple(
-        _load(_find_include(name, path), (*including, path.resolve())) for name in preset.includes
+        _load(_find_include(name, path), (*including, real), loaded) for name in preset.includes
     )
+    loaded[real] = preset
     return preset
 
 
@@ -246,13 +266,10 @@ def _find_include(name: str, path: Path) -> Path:
 
 
 def _parse(path: Path) -> Preset:
-    text = _read(path)
-    try:
-        table = tomllib.loads(text)
-    except ValueError as error:  # TOMLDecodeError, and what Python says to a number of 5,000 digits
-        raise BadInput(f"{path} is not valid TOML: {error}.") from None
-    except RecursionError:
-        raise BadInput(f"{path} is nested too deeply to be a preset.") from None
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise BadInput(f"{path} is {what}, where a preset is a TOML file.")
+    table = parse_toml(read_text(path, MAX_BYTES, "utf-8-sig"), str(path))
     try:
         preset = Preset.model_validate(table)
     except ValidationError as error:
@@ -262,20 +279,6 @@ def _parse(path: Path) -> Preset:
 
 def _with_default_templates(preset: Preset) -> Preset:
     return preset.model_copy(update={"templates": TEMPLATES[preset.kind]})
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise BadInput(f"{path} is {what}, where a preset is a TOML file.")
-    if path.stat().st_size > MAX_BYTES:
-        raise BadInput(f"{path} has {path.stat().st_size:,} bytes, where a preset has at most {MAX_BYTES:,}.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from None
-    except PermissionError:
-        raise BadInput(f"{path} may not be read.", "Look at its permissions.") from None
 
 
 # The table that a key stands in, to say which keys are allowed there.

@@ -17,6 +17,7 @@ from trce_cli.errors import BadInput, TrceError
 
 SMALL: Final = 16 << 20  # bytes of a file that is read whole, unless its kind has a limit of its own
 DEPTH: Final = 64  # of tables and lists in each other
+_DEEP: Final = f"it is nested too deeply, more than {DEPTH} times"
 LARGEST: Final = 1e300  # a number beyond is no size, seed or weight of anything
 
 M = TypeVar("M")
@@ -150,7 +151,7 @@ def _bounded(value: Any) -> Any:
     level, depth = [value], 0
     while level:
         if (depth := depth + 1) > DEPTH:
-            raise ValueError(f"it is nested more than {DEPTH} deep")
+            raise ValueError(_DEEP)
         inner: list[Any] = []
         for one in level:
             if isinstance(one, dict):
@@ -168,7 +169,7 @@ def _bounded(value: Any) -> Any:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return f"it is nested more than {DEPTH} deep"
+        return _DEEP
     if isinstance(error, UnicodeEncodeError):
         return "a text holds half of a character (a lone surrogate)"
     return " ".join(str(error).split())[:120].rstrip(".")

@@ -102,7 +102,7 @@ class Victim:
         """
         checkpoint = self.evaluation.checkpoints[role]
         self.stage(f"Loading {checkpoint.name}", None, "")
-        self._pipeline = self.family.pipe(checkpoint, self.device, getattr(torch, self.dtype))
+        self._pipeline = checkpoint.pipe(self.device, getattr(torch, self.dtype))
         self._module.requires_grad_(False)
         try:
             if role == "erased":
