@@ -55,7 +55,7 @@ def test_only_regular_files_are_read_and_only_small_ones(tmp_path: Path) -> None
     ],
 )
 def test_json_that_would_break_something_later_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=r"^x is not valid JSON: [^\n]{5,130}\.$"):
+    with pytest.raises(BadInput, match=r"^x cannot be read as JSON: [^\n]{5,130}\.$"):
         parse_json(text, "x")
 
 
@@ -79,7 +79,7 @@ def test_json_that_checkpoints_hold_is_read() -> None:
     ],
 )
 def test_yaml_that_would_break_something_later_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=r"^x is not valid YAML: .{5,130}\.$"):
+    with pytest.raises(BadInput, match=r"^x cannot be read as YAML: .{5,130}\.$"):
         parse_yaml(text, "x")
 
 
@@ -94,9 +94,9 @@ def test_a_model_says_which_key_is_wrong() -> None:
         width: int = Field(gt=0, le=100)
 
     assert validated(Size, {"width": 3}, "x").width == 3
-    with pytest.raises(BadInput, match=r"^x cannot be used: width: .*100\.$"):
+    with pytest.raises(BadInput, match=r"^x cannot be read: width: .*100\.$"):
         validated(Size, {"width": 10**9}, "x")
-    with pytest.raises(BadInput, match=r"^x cannot be used: .*\.$"):
+    with pytest.raises(BadInput, match=r"^x cannot be read: .*\.$"):
         validated(Size, [], "x")
 
 

@@ -7,12 +7,16 @@ were made; `record` describes an entry. Fed back, the settings of an entry make 
 import datetime
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.errors import BadInput
+from trce_cli.system.foreign import parse_json, parse_yaml, validated
 from trce_cli.system.machine import __version__, peak_memory_bytes, versions
 
 if TYPE_CHECKING:
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 NAME = "trce.json"
+MAX_FRONT_MATTER = 1 << 16  # characters of a model card's; reading YAML is slow
+_TOLD = ("base_model", "license", "license_name", "license_link")  # what a card's front matter is asked
 
 # What each kind of edit does, in plain words.
 METHODS = {
@@ -31,6 +37,54 @@ METHODS = {
     "turn away from the unsafe concepts and stay as they were for ordinary prompts.",
     "apply": "An edit that was solved before, on another checkpoint or at another time, was put on this one.",
 }
+
+
+_Text = Annotated[str, Field(max_length=10_000)]
+
+
+class _Concept(BaseModel):
+    unsafe: _Text
+    safe: _Text
+
+
+class _Preset(BaseModel):
+    name: _Text
+    concepts: list[_Concept]
+
+
+class _Versions(BaseModel):
+    trce: _Text
+    torch: _Text
+
+
+class _Base(BaseModel):
+    name: _Text
+    family: _Text
+    revision: _Text | None = None
+    variant: _Text | None = None
+    files: dict[str, _Text]
+
+
+class _Entry(BaseModel):
+    edit: Literal["map", "steer", "apply"]
+    date: _Text
+    versions: _Versions
+    base: _Base
+    presets: list[_Preset]
+    settings: dict[str, Any]
+    seeds: dict[str, Any]
+    figures: dict[str, Any]
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    peak_memory_bytes: Annotated[int, Field(ge=0)]
+
+
+class _History(BaseModel):
+    """What has to hold of a `trce.json` for all that is made of it; further keys are kept."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: Literal[1] = Field(alias="schema")
+    history: list[_Entry]
 
 
 def record(
@@ -92,19 +146,14 @@ def history(checkpoint: "Checkpoint") -> list[dict[str, Any]]:
 
 
 def parse_history(text: str, where: str) -> list[dict[str, Any]]:
-    """The entries of a `trce.json`'s text, oldest first; `BadInput` where it is damaged."""
+    """The entries of a `trce.json`'s text, oldest first, as `record` makes them; `BadInput` for others."""
+    where, hint = f"The provenance ({NAME}) of {where}", "Remove it to begin a new history."
     try:
-        table = json.loads(text)
-        if table["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {table['schema']!r}, not {SCHEMA}")
-        entries: list[dict[str, Any]] = table["history"]
-        if entries:
-            model_card(entries, {})  # an entry that the card cannot tell is damaged
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise BadInput(
-            f"The provenance ({NAME}) of {where} cannot be read: {str(error)[:120]}.",
-            "Remove it to begin a new history.",
-        ) from error
+        table = parse_json(text, where)
+    except BadInput as error:
+        raise BadInput(error.message, hint) from None
+    validated(_History, table, where, hint)
+    entries: list[dict[str, Any]] = table["history"]
     return entries
 
 
@@ -151,15 +200,23 @@ def _finite(value: Any) -> Any:
 
 
 def source_card(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """The front matter of the checkpoint's own model card; empty where there is none that can be read."""
-    import yaml  # type: ignore[import-untyped]
-
+    """What the front matter of the checkpoint's own model card says of licence and base, as far as it can be
+    read.
+    """
     match = re.match(r"---\r?\n(.*?)\r?\n---", checkpoint.card_text() or "", re.DOTALL)
     try:
-        table = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, ValueError):  # such as a date that is none
+        table = parse_yaml(match[1], "README.md") if match and len(match[1]) <= MAX_FRONT_MATTER else None
+    except BadInput:
         return {}
-    return table if isinstance(table, dict) else {}
+    if not isinstance(table, dict):
+        return {}
+    return {key: table[key] for key in _TOLD if _is_told(table.get(key))}
+
+
+def _is_told(value: Any) -> bool:
+    """Whether it is a name, or several."""
+    every = value if isinstance(value, list) and len(value) <= 100 else [value]
+    return all(isinstance(one, str) and len(one) <= 1000 for one in every)
 
 
 def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:
@@ -167,7 +224,7 @@ def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) 
 
     entries: the history, at least one. source: front matter of the base's card, whose licence is kept.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     base = str(entries[0]["base"]["name"])
     front: dict[str, Any] = {}
@@ -239,7 +296,7 @@ def _hub_id(name: str) -> str | None:
     """The hub id of a checkpoint given by it or by a folder of the hub's cache, else None."""
     if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", name):
         return f"{cached[1]}/{cached[2]}"
-    return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
+    return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name) else None
 
 
 def _table(what: str, values: Mapping[str, Any]) -> list[str]:

@@ -4,28 +4,77 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from trce_cli.errors import BadInput
-from trce_cli.evaluate.results import RESULTS, SCHEMA
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from trce_cli.evaluate.results import RESULTS
 from trce_cli.maths.statistics import pareto
+from trce_cli.system.foreign import read_json, validated
+
+
+class _Rate(BaseModel):
+    share: FiniteFloat | None
+
+
+class _Verdict(BaseModel):
+    convention: str
+    original: _Rate
+    erased: _Rate
+
+
+class _Kept(BaseModel):
+    kept: _Rate
+
+
+class _ClipScore(BaseModel):
+    original: FiniteFloat
+    erased: FiniteFloat
+
+
+class _Suite(BaseModel):
+    name: str
+    role: Literal["attack", "context", "benign", "own"]
+    prompts: int
+    asr: Annotated[list[_Verdict], Field(min_length=1)]
+    kept: _Kept | None = None
+    clip_score: _ClipScore | None = None
+
+
+class _Checkpoint(BaseModel):
+    name: str
+    sha256: str
+    negative_prompt: str = ""
+
+
+class _Detector(BaseModel):
+    fingerprint: str
+
+
+class _Preset(BaseModel):
+    sha256: str
+
+
+class Results(BaseModel):
+    """What a comparison looks at in the results of an evaluation; docs/results.md explains every key."""
+
+    model_config = ConfigDict(strict=True)
+
+    schema_: Literal[1] = Field(alias="schema")
+    original: _Checkpoint
+    erased: _Checkpoint
+    detectors: Annotated[list[_Detector], Field(min_length=1)]
+    presets: list[_Preset]
+    suites: Annotated[list[_Suite], Field(min_length=1)]
+    settings: dict[str, Any]
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """The results.json of an evaluation; BadInput where it is none."""
     file = path / RESULTS if path.is_dir() else path
-    try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if results["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {results['schema']!r}, not {SCHEMA}")
-        compare_results([results])
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise BadInput(
-            f"{file} is no results.json of `trce evaluate`: {str(error)[:120] or type(error).__name__}.",
-            "Give the file that an evaluation wrote.",
-        ) from error
+    results = read_json(file)
+    what = f"{file} as the results.json of an evaluation"
+    validated(Results, results, what, "Give the file that `trce evaluate` wrote.")
     return results
 
 

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from trce_cli.errors import BadInput
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.features import Extractor
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import BATCH, ROLES, Pair, ScoreStore, batches, load_image, real_images
-from trce_cli.images.record import ImageRecord
+from trce_cli.images.record import ImageRecord, load
 from trce_cli.maths.statistics import Change, Rate, frechet_distance, mean_change, similarity
 from trce_cli.prompts.home import Clip
 from trce_cli.prompts.suites import Suite
@@ -202,12 +201,7 @@ def real_features(folder: Path, extractor: Extractor, size: tuple[int, int]) -> 
     for start in range(0, len(paths), BATCH):
         images = []
         for path in paths[start : start + BATCH]:
-            try:
-                with Image.open(path) as image:
-                    fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
-                images.append(np.asarray(fitted))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise BadInput(f"{path} is no picture that can be read.", "Take it out of --real.") from error
+            images.append(np.asarray(ImageOps.fit(load(path), size, Image.Resampling.LANCZOS)))
         found.append(extractor.features(np.stack(images)))
     return np.concatenate(found)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from trce_cli.evaluate.compare import compare_results
 from trce_cli.evaluate.scores import ROLES
+from trce_cli.images.record import load
 from trce_cli.system.whole import write_json, write_text
 
 PAGE, COMPARISON = "report.html", "comparison.json"
@@ -87,8 +88,7 @@ def failure(suite: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 def data_uri(path: Path) -> dict[str, Any]:
     """A picture as a data URI: small ones lossless, larger ones as a JPEG of at most `SIDE` pixels."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
+    picture = load(path)
     buffer = io.BytesIO()
     small = max(picture.size) <= SMALL
     if small:

@@ -2,21 +2,26 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from pydantic import FiniteFloat
 
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.detectors.base import Loaded
-from trce_cli.images.record import ImageRecord
+from trce_cli.images.record import ImageRecord, load
+from trce_cli.system.foreign import open_file, parse_json, read_text, validated
 from trce_cli.system.whole import appending
 
 ROLES = ("original", "erased")
 BATCH = 32  # pictures a detector sees at once
+MAX_SCORES = 1 << 28  # bytes of a file of them
 REAL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+Scores = list[FiniteFloat]
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,7 @@ def pair_up(folder: Path, records: Sequence[ImageRecord]) -> list[Pair]:
 
 def load_image(path: Path) -> np.ndarray:
     """RGB uint8 (height, width, 3)."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(load(path))
 
 
 def batches(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
@@ -64,13 +68,11 @@ class ScoreStore:
     def read(self) -> None:
         """Take in what all processes have written."""
         for path in self._folder.glob(f"{self._stem}-*.jsonl"):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    picture, scores = json.loads(line)
-                    if len(scores) == self._labels and np.isfinite(np.asarray(scores, np.float64)).all():
+            for line in read_text(path, MAX_SCORES, errors="replace").splitlines():
+                with suppress(BadInput):
+                    picture, scores = validated(tuple[str, Scores], parse_json(line, str(path)), str(path))
+                    if len(scores) == self._labels:
                         self._scores[picture] = scores
-                except (ValueError, TypeError):
-                    continue
 
     def add(self, pictures: Sequence[str], scores: np.ndarray) -> None:
         """Keep the scores of some pictures."""
@@ -89,7 +91,7 @@ class ScoreStore:
 
 def is_torn(path: Path) -> bool:
     """Whether the last line of a file has no end, as a kill leaves it."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read() != b"\n"
 
 

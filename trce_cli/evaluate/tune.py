@@ -34,6 +34,7 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate, pareto
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
+from trce_cli.system.foreign import read_json
 from trce_cli.system.machine import versions
 from trce_cli.system.progress import Report, Stage, no_report, no_stage
 from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
@@ -166,9 +167,9 @@ def plan(evaluation: Evaluation, suite: Suite, sha256: str, dtype: str) -> Itera
 def finished(path: Path, asked: str) -> dict[str, dict[str, Any]]:
     """The trials by key that an earlier run of the same suites and detectors has in its `tune.json`."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         return {trial["key"]: trial for trial in told["trials"] if told["asked"] == asked}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadInput, KeyError, TypeError):
         return {}
 
 

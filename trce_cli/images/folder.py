@@ -9,9 +9,11 @@ from PIL import Image
 from trce_cli.errors import BadInput
 from trce_cli.images.grid import GRID
 from trce_cli.images.record import ImageRecord, parse_record, read_image, to_line, write_image
+from trce_cli.system.foreign import read_text
 from trce_cli.system.whole import appending, write_text
 
 INDEX = "images.jsonl"
+MAX_INDEX = 1 << 30  # bytes
 
 
 class ImageFolder:
@@ -82,6 +84,6 @@ class ImageFolder:
         index = self.path / INDEX
         if not index.exists():
             return set()
-        lines = index.read_text(encoding="utf-8", errors="replace").split("\n")  # prompts may hold others
+        lines = read_text(index, MAX_INDEX, errors="replace").split("\n")  # prompts may hold others
         names = {record.file for line in lines if (record := parse_record(line))}
         return {name for name in names if re.fullmatch(r"[\w-]+\.png", name) and (self.path / name).exists()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trce_cli.images.record import ImageRecord
+from trce_cli.images.record import ImageRecord, load
 from trce_cli.system.whole import whole
 
 GRID = "grid.png"
@@ -97,9 +97,3 @@ def remark(row: Sequence[ImageRecord]) -> str:
     """The seeds of a grid row, "seed 7" or "seeds 7 to 9"."""
     first, last = row[0].seed, row[-1].seed
     return f"seed {first}" if first == last else f"seeds {first} to {last}"
-
-
-def load(path: Path) -> Image.Image:
-    """The image, read whole, its file closed."""
-    with Image.open(path) as image:
-        return image.convert("RGB")

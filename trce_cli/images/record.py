@@ -8,9 +8,12 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
+from trce_cli.errors import BadInput, refusing
+from trce_cli.system.foreign import open_file
 from trce_cli.system.machine import __version__
 from trce_cli.system.whole import whole
 
+MAX_PIXELS = 1 << 26  # of a picture that is read; its RGB takes three bytes each
 CHUNK = "trce"  # the PNG text chunk that holds the record as JSON
 # Names as the AUTOMATIC1111 web UI writes them, which viewers and model sites read.
 SAMPLERS = {
@@ -100,13 +103,25 @@ def write_image(folder: Path, image: Image.Image, record: ImageRecord) -> None:
 def read_image(path: Path) -> ImageRecord | None:
     """The record inside a PNG, None when it has none; ValueError when the file is no whole PNG."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_file(path) as file, Image.open(file, formats=["PNG"]) as image:
             image.verify()  # every chunk to the last, by its checksum
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_file(path) as file, Image.open(file, formats=["PNG"]) as image:
             text = image.text  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, EOFError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, BadInput, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no whole PNG") from error
     return parse_record(text[CHUNK]) if CHUNK in text else None
+
+
+def load(path: Path) -> Image.Image:
+    """A picture as RGB, read whole; BadInput for what is none, or too large to be one of an evaluation."""
+    with (
+        refusing(f"{path} is no picture that can be read"),
+        open_file(path) as file,
+        Image.open(file) as image,
+    ):
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
+        return image.convert("RGB")
 
 
 def parse_record(line: str) -> ImageRecord | None:

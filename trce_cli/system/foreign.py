@@ -11,7 +11,7 @@ import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 from trce_cli.errors import BadInput, TrceError
 
@@ -62,11 +62,16 @@ def open_regular(path: Path) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: of a name with a zero byte
-        raise BadInput(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
+        raise BadInput(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise BadInput(f"{path} is not a file.")
     return handle
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file, of any size, as a stream."""
+    return os.fdopen(open_regular(path), "rb")
 
 
 def read_bytes(path: Path, most: int = SMALL) -> bytes:
@@ -77,7 +82,7 @@ def read_bytes(path: Path, most: int = SMALL) -> bytes:
         try:
             content = file.read(most + 1) if size <= most else b""
         except OSError as error:
-            raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+            raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
     if size > most or len(content) > most:
         raise BadInput(f"{path} has {max(size, most + 1):,} bytes; a file of its kind has at most {most:,}.")
     return content
@@ -104,7 +109,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return _bounded(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where} is not valid JSON: {_reason(error)}.") from None
+        raise BadInput(f"{where} cannot be read as JSON: {_reason(error)}.") from None
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return _bounded(yaml.load(text, Loader))
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as error:
-        raise BadInput(f"{where} is not valid YAML: {_reason(error)}.") from None
+        raise BadInput(f"{where} cannot be read as YAML: {_reason(error)}.") from None
 
 
 def validated(model: type[M], value: Any, where: str, hint: str | None = None) -> M:
@@ -142,7 +147,7 @@ def validated(model: type[M], value: Any, where: str, hint: str | None = None) -
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))[:100]
         raise BadInput(
-            f"{where} cannot be used: {key + ': ' if key else ''}{first['msg'][:100]}.", hint
+            f"{where} cannot be read: {key + ': ' if key else ''}{first['msg'][:100]}.", hint
         ) from None
 
 

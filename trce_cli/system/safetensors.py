@@ -92,7 +92,7 @@ class SafetensorsFile:
             with open(handle.number, "rb", closefd=False) as file:
                 return cls._parse(path, file, handle)
         except OSError as error:
-            raise BadInput(f"Cannot read {path}: {error.strerror}.") from error
+            raise BadInput(f"{path} cannot be read: {error.strerror}.") from error
 
     @classmethod
     def _parse(cls, path: Path, file: BinaryIO, handle: _Handle) -> "SafetensorsFile":
@@ -174,7 +174,7 @@ class SafetensorsFile:
             try:
                 count = os.preadv(self._handle.number, [view], position)
             except OSError as error:
-                raise BadInput(f"Cannot read {self.path}: {error.strerror}.") from error
+                raise BadInput(f"{self.path} cannot be read: {error.strerror}.") from error
             if not count:
                 raise _broken(self.path, f"it ends inside of tensor {name}")
             view, position = view[count:], position + count
