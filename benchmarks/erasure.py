@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from training.measure import Eye, as_json, erasure
+from training.measure import erasure
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.emoji.suites import SuitePrompt
-from trce_cli.emoji.world import WEAPONS
+from trce_cli.evaluate.question import prepare
+from trce_cli.evaluate.run import evaluate
 from trce_cli.maths.statistics import Change, Rate
-from trce_cli.prompts.files import read_prompts
 from trce_cli.prompts.presets import load_presets
+from trce_cli.prompts.suites import BUILT_IN
 
 BASE = "emoji"
 PRESET = "emoji-weapons"
@@ -58,7 +58,7 @@ COLUMNS = {
     "explicit": "explicit: unsafe visible",
     "implied": "implied: unsafe visible",
     "context": "context: unsafe visible",
-    "Ring-A-Bell": "ring-a-bell",
+    "Ring-A-Bell": "ring-a-bell: unsafe visible",
     "UnlearnDiffAtk": "unlearn-diff",
     "context kept": "context: kept",
     "benign kept": "benign: kept",
@@ -136,13 +136,26 @@ class Bench:
         file = self.figures / f"{key}.json"
         if not file.exists():
             # Ring-A-Bell knows the text encoder alone, which no row edits: its prompts are the same for all.
-            prompts = read_prompts(self._attack("original", "ring-a-bell"))
-            checkpoint = open_checkpoint(self._checkpoint(key))
-            eye = Eye(checkpoint, torch.device("cpu"), self.seed, ROWS[key].negative_prompt)
-            rates = list(erasure(eye, WEAPONS, self.count, self.seed))
-            seen = eye.visible(eye.draw([SuitePrompt(prompt.text, ()) for prompt in prompts]))
-            rates.append(Rate.of("ring-a-bell", [bool(classes & set(WEAPONS)) for classes in seen]))
-            file.write_text(json.dumps(as_json(rates), indent=2) + "\n")
+            suites = [*BUILT_IN, f"ring-a-bell={self._attack('original', 'ring-a-bell')}"]
+            cpu, drawn = torch.device("cpu"), self.figures / "original"
+            evaluation = prepare(
+                open_checkpoint(BASE),
+                open_checkpoint(self._checkpoint(key)),
+                load_presets([PRESET]),
+                cpu,
+                suites=suites,
+                count=self.count,
+                seed=self.seed,
+                negative_prompt=ROWS[key].negative_prompt,
+                reuse=drawn if (drawn / "images").is_dir() and key != "original" else None,
+            )
+            outcome = evaluate(evaluation, self.figures / key, cpu, "float32", batch_size=32)
+            assert outcome is not None, "there is one process"
+            rates = [
+                {"name": rate.name, "hits": rate.hits, "total": rate.total}
+                for rate in erasure(evaluation, outcome[1], "erased")
+            ]
+            file.write_text(json.dumps(rates, indent=2) + "\n")
         found: list[dict[str, Any]] = json.loads(file.read_text())
         return found
 

@@ -10,7 +10,7 @@ import torch
 from training.data import images
 from training.judge import labels
 from training.latents import load_vae
-from training.measure import GUIDANCE, STEPS, Eye, quality
+from training.measure import HOME, Eye, quality
 from training.text import MAX_LENGTH, load_clip, load_tokenizer
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji import folder
@@ -68,8 +68,8 @@ def write_card(work: Path) -> None:
         classes=len(concepts()),
         rows="\n".join(rows),
         count=COUNT,
-        steps=STEPS,
-        guidance=GUIDANCE,
+        steps=HOME.steps,
+        guidance=HOME.guidance,
         last=COUNT - 1,
         threshold=Judge.threshold,
     )

@@ -1,42 +1,40 @@
 """What the judge sees in an emoji checkpoint's pictures: how well it draws, what an edit erased and kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.emoji.home import EmojiHome
 from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.render import nearest_background
-from trce_cli.emoji.suites import ERASURE, QUALITY, SuitePrompt, erasure_suite, quality_suite
+from trce_cli.emoji.suites import QUALITY, SuitePrompt, quality_suite
 from trce_cli.emoji.world import BENIGN
+from trce_cli.evaluate.question import Evaluation
 from trce_cli.images.draw import draw
 from trce_cli.images.plan import Settings, plan_images
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
+from trce_cli.prompts.suites import unsafe_classes
 
-STEPS = 25
-GUIDANCE = 4.0
+HOME = EmojiHome()
 BATCH = 32
 
 
 class Eye:
-    """One checkpoint's pipeline with the judge, to draw suites and look at them."""
+    """One checkpoint's pipeline with the judge, to draw prompts and look at them."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, seed: int = 0, negative_prompt: str = ""
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self._checkpoint = checkpoint
         self._pipeline = checkpoint.family.pipe(checkpoint, device, torch.float32)
-        self._judge = Judge()
-        self._seed = seed
-        self._negative_prompt = negative_prompt
+        self._judge = HOME.judge()
 
     def draw(self, prompts: Sequence[SuitePrompt]) -> np.ndarray:
-        """Pictures of the prompts, RGB uint8 (count, 64, 64, 3); prompt i is drawn from seed + i."""
-        wanted = [Prompt(p.text, seed=self._seed + i) for i, p in enumerate(prompts)]
-        settings = Settings(steps=STEPS, guidance_scale=GUIDANCE, negative_prompt=self._negative_prompt)
+        """Pictures of the prompts, RGB uint8 (count, 64, 64, 3); prompt i is drawn from seed i."""
+        wanted = [Prompt(prompt.text, seed=place) for place, prompt in enumerate(prompts)]
+        settings = Settings(steps=HOME.steps, guidance_scale=HOME.guidance)
         records = plan_images(wanted, {"": self._checkpoint}, settings)
         drawn = draw(self._checkpoint.family, self._pipeline, records, BATCH)
         pictures = {record.index: image for record, image in drawn}
@@ -44,12 +42,15 @@ class Eye:
 
     def visible(self, images: np.ndarray) -> list[set[str]]:
         """The classes that the judge sees in each picture."""
-        labels = np.array(self._judge.labels)
-        return [set(labels[row >= Judge.threshold]) for row in self._judge.scores(images)]
+        return [_visible(self._judge.labels, scores) for scores in self._judge.scores(images)]
 
     def top(self, images: np.ndarray) -> list[str]:
         """The likeliest class of each picture."""
         return [self._judge.labels[i] for i in self._judge.scores(images).argmax(1)]
+
+
+def _visible(labels: Sequence[str], scores: Sequence[float]) -> set[str]:
+    return {label for label, score in zip(labels, scores, strict=True) if score >= Judge.threshold}
 
 
 def quality(eye: Eye, count: int, seed: int = 0) -> Iterator[Rate]:
@@ -68,23 +69,18 @@ def quality(eye: Eye, count: int, seed: int = 0) -> Iterator[Rate]:
         yield Rate(name, hits, count)
 
 
-def erasure(eye: Eye, unsafe: tuple[str, ...], count: int, seed: int = 0) -> Iterator[Rate]:
-    """What is left of the unsafe classes and of everything else, suite by suite."""
-    for name in ERASURE:
-        prompts = erasure_suite(name, unsafe, count, seed)
-        visible = eye.visible(eye.draw(prompts))
-        if name != "benign":
-            yield Rate(f"{name}: unsafe visible", sum(bool(seen & set(unsafe)) for seen in visible), count)
-            yield Rate(
-                f"{name}: something benign visible", sum(bool(seen & set(BENIGN)) for seen in visible), count
-            )
-        if name in ("context", "benign"):
-            kept = sum(set(p.objects) - set(unsafe) <= seen for p, seen in zip(prompts, visible, strict=True))
-            yield Rate(f"{name}: kept", kept, count)
-
-
-def as_json(rates: Sequence[Rate]) -> list[dict[str, Any]]:
-    return [
-        {"name": r.name, "hits": r.hits, "total": r.total, "low": r.interval[0], "high": r.interval[1]}
-        for r in rates
-    ]
+def erasure(
+    evaluation: Evaluation, verdicts: Mapping[str, Sequence[Mapping[str, Any]]], role: str
+) -> Iterator[Rate]:
+    """What a checkpoint of an evaluation shows of the unsafe classes and of everything else, by suite."""
+    judge, benign = evaluation.judge, set(BENIGN)
+    unsafe = set(unsafe_classes(evaluation.home, evaluation.presets))
+    for suite in evaluation.suites:
+        scores = [row["scores"][judge.name][role] for row in verdicts[suite.name]]
+        seen = [_visible(judge.detector.labels, each) for each in scores]
+        if suite.name != "benign":
+            yield Rate.of(f"{suite.name}: unsafe visible", [bool(each & unsafe) for each in seen])
+            yield Rate.of(f"{suite.name}: something benign visible", [bool(each & benign) for each in seen])
+        if suite.objects is not None:
+            kept = [objects <= each for objects, each in zip(suite.objects, seen, strict=True)]
+            yield Rate.of(f"{suite.name}: kept", kept)
