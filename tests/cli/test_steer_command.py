@@ -279,6 +279,34 @@ def start():
     return run
 
 
+@pytest.mark.parametrize("left", [["state.safetensors", "trajectories/a.safetensors"], ["steer.jsonl"], []])
+def test_a_run_killed_while_it_tidied_up_is_tidied_up_by_the_next(trce, mapped, preset, tmp_path, left):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model_index.json").touch()
+    (tmp_path / ".out.steer/trajectories").mkdir(parents=True)
+    for name in left:
+        (tmp_path / ".out.steer" / name).touch()
+    done = trce(*arguments(mapped, preset, tmp_path / "out"))
+    assert (done.status, "exists already" in done.err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_working_folder_with_files_of_others_stays(trce, mapped, preset, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / ".out.steer").mkdir()
+    (tmp_path / ".out.steer/notes").touch()
+    assert trce(*arguments(mapped, preset, tmp_path / "out")).status == 2
+    assert (tmp_path / ".out.steer/notes").exists()
+
+
+def test_a_working_folder_that_is_a_link_is_refused(trce, mapped, preset, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.steer").symlink_to("elsewhere")
+    done = trce(*arguments(mapped, preset, tmp_path / "out"))
+    assert (done.status, "no folder of ours" in done.err) == (2, True)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(start, mapped, preset, whole, tmp_path):
     args = arguments(mapped, preset, tmp_path / "out")
     kills = [

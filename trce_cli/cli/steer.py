@@ -205,6 +205,7 @@ def steer(
     from trce_cli.erase import steer as stage2
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.trajectories import plan_trajectories
+    from trce_cli.erase.working_folder import tidy
 
     recipe, training = stage2.choose(given, joint_steer_settings(chosen))
     source = open_checkpoint(erased, revision, variant, config)
@@ -214,6 +215,7 @@ def steer(
     if "map" in outputs.paths:
         raise BadInput("What `trce steer` changes is no map of text embeddings.", "Use --as lora.")
     if main:
+        tidy(output)
         outputs.check(source, files_read(presets, original.path, config))
     plan = plan_trajectories(source, chosen, choose_prior(source).canaries, recipe)
     planned = stage2.estimate(source, plan, training, outputs)

@@ -3,16 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from trce_cli.erase.trajectories import Kind, Plan, Recipe, Shard
 from trce_cli.errors import BadInput
+from trce_cli.system.foreign import parse_json
 from trce_cli.system.safetensors import SafetensorsFile
 from trce_cli.system.whole import write_tensors
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trce_cli.prompts.presets import Preset
 
 FORMAT: Final = "trajectories 1"
+OPEN: Final = 128  # files at once, of as many as there are shards
 
 
 def identify(
@@ -73,9 +74,9 @@ class TrajectorySet:
         if file.metadata.get("trce") != FORMAT:
             raise BadInput(f"{path} is no shard of trajectories.", hint)
         try:
-            found = json.loads(file.metadata["made_from"])
+            found = parse_json(file.metadata["made_from"], str(path))
             names = [name for name in self.made_from if found[name] != self.made_from[name]]
-        except (KeyError, TypeError, ValueError):
+        except (BadInput, KeyError, TypeError):
             raise BadInput(f"{path} does not say what it was made for.", hint) from None
         if names:
             name = names[0]
@@ -106,7 +107,8 @@ class TrajectorySet:
 
     def read(self, shard: Shard) -> dict[str, Tensor]:
         """All tensors of a shard."""
-        return load_file(self.folder / shard.name)
+        file = SafetensorsFile.open(self.folder / shard.name)
+        return {name: file.read(name) for name in file.tensors}
 
     def states(self, *kinds: Kind) -> "States":
         """The states of one kind; several kinds that belong to the same states are joined."""
@@ -114,14 +116,15 @@ class TrajectorySet:
 
 
 class States:
-    """States of a set by number, read from the mapped files as they are asked for."""
+    """States of a set by number, read from the files as they are asked for."""
 
     def __init__(self, files: Sequence[Sequence[Path]]) -> None:
-        self._files = [[safe_open(path, framework="pt") for path in paths] for paths in files]
+        self._files = files
+        self._open = lru_cache(OPEN)(SafetensorsFile.open)
         self._places = [
             (shard, row)
-            for shard, file in enumerate(self._files[0])
-            for row in range(file.get_slice(_names(file)[0]).get_shape()[0])
+            for shard, path in enumerate(files[0])
+            for row in range(next(iter(self._open(path).tensors.values())).shape[0])
         ]
 
     def __len__(self) -> int:
@@ -131,16 +134,10 @@ class States:
         """The states of these numbers, tensors of shape (numbers, ...)."""
         rows: list[dict[str, Tensor]] = []
         for shard, row in (self._places[number] for number in numbers):
-            opened = [files[shard] for files in self._files]
-            rows.append(
-                {name: file.get_slice(name)[row : row + 1] for file in opened for name in _names(file)}
-            )
+            opened = [self._open(files[shard]) for files in self._files]
+            number = torch.tensor([row])
+            rows.append({name: file.rows(name, number) for file in opened for name in file.tensors})
         return {name: torch.cat([one[name] for one in rows]) for name in rows[0]}
-
-
-def _names(file: Any) -> list[str]:
-    names: list[str] = file.keys()
-    return names
 
 
 def _short(value: Any) -> str:

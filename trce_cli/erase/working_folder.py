@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,15 +19,56 @@ from trce_cli.erase import training_state
 from trce_cli.erase.trajectories import Plan
 from trce_cli.erase.trajectory_set import TrajectorySet
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.system.foreign import parse_json, read_json, read_text, validated
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.processes import on_main
-from trce_cli.system.whole import appending, write_json, write_text
+from trce_cli.system.whole import appending, check_own_folder, clear_stale, write_json, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 STATE: Final = "state.safetensors"
 LOG: Final = "steer.jsonl"
+RUN: Final = "run.json"
+SET: Final = "trajectories"
+MAX_LOG: Final = 1 << 30  # bytes
+Record = dict[str, int | float | None]
+
+
+def tidy(output: Path) -> None:
+    """Finish removing the working folder of a run that is done, where a kill came in between.
+
+    BadInput where a link lies in its place.
+    """
+    folder = _place(real_path(output))
+    for place in (folder, folder / SET):
+        check_own_folder(place)
+    try:
+        handle = _lock(folder, "", "")
+    except (FileNotFoundError, BadInput):  # no run, or one at work
+        return
+    try:
+        clear_stale(folder)
+        if {path.name for path in folder.iterdir()} <= {STATE, LOG, SET}:
+            _remove(folder)
+    finally:
+        os.close(handle)
+
+
+def _place(output: Path) -> Path:
+    return output.with_name(f".{output.name}.steer")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run that is done, its arguments first: what lies here without them counts as nothing.
+
+    What is not of the run stays, and with it the folder.
+    """
+    for name in (RUN, STATE, LOG):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / SET, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class WorkingFolder:
@@ -38,7 +79,7 @@ class WorkingFolder:
     ) -> None:
         self.output = real_path(output)
         self.outputs = outputs
-        self.folder = self.output.with_name(f".{self.output.name}.steer")
+        self.folder = _place(self.output)
         self.arguments = {"set": dict(made_from), "training": dict(training)}
 
     @contextmanager
@@ -59,13 +100,14 @@ class WorkingFolder:
         handles: list[int] = []
 
         def claim() -> TrajectorySet:
+            tidy(self.output)
             self.outputs.check(erased)
             fresh = not self.folder.exists()
             try:
                 if not fresh:
                     handles.append(self._lock())
                     self._check_arguments(force)
-                place = trajectories or self.folder / "trajectories"
+                place = trajectories or self.folder / SET
                 stored = TrajectorySet(place, plan, self.arguments["set"])
                 self._check_space(erased, stored)
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +117,7 @@ class WorkingFolder:
                     place.mkdir(parents=True, exist_ok=True)
                     handles.append(_lock_set(place))
                     stored = TrajectorySet(place, plan, self.arguments["set"])
-                write_json(self.folder / "run.json", self.arguments)
+                write_json(self.folder / RUN, self.arguments)
             except BaseException:
                 if fresh and handles:  # made here, and by nobody else
                     shutil.rmtree(self.folder, ignore_errors=True)
@@ -86,7 +128,7 @@ class WorkingFolder:
 
         try:
             yield on_main(accelerator, claim)
-            on_main(accelerator, self._remove)
+            on_main(accelerator, lambda: _remove(self.folder))
         finally:
             for handle in handles:
                 os.close(handle)
@@ -94,22 +136,14 @@ class WorkingFolder:
     def _lock(self) -> int:
         return _lock(self.folder, f"Another run is at work on {self.output}.", "Choose another --output.")
 
-    def _remove(self) -> None:
-        """Remove a run that is done, its arguments last: what lies here without them counts as nothing."""
-        for name in (STATE, LOG):
-            (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
-        shutil.rmtree(self.folder)
-
     def _check_arguments(self, force: bool) -> None:
-        arguments = self.folder / "run.json"
-        if not arguments.exists():  # a run that is done was being removed
-            self._drop(None)
+        arguments = self.folder / RUN
+        if not os.path.lexists(arguments):  # never begun, and there are files of others
             return
         try:
-            found = json.loads(arguments.read_text())
+            found: Mapping[str, Any] = read_json(arguments)
             old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
-        except (ValueError, KeyError, TypeError):
+        except (BadInput, KeyError, TypeError):
             found, old, new = {}, {"arguments": None}, {"arguments": ""}
         differing = [name for name in new if old.get(name) != new[name]]
         if not differing:
@@ -120,14 +154,11 @@ class WorkingFolder:
                 f"{self.folder} holds an unfinished run with other arguments ({name} differs).",
                 "Finish it with those, choose another --output, or begin again with --force.",
             )
-        self._drop(found.get("set"))
-
-    def _drop(self, made_from: Any) -> None:
-        """Remove what an earlier run left; its trajectories stay where they were made from the same."""
-        for name in (STATE, LOG, "run.json"):
+        # What it left goes; its trajectories stay where they were made from the same.
+        for name in (STATE, LOG):
             (self.folder / name).unlink(missing_ok=True)
-        if made_from != self.arguments["set"]:
-            shutil.rmtree(self.folder / "trajectories", ignore_errors=True)
+        if found.get("set") != self.arguments["set"]:
+            shutil.rmtree(self.folder / SET, ignore_errors=True)
 
     def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
         """The set, two states (the old one stays until the new one is whole) and the outputs have to fit."""
@@ -159,7 +190,7 @@ class WorkingFolder:
             return 0
         step, metadata = training_state.load(path, weights, optimizer)
         if scaler is not None and "scaler" in metadata:
-            scaler.load_state_dict(json.loads(metadata["scaler"]))
+            scaler.load_state_dict(parse_json(metadata["scaler"], str(path)))
         return step
 
     def save(
@@ -195,13 +226,16 @@ class WorkingFolder:
     def records(self) -> list[dict[str, Any]]:
         """The log's records; a line that a kill cut short, the last one, is not among them."""
         path = self.folder / LOG
-        lines = path.read_text().splitlines() if path.exists() else []
-        records = []
+        lines = read_text(path, MAX_LOG, errors="replace").splitlines() if os.path.lexists(path) else []
+        records: list[dict[str, Any]] = []
         for line in lines:
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = validated(Record, parse_json(line, str(path)), str(path))
+            except BadInput:
                 break
+            if not record.keys() >= {"step", "loss", "contrast", "regulariser"}:
+                break
+            records.append(record)
         return records
 
 
@@ -214,7 +248,7 @@ def _lock_set(folder: Path) -> int:
 
 
 def _lock(folder: Path, busy: str, hint: str) -> int:
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

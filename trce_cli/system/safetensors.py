@@ -147,15 +147,15 @@ class SafetensorsFile:
         return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
     def rows(self, name: str, numbers: "torch.Tensor") -> "torch.Tensor":
-        """Some rows of a tensor of two dimensions, (numbers, columns): nothing else is read.
+        """Some rows of a tensor, (numbers, ...): nothing else of it is read.
 
         numbers: int64. BadInput for one that is not there.
         """
         import torch
 
         info, dtype = self.tensors[name], self._dtype(name)
-        count, columns = info.shape
-        size = columns * dtype.itemsize
+        count, *inner = info.shape
+        size = math.prod(inner) * dtype.itemsize
         wanted, places = torch.unique(numbers, return_inverse=True)
         if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < count:
             raise BadInput(f"{name} in {self.path} has {count:,} rows; row {int(wanted[-1]):,} is asked for.")
@@ -164,8 +164,8 @@ class SafetensorsFile:
             row = memoryview(buffer)[place * size : (place + 1) * size]
             self._fill(row, info.begin + number * size, name)
         if not buffer:
-            return torch.empty((len(numbers), columns), dtype=dtype)
-        return torch.frombuffer(buffer, dtype=dtype).reshape(-1, columns)[places]
+            return torch.empty((len(numbers), *inner), dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(-1, *inner)[places]
 
     def _fill(self, buffer: bytearray | memoryview, offset: int, name: str) -> None:
         """Read from the data into the whole buffer."""

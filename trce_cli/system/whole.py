@@ -135,9 +135,14 @@ def make_inside(output: Path, *names: str) -> Path:
         output = output / name
         with suppress(FileExistsError):
             output.mkdir()
-        if not stat.S_ISDIR(os.lstat(output).st_mode):
-            raise _not_ours(output, "folder")
+        check_own_folder(output)
     return output
+
+
+def check_own_folder(path: Path) -> None:
+    """Raise BadInput where a link, or whatever else is no folder, lies at the place of one of ours."""
+    if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise _not_ours(path, "folder")
 
 
 def _not_ours(path: Path, what: str) -> BadInput:
