@@ -193,7 +193,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     import torch
 
     from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.erase.map_settings import distinct_prompts
+    from trce_cli.erase.map_plan import distinct_prompts
     from trce_cli.erase.moments import occurrences
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.targets import embed_pairs

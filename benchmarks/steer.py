@@ -158,7 +158,8 @@ def ours(
 
     from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.erase import steer
-    from trce_cli.erase.trajectories import Recipe, TrajectorySet, plan_trajectories, prepare
+    from trce_cli.erase.settings import Recipe, Training
+    from trce_cli.erase.trajectories import TrajectorySet, plan_trajectories, prepare
     from trce_cli.families.sd.denoiser import ddim, encode, load_unet, trainable
     from trce_cli.prompts.presets import Concept, Preset
 
@@ -195,7 +196,7 @@ def ours(
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=LR, weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     steps = -(-options.samples // options.batch_size)
-    training = steer.Training(lr=LR, batch_size=options.batch_size, epochs=None, max_steps=steps)
+    training = Training(lr=LR, batch_size=options.batch_size, epochs=None, max_steps=steps)
     held = stored.states("unconditional", "stage1")
     loop = steer.train(
         accelerator, model, optimizer, stored.states("unsafe"), held, plan, conditioning, training

@@ -16,12 +16,12 @@ ROOMS = {
     "system": "errors",
     "maths": "errors",
     "emoji": "",
-    "prompts": "emoji errors system",
+    "prompts": "emoji errors settings system",
     "families": "errors maths system",
     "checkpoint": "errors families prompts system",
     "edits": "checkpoint errors families maths prompts system",
-    "images": "checkpoint errors families prompts system",
-    "erase": "checkpoint edits errors families images maths prompts system",
+    "images": "checkpoint errors families prompts settings system",
+    "erase": "checkpoint edits errors families images maths prompts settings system",
     "evaluate": "checkpoint edits erase errors families images maths prompts settings system",
     "detectors": "evaluate",  # the front door of plug-ins
     "api": "checkpoint edits erase errors families prompts system",
@@ -87,3 +87,14 @@ def test_rooms_and_modules_import_in_no_circle() -> None:
         list(TopologicalSorter(GRAPH).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_only_the_command_line_knows_typer_and_rich_and_only_its_console_prints() -> None:
+    for name, path in modules().items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+        imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        tops = {module.partition(".")[0] for module in imported}
+        assert room(name) == "cli" or not tops & {"typer", "rich"}, name
+        called = {node.func for node in nodes if isinstance(node, ast.Call)}
+        assert not any(isinstance(function, ast.Name) and function.id == "print" for function in called), name

@@ -14,7 +14,8 @@ from trce_cli.emoji.suites import QUALITY, SuitePrompt, quality_suite
 from trce_cli.emoji.world import BENIGN
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.images.draw import draw
-from trce_cli.images.plan import Settings, plan_images
+from trce_cli.images.plan import plan_images
+from trce_cli.images.settings import DrawSettings
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.suites import unsafe_classes
@@ -34,7 +35,7 @@ class Eye:
     def draw(self, prompts: Sequence[SuitePrompt]) -> np.ndarray:
         """Pictures of the prompts, RGB uint8 (count, 64, 64, 3); prompt i is drawn from seed i."""
         wanted = [Prompt(prompt.text, seed=place) for place, prompt in enumerate(prompts)]
-        settings = Settings(steps=HOME.steps, guidance_scale=HOME.guidance)
+        settings = DrawSettings(steps=HOME.steps, guidance_scale=HOME.guidance)
         records = plan_images(wanted, {"": self._checkpoint}, settings)
         drawn = draw(self._checkpoint.family, self._pipeline, records, BATCH)
         pictures = {record.index: image for record, image in drawn}

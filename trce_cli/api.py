@@ -1,7 +1,6 @@
 """The Python interface: solve a map, save and load it, put it on live pipelines. See docs/api.md."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -13,8 +12,8 @@ from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
 from trce_cli.erase.map import Solution, solve
-from trce_cli.erase.map_settings import Settings, choose_settings
 from trce_cli.erase.prior import Prior, choose_prior
+from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import Preset, load_presets
 
@@ -24,7 +23,7 @@ def solve_map(
     presets: str | Path | Sequence[str | Path],
     *,
     preserve: float | None = None,
-    token_weights: Sequence[float] | None = None,
+    token_weights: Sequence[float] | Mapping[str, float] | None = None,
     strength: float | None = None,
     pooled: bool = True,
     prior: str | Path | None = None,
@@ -41,9 +40,9 @@ def solve_map(
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(str(checkpoint))
     names = [presets] if isinstance(presets, str | Path) else presets
     chosen = load_presets([str(name) for name in names])
-    weights = None if token_weights is None else tuple(token_weights)
+    weights = tuple(token_weights) if isinstance(token_weights, list) else token_weights
     given = {"preserve": preserve, "token_weights": weights, "strength": strength, "pooled": pooled}
-    settings, _ = choose_settings(given, chosen)
+    settings, _ = choose_map_settings(given, chosen, source.family)
     benign = choose_prior(source, None if prior is None else Path(prior))
     solution = solve(source, prompt_pairs(chosen), benign, settings, device, dtype)
     return solved_map(source, chosen, settings, benign, solution, device, dtype, perf_counter() - start)
@@ -52,7 +51,7 @@ def solve_map(
 def solved_map(
     checkpoint: Checkpoint,
     presets: Sequence[Preset],
-    settings: Settings,
+    settings: MapSettings,
     prior: Prior,
     solution: Solution,
     device: torch.device | str,
@@ -60,7 +59,7 @@ def solved_map(
     seconds: float,
 ) -> Map:
     """A solution as a map that says how it was made."""
-    resolved = asdict(settings) | {
+    resolved = settings.model_dump() | {
         "prior": prior.source,
         "prior_sha256": prior.sha256(),
         "device": str(device),

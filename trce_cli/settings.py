@@ -76,7 +76,7 @@ _WANTED: Final[Mapping[str, str]] = {
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be one of {expected}",
-    "too_long": "must have {max_length} entries",
+    "too_long": "must have at most {max_length} entries",
 }
 
 

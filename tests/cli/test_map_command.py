@@ -76,15 +76,15 @@ def is_projection(key: str) -> bool:
 def solved(folder: Path, files: Path, preserve: float = 0.5) -> LinearMap:
     """The map that the command has to use, from the library."""
     from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.erase.map_settings import Settings
     from trce_cli.erase.prior import choose_prior
+    from trce_cli.erase.settings import MapSettings
     from trce_cli.prompts.pairs import prompt_pairs
     from trce_cli.prompts.presets import load_preset
 
     checkpoint = open_checkpoint(str(folder))
     pairs = prompt_pairs([load_preset(files / "blades.toml")])
     prior = choose_prior(checkpoint, files / "captions.txt")
-    return mapping.solve(checkpoint, pairs, prior, Settings(preserve=preserve)).streams["context"]
+    return mapping.solve(checkpoint, pairs, prior, MapSettings(preserve=preserve)).streams["context"]
 
 
 def test_output_is_a_whole_checkpoint_with_nothing_but_the_projections_changed(

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase.map import Statistics, check_moves, relative_change, solve
-from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
-from trce_cli.erase.targets import embed_pairs, pair_slots, slot_weights
+from trce_cli.erase.settings import MapSettings
+from trce_cli.erase.targets import embed_pairs, pair_slots
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.base import Slot
 from trce_cli.families.clip.text import ClipText
 from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd.doors import POOLED_KEY
 from trce_cli.families.sd.family import SD1
+from trce_cli.families.slots import slot_weights
 from trce_cli.maths.closed_form import MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.captions import prior_captions
@@ -134,7 +135,12 @@ def test_equals_the_plain_procedure(
 ) -> None:
     folder = request.getfixturevalue(family)
     checkpoint = open_checkpoint(str(folder))
-    solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, token_weights, strength))
+    solution = solve(
+        checkpoint,
+        PAIRS,
+        PRIOR,
+        MapSettings(preserve=preserve, token_weights=token_weights, strength=strength),
+    )
     plain = plain_of(folder)
     for key in (checkpoint.door_weights()["context"][0], checkpoint.door_weights()["context"][-1]):
         weight = checkpoint.read("denoiser", key)
@@ -150,7 +156,12 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
 ) -> None:
     checkpoint, plain = open_checkpoint(str(tiny_sdxl)), plain_of(tiny_sdxl)
     # Whatever the weights of the other embeddings are.
-    solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve, (0, 0, 0, 1), strength))
+    solution = solve(
+        checkpoint,
+        PAIRS,
+        PRIOR,
+        MapSettings(preserve=preserve, token_weights=(0, 0, 0, 1), strength=strength),
+    )
     W = checkpoint.read("denoiser", POOLED_KEY).double()
     own = W[:, :40]  # what follows belongs to the picture's sizes
     dim = own.shape[1]
@@ -186,7 +197,7 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
 
 def test_without_the_pooled_embedding_the_rest_is_the_same(tiny_sdxl: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
-    both, one = (solve(checkpoint, PAIRS, PRIOR, Settings(pooled=pooled)) for pooled in (True, False))
+    both, one = (solve(checkpoint, PAIRS, PRIOR, MapSettings(pooled=pooled)) for pooled in (True, False))
     assert (both.streams.keys(), one.streams.keys()) == ({"context", "pooled"}, {"context"})
     assert "pooled" not in one.figures
     assert torch.equal(one.streams["context"].change, both.streams["context"].change)
@@ -194,7 +205,7 @@ def test_without_the_pooled_embedding_the_rest_is_the_same(tiny_sdxl: Path) -> N
 
 def test_order_and_duplicates_of_prompts_do_not_matter(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
-    settings = Settings(token_weights=(0.1, 1, 0.1, 0.3))
+    settings = MapSettings(token_weights=(0.1, 1, 0.1, 0.3))
     once = solve(checkpoint, PAIRS, PRIOR, settings).streams["context"].matrix
     again = solve(checkpoint, PAIRS[::-1] + PAIRS, PRIOR, settings).streams["context"].matrix
     torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-4)
@@ -254,10 +265,10 @@ def test_prompts_are_encoded_once_and_unpadded(tiny_sd1: Path, monkeypatch: pyte
 
 def test_many_prompts_are_taken_in_parts(tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
-    whole = solve(checkpoint, PAIRS, PRIOR, Settings())
+    whole = solve(checkpoint, PAIRS, PRIOR, MapSettings())
     monkeypatch.setattr("trce_cli.families.clip.tokens.TOKENIZED", 2)
     monkeypatch.setattr("trce_cli.erase.targets.BLOCK", 2)
-    parts = solve(checkpoint, PAIRS, PRIOR, Settings())
+    parts = solve(checkpoint, PAIRS, PRIOR, MapSettings())
     torch.testing.assert_close(parts.streams["context"].change, whole.streams["context"].change)
     torch.testing.assert_close(parts.streams["pooled"].change, whole.streams["pooled"].change)
     assert parts.figures["moved"] == pytest.approx(whole.figures["moved"])
@@ -265,7 +276,7 @@ def test_many_prompts_are_taken_in_parts(tiny_sdxl: Path, monkeypatch: pytest.Mo
 
 def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
-    solution = solve(checkpoint, PAIRS, PRIOR, Settings(preserve=0.1))
+    solution = solve(checkpoint, PAIRS, PRIOR, MapSettings(preserve=0.1))
     plain = plain_of(tiny_sd1)
     cosines = []
     for mapped in (lambda x: x, solution.streams["context"]):
@@ -296,7 +307,7 @@ def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
     statistics = Statistics.of(checkpoint, PAIRS, PRIOR, WEIGHTS)
     for token_weights in WEIGHTS:
         for preserve in (0.5, 20.0):
-            settings = Settings(preserve, token_weights)
+            settings = MapSettings(preserve=preserve, token_weights=token_weights)
             shared, alone = statistics.solve(settings), solve(checkpoint, PAIRS, PRIOR, settings)
             error = (
                 shared.streams["context"].change - alone.streams["context"].change
@@ -310,8 +321,8 @@ def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
 
 def test_half_precision_of_the_encoder_cuts_off_what_it_rounds(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
-    exact = solve(checkpoint, PAIRS, PRIOR, Settings())
-    half = solve(checkpoint, PAIRS, PRIOR, Settings(), dtype=torch.bfloat16)
+    exact = solve(checkpoint, PAIRS, PRIOR, MapSettings())
+    half = solve(checkpoint, PAIRS, PRIOR, MapSettings(), dtype=torch.bfloat16)
     assert half.figures["cut_off"] > exact.figures["cut_off"]
     assert half.streams["context"].change.norm() < 2 * exact.streams["context"].change.norm()
     assert half.figures["moved"] == pytest.approx(exact.figures["moved"], rel=0.2)
@@ -321,10 +332,10 @@ def test_an_edit_that_moves_nothing_is_refused(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
     same = [PromptPair(pair.unsafe, pair.unsafe, pair.keyword) for pair in PAIRS]
     for pairs, settings in (
-        (same, Settings()),
-        (PAIRS, Settings(token_weights=(1, 0, 0, 0))),
-        (PAIRS, Settings(strength=0)),
-        (PAIRS, Settings(preserve=1e9)),
+        (same, MapSettings()),
+        (PAIRS, MapSettings(token_weights=(1, 0, 0, 0))),
+        (PAIRS, MapSettings(strength=0)),
+        (PAIRS, MapSettings(preserve=1e9)),
     ):
         with pytest.raises(TrceError, match="would do nothing"):
             solve(checkpoint, pairs, PRIOR, settings)

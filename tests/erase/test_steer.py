@@ -11,14 +11,15 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import steer as stage2
 from trce_cli.erase import training as loop
 from trce_cli.erase.sampling import Predictor
-from trce_cli.erase.steer import choose, make_accelerator, steer
-from trce_cli.erase.training import Training, learning_rate, losses, order, tuned
-from trce_cli.erase.trajectories import Recipe, plan_trajectories
+from trce_cli.erase.settings import Recipe, Training, choose_steer_settings
+from trce_cli.erase.steer import make_accelerator, steer
+from trce_cli.erase.training import learning_rate, losses, order, tuned
+from trce_cli.erase.trajectories import plan_trajectories
 from trce_cli.erase.working_folder import WorkingFolder
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.sd.denoiser import UNet
 from trce_cli.families.sd.names import is_tuned
-from trce_cli.prompts.presets import SteerSettings, load_preset
+from trce_cli.prompts.presets import load_preset
 
 BENIGN = ["a dog in the garden", "two red apples on a plate"]
 RECIPE = Recipe(steps=4, early_steps=2, trajectories_per_concept=1, unconditional=3)
@@ -161,27 +162,27 @@ def test_the_learning_rate_warms_up_and_stays():
 
 
 def test_steps_are_epochs_or_a_maximum():
-    assert Training(batch_size=4).steps(2500) == 1875
-    assert Training(batch_size=4, max_steps=7).steps(2500) == 7
-    assert Training(batch_size=4, epochs=None, max_steps=9999).steps(2500) == 9999
+    assert Training(batch_size=4).steps_over(2500) == 1875
+    assert Training(batch_size=4, max_steps=7).steps_over(2500) == 7
+    assert Training(batch_size=4, epochs=None, max_steps=9999).steps_over(2500) == 9999
 
 
 def test_settings_come_from_the_user_then_the_presets_then_the_paper():
-    recipe, training = choose({}, SteerSettings())
+    recipe, training = choose_steer_settings({}, {})
     assert (recipe, training) == (Recipe(), Training())
     assert (recipe.early_steps, training.lr, training.margin, training.epochs) == (25, 1e-6, 0.01, 3)
-    advice = SteerSettings(steps=20, early_steps=4, lr=1e-4, max_steps=50)
-    recipe, training = choose({"lr": 2e-4, "seed": 3, "steps": None}, advice)
+    advice = {"steps": 20, "early_steps": 4, "lr": 1e-4, "max_steps": 50}
+    recipe, training = choose_steer_settings({"lr": 2e-4, "seed": 3, "steps": None}, advice)
     assert (recipe.steps, recipe.early_steps, recipe.seed, training.seed) == (20, 4, 3, 3)
     assert (training.lr, training.epochs, training.max_steps) == (2e-4, None, 50)
-    recipe, training = choose({"steps": 31, "epochs": 2}, advice)
+    recipe, training = choose_steer_settings({"steps": 31, "epochs": 2}, advice)
     assert (recipe.early_steps, training.epochs, training.max_steps) == (16, 2, None)
     with pytest.raises(BadInput, match="--early-steps is 21"):
-        choose({"early_steps": 21}, advice)
+        choose_steer_settings({"early_steps": 21}, advice)
     with pytest.raises(BadInput, match="--lr"):
-        choose({"lr": 0.0}, advice)
+        choose_steer_settings({"lr": 0.0}, advice)
     with pytest.raises(BadInput, match="--margin"):
-        choose({"margin": math.inf}, advice)
+        choose_steer_settings({"margin": math.inf}, advice)
 
 
 # Whole runs

@@ -13,7 +13,8 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import sampling
 from trce_cli.erase.prepare import prepare
 from trce_cli.erase.sampling import Predictor
-from trce_cli.erase.trajectories import Recipe, plan_trajectories
+from trce_cli.erase.settings import Recipe
+from trce_cli.erase.trajectories import plan_trajectories
 from trce_cli.erase.trajectory_set import TrajectorySet, identify
 from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY
@@ -314,7 +315,7 @@ def test_only_what_is_missing_is_made(sd1, preset, accelerator, tiny_sd1, tmp_pa
 )
 def test_a_set_made_for_other_settings_is_refused(sd1, preset, tiny_sd1, change, named):
     checkpoint = open_checkpoint(str(tiny_sd1))
-    recipe = replace(RECIPE, **change)
+    recipe = RECIPE.model_copy(update=change)
     plan = plan_trajectories(checkpoint, [preset], BENIGN, recipe)
     with pytest.raises(BadInput, match=named):
         TrajectorySet(sd1.set.folder, plan, identify(checkpoint, checkpoint, [preset], recipe, "no"))

@@ -15,7 +15,7 @@ from trce_cli.evaluate.attacks.victim import Victim
 from trce_cli.evaluate.detectors.base import Convention, Loaded
 from trce_cli.evaluate.question import Evaluation, prepare
 from trce_cli.families.sd.family import StableDiffusion
-from trce_cli.images.plan import Settings
+from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_presets
@@ -58,7 +58,7 @@ def tiny_evaluation(request):
         detectors=[detector],
         extractors=[],
         clip=None,
-        settings=Settings(steps=2),
+        settings=DrawSettings(steps=2),
     )
 
 

@@ -21,9 +21,10 @@ from trce_cli.cli.app import main
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.sd.family import SD1
 from trce_cli.images.draw import draw
-from trce_cli.images.plan import Settings, identify, plan_images
+from trce_cli.images.plan import identify, plan_images
 from trce_cli.images.record import ImageRecord, read_image
 from trce_cli.images.schedulers import scheduler_name
+from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import Prompt
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ PROMPTS = [Prompt("a photo of a dog"), Prompt("a drawing of a pistol", seed=9), 
 
 def plan(folder: Path, prompts: list[Prompt] | None = None, **settings: Any) -> list[ImageRecord]:
     checkpoints = {"image": open_checkpoint(str(folder))}
-    planned = plan_images(prompts or PROMPTS, checkpoints, Settings(**{"steps": 4, **settings}))
+    planned = plan_images(prompts or PROMPTS, checkpoints, DrawSettings.of({"steps": 4, **settings}))
     return identify(planned, checkpoints, "float32")
 
 
@@ -153,7 +154,7 @@ def test_single_file_and_folder_draw_the_same_before_and_after_an_edit(
     layouts += [open_checkpoint(str(output), config=folder) for output in outputs]
     images = []
     for checkpoint in layouts:
-        planned = plan_images(PROMPTS[:2], {"image": checkpoint}, Settings(steps=2))
+        planned = plan_images(PROMPTS[:2], {"image": checkpoint}, DrawSettings(steps=2))
         pipeline = load_pipeline(checkpoint, CPU, torch.float32)
         images.append(
             np.stack(list(drawn(pipeline, identify(planned, {"image": checkpoint}, ""), 2).values()))

@@ -6,29 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
+    Answer,
     CheckpointName,
-    Config,
-    EditDType,
-    Energy,
     Force,
-    Forms,
-    Json,
-    Link,
+    Opening,
     Output,
-    Quiet,
-    Rank,
-    Revision,
-    Variant,
+    Writing,
     files_read,
+    with_options,
 )
+from trce_cli.cli.written import hash_original, show_written, writing_stage
 from trce_cli.system.foreign import identities
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+@with_options
 def apply(
     edits: Annotated[
         list[Path],
@@ -40,10 +35,12 @@ def apply(
     ],
     checkpoint: CheckpointName,
     output: Output,
+    writing: Writing,
+    opening: Opening,
+    answer: Answer,
     strength: Annotated[
         float, typer.Option(help="How much of each edit to apply: 0 is nothing, 1 all of it, 1.5 beyond.")
     ] = 1.0,
-    forms: Forms = None,
     allow_other_text_encoder: Annotated[
         bool,
         typer.Option(
@@ -52,40 +49,25 @@ def apply(
             "what it does there.",
         ),
     ] = False,
-    rank: Rank = None,
-    energy: Energy = None,
-    edit_dtype: EditDType = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
-    link: Link = False,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Put maps and LoRAs on a checkpoint with the same text encoder.
 
     Several are applied one after the other; of maps that is the product of their matrices.
     """
-    from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.edits.edit import check_strength
-    from trce_cli.edits.files import open_edit
-    from trce_cli.edits.outputs import choose_outputs
+    from trce_cli.edits.edit import Made, check_strength
+    from trce_cli.edits.files import check_fits, combine, open_edit, record_apply
+    from trce_cli.edits.outputs import notes, write_outputs
+    from trce_cli.erase.map_guard import concept_pairs, measure
 
     start = perf_counter()
-    console = Console(json, quiet)
+    console = answer.console()
     check_strength(strength)
     opened = [open_edit(path) for path in edits]
     read = identities(edits)
-    source = open_checkpoint(checkpoint, revision, variant, config)
-    outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
-    outputs.check(source, files_read([], *edits, config))
-
-    from trce_cli.edits.edit import Made
-    from trce_cli.edits.files import check_fits, combine, record_apply
-    from trce_cli.edits.outputs import lora_lines, notes, total_bytes, write_outputs
-    from trce_cli.erase.map_guard import concept_pairs, measure
-
+    source = opening.open(checkpoint)
+    outputs = writing.outputs(source, output, force)
+    outputs.check(source, files_read([], *edits, opening.config))
     fits = [check_fits(edit, source, allow_other_text_encoder) for edit in opened]
     combined, text_map = combine(opened, source, strength)
     history = [entry for edit in opened if edit.made for entry in edit.made.history]
@@ -95,24 +77,16 @@ def apply(
     with console.progress() as progress:
         if not all(fits):
             figures = measure(source, combined, concept_pairs(history), progress.stage)
-        hashing = progress.stage("Hashing the original", round(source.total_bytes() / 1e6), "MB")
-        source.hashes(lambda count: hashing(count / 1e6))
+        hash_original(source, progress)
     if not all(fits):
         console.show(_guard_table(figures))
         console.warn(f"{source.name} has another text encoder than the edit was made for.")
     entry = record_apply(source, edits, opened, strength, figures, perf_counter() - start)
     made = Made(source.family, source.text_encoder_hash(), (*history, entry))
     with console.progress() as progress:
-        writing = progress.stage("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
-        lora = write_outputs(
-            source, combined, made, outputs, text_map, lambda count: writing(count / 1e6), read=read
-        )
-    for line in lora_lines(lora) if lora else []:
-        console.note(line)
-    where = ", ".join(map(str, outputs.paths.values()))
-    console.note(f"Wrote {where} in {perf_counter() - start:.1f} s.")
-    result = {"output": output, "outputs": dict(outputs.paths), **entry}
-    console.result(result | ({"lora": lora} if lora else {}))
+        report = writing_stage(source, outputs, progress)
+        lora = write_outputs(source, combined, made, outputs, text_map, report, read=read)
+    show_written(console, output, outputs, entry, lora, perf_counter() - start)
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

@@ -8,36 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
-from trce_cli.cli.console import Console
 from trce_cli.cli.evaluate import rate
 from trce_cli.cli.options import (
     AGAINST,
+    Answer,
     CheckpointName,
-    Config,
-    Detectors,
-    Device,
-    DrawDType,
-    EvaluationGuidance,
-    EvaluationScheduler,
-    EvaluationSteps,
+    Drawing,
     Force,
-    Json,
-    NegativePrompt,
+    Opening,
     Presets,
-    Quiet,
-    Revision,
-    Seed,
-    Thresholds,
-    Variant,
     check_outside,
-    each_of,
-    resolve_device,
+    option_of,
+    with_options,
+    with_signature,
 )
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets, usage
+from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
+from trce_cli.evaluate.settings import AttackSettings
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import NONE
+from trce_cli.settings import Count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,24 +37,13 @@ if TYPE_CHECKING:
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each field of each attack's budget; `budgets` is what was given."""
-    own = [each for each in inspect.signature(command).parameters.values() if each.name != "budgets"]
     fields = {
         f"{attack.prefix}_{name}": (attack, name, field)
         for attack in ATTACKS.values()
         for name, field in attack.Budget.model_fields.items()
     }
-    options = [
-        inspect.Parameter(
-            option,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                field.annotation | None,  # type: ignore[operator]
-                typer.Option(help=f"{attack.title}: {field.description}", show_default=False),
-            ],
-        )
-        for option, (attack, _, field) in fields.items()
-    ]
+    own = [each for each in inspect.signature(command).parameters.values() if each.name != "budgets"]
+    options = own + [option_of(option, field, attack.title) for option, (attack, _, field) in fields.items()]
 
     @wraps(command)
     def run(**values: Any) -> None:
@@ -72,17 +53,25 @@ def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
                 budgets[attack.name][name] = value
         command(**values, budgets=budgets)
 
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + options
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    return run
+    return with_signature(run, options)
+
+
+class Attacking(Drawing):
+    """How pictures are drawn and attacked."""
+
+    batch_size: Count = Field(16, description="Prompts drawn and attacked at once.")
 
 
 @with_budgets
+@with_options
 def attack(
     checkpoint: CheckpointName,
     against: Annotated[str, AGAINST],
     preset: Presets,
+    asked: AttackSettings,
+    drawing: Attacking,
+    opening: Opening,
+    answer: Answer,
     output: Annotated[
         Path,
         typer.Option(
@@ -94,47 +83,7 @@ def attack(
         ),
     ],
     budgets: dict[str, dict[str, Any]],
-    attacks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attack",
-            metavar="|".join(ATTACKS),
-            callback=each_of([*ATTACKS]),
-            help=f"Only this attack: {usage()}; may be repeated, all where not given.",
-            show_default=False,
-        ),
-    ] = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--suite",
-            metavar="NAME[=FILE]",
-            help="What is attacked: explicit (where not given), implied, context; NAME=FILE.csv: prompts of "
-            "your own. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    count: Annotated[
-        int, typer.Option("--count", min=1, help="Prompts a built-in suite, and at most so many of a file.")
-    ] = 50,
-    detector: Detectors = None,
-    threshold: Thresholds = None,
-    seed: Seed = 0,
-    steps: EvaluationSteps = None,
-    guidance_scale: EvaluationGuidance = None,
-    negative_prompt: NegativePrompt = "",
-    scheduler: EvaluationScheduler = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Prompts drawn and attacked at once.")
-    ] = 16,
-    device: Device = "auto",
-    dtype: DrawDType = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Search an erased checkpoint of your own for what is left.
 
@@ -155,44 +104,27 @@ def attack(
             )
     presets = load_presets(preset)
 
-    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.evaluate.attacks import run as red_team
-    from trce_cli.evaluate.detectors.registry import parse_threshold
     from trce_cli.evaluate.question import prepare
-    from trce_cli.images.draw import default_dtype
 
-    thresholds = [parse_threshold(text) for text in threshold or ()]
-    suites = suite or ["explicit"]
-    console = Console(json, quiet)
-    original = open_checkpoint(against, config=config)
-    erased = open_checkpoint(checkpoint, revision, variant, config)
+    console = answer.console()
+    original = opening.open_other(against)
+    erased = opening.open(checkpoint)
     check_outside(output, (original, erased))
-    torch_device = resolve_device(device)
+    torch_device = drawing.place()
+    asks = asked.model_dump(exclude={"attacks"})
+    if all("=" in name for name in asked.suites):  # only files: none of the built-in ones beside them
+        asks["suites"] += (NONE,)
     with console.progress() as progress:
         progress.stage("Loading detectors")
-        evaluation = prepare(
-            original,
-            erased,
-            presets,
-            torch_device,
-            suites=suites if any("=" not in name for name in suites) else [*suites, NONE],
-            count=count,
-            seed=seed,
-            detectors=detector or (),
-            thresholds=thresholds,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            scheduler=scheduler,
-            note=console.note,
-        )
+        evaluation = prepare(original, erased, presets, torch_device, **asks, note=console.note)
         findings, told = red_team.attack(
             evaluation,
-            choose_budgets(attacks or (), evaluation.home, budgets),
+            choose_budgets(asked.attacks, evaluation.home, budgets),
             torch_device,
-            dtype or default_dtype(torch_device),
-            batch_size=batch_size,
-            seed=seed,
+            drawing.precision(torch_device),
+            batch_size=drawing.batch_size,
+            seed=asked.seed,
             stage=progress.stage,
         )
     record = red_team.write(output, findings, told)

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trce_cli.cli.console import Console
-from trce_cli.cli.options import Config, Json, Quiet
+from trce_cli.cli.options import Answer, Published, with_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,14 +15,14 @@ if TYPE_CHECKING:
 ROWS = 40  # as many as a table may have and still be read; --json has all
 
 
+@with_options
 def diff(
     a: Annotated[
         str, typer.Argument(metavar="A", help="A checkpoint or .safetensors file.", show_default=False)
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one, of any layout.", show_default=False)],
-    config: Config = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    published: Published,
+    answer: Answer,
 ) -> None:
     """Show which tensors of two checkpoints or files differ.
 
@@ -31,8 +30,8 @@ def diff(
     """
     from trce_cli.edits.inspection import compare, readers
 
-    console = Console(json, quiet)
-    left, right = readers(a, config), readers(b, config)
+    console = answer.console()
+    left, right = readers(a, published.config), readers(b, published.config)
     with console.progress() as progress:
         found = compare(left, right, progress.stage("Comparing", len(left.keys() & right.keys()), "tensors"))
     if found.differing:

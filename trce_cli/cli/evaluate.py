@@ -8,37 +8,29 @@ import typer
 from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
     AGAINST,
-    Config,
-    Count,
-    Detectors,
-    Device,
-    DrawBatch,
-    DrawDType,
-    EvaluationGuidance,
-    EvaluationScheduler,
-    EvaluationSteps,
-    Json,
-    NegativePrompt,
+    Answer,
+    Drawing,
+    Opening,
     Output,
-    Quiet,
-    Revision,
-    Seed,
-    Suites,
-    Thresholds,
-    Variant,
     check_outside,
-    resolve_device,
+    with_options,
 )
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.gates import check_names, parse_gate
+from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.prompts.presets import load_presets
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+@with_options
 def evaluate(
     output: Output,
+    asked: EvaluationSettings,
+    drawing: Drawing,
+    opening: Opening,
+    answer: Answer,
     checkpoint: Annotated[
         list[str] | None,
         typer.Argument(
@@ -59,43 +51,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    suite: Suites = None,
-    count: Count = None,
-    detector: Detectors = None,
-    threshold: Thresholds = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
             "--gate",
             metavar="FIGURE<=NUMBER",
             help="Exit with 1 unless it is met, as in asr.implied<=0.05 or benign.kept>=0.95.",
-            show_default=False,
-        ),
-    ] = None,
-    real: Annotated[
-        Path | None,
-        typer.Option(
-            "--real",
-            metavar="DIR",
-            help="Real images, to which benign suites and your own are compared too.",
-            show_default=False,
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            "--clip",
-            metavar="MODEL",
-            help="CLIP model for CLIP scores and features: a folder or hub id.",
-            show_default=False,
-        ),
-    ] = None,
-    inception: Annotated[
-        Path | None,
-        typer.Option(
-            "--inception",
-            metavar="FILE",
-            help="FID's Inception weights, for Fréchet distances as papers give them (extra `fid`).",
             show_default=False,
         ),
     ] = None,
@@ -108,31 +69,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    reuse: Annotated[
-        Path | None,
-        typer.Option(
-            "--reuse",
-            metavar="DIR",
-            help="Another evaluation's output, whose equal pictures are copied instead of drawn.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Seed = 0,
-    steps: EvaluationSteps = None,
-    guidance_scale: EvaluationGuidance = None,
-    negative_prompt: NegativePrompt = "",
-    scheduler: EvaluationScheduler = None,
-    batch_size: DrawBatch = 16,
-    device: Device = "auto",
-    dtype: DrawDType = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the pictures of another evaluation in the output folder.")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Measure what is left of concepts, and of everything else.
 
@@ -142,7 +81,7 @@ def evaluate(
     gates = [parse_gate(text) for text in gate or ()]
     names, others = split_compared(checkpoint or [], compare or [])
     if not names and others:
-        compare_only(others, output, Console(json, quiet))
+        compare_only(others, output, answer.console())
         return
     if len(names) != 1 or not against or not preset:
         raise BadInput(
@@ -151,54 +90,30 @@ def evaluate(
         )
     presets = load_presets(preset)
 
-    from trce_cli.evaluate.detectors.registry import parse_threshold
-
-    thresholds = [parse_threshold(text) for text in threshold or ()]
-
-    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.evaluate.compare import read_results
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.report import write_report
     from trce_cli.evaluate.run import evaluate as run
-    from trce_cli.images.draw import default_dtype
     from trce_cli.system.processes import join_team
 
     earlier = [read_results(path) for path in others]
-    team = join_team(device)
-    console = Console(json and team.is_main_process, quiet or not team.is_main_process)
-    original = open_checkpoint(against, config=config)
-    erased = open_checkpoint(names[0], revision, variant, config)
+    team = join_team(drawing.device)
+    console = answer.console(team.is_main_process)
+    original = opening.open_other(against)
+    erased = opening.open(names[0])
     check_outside(output, (original, erased))
-    torch_device = team.device if device == "auto" and team.num_processes > 1 else resolve_device(device)
+    is_shared = drawing.device == "auto" and team.num_processes > 1
+    torch_device = team.device if is_shared else drawing.place()
     with console.progress() as progress:
         progress.stage("Loading detectors")
-        evaluation = prepare(
-            original,
-            erased,
-            presets,
-            torch_device,
-            suites=suite or (),
-            count=count,
-            seed=seed,
-            detectors=detector or (),
-            thresholds=thresholds,
-            clip=clip,
-            inception=inception,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            scheduler=scheduler,
-            real=real,
-            reuse=reuse,
-            note=console.note,
-        )
+        evaluation = prepare(original, erased, presets, torch_device, **dict(asked), note=console.note)
         check_names(gates, evaluation.figure_names())
         outcome = run(
             evaluation,
             output,
             torch_device,
-            dtype or default_dtype(torch_device),
-            batch_size=batch_size,
+            drawing.precision(torch_device),
+            batch_size=drawing.batch_size,
             force=force,
             gates=gates,
             team=team,

@@ -5,28 +5,36 @@ from time import monotonic
 from typing import Annotated
 
 import typer
+from pydantic import Field
 
-from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
+    Answer,
     CheckpointName,
-    Config,
-    Device,
-    DrawBatch,
-    DrawDType,
-    Json,
+    Drawing,
+    Opening,
     Output,
-    Quiet,
-    Revision,
-    Variant,
     check_outside,
-    resolve_device,
+    with_options,
 )
 from trce_cli.errors import BadInput
+from trce_cli.images.settings import DrawSettings
+from trce_cli.settings import Count
 
 
+class DrawingOfFour(Drawing):
+    """Drawing without a judge, and so with less memory to spare."""
+
+    batch_size: Count = Field(4, description="Images drawn at once; changes none of them.")
+
+
+@with_options
 def generate(
     checkpoint: CheckpointName,
     output: Output,
+    settings: DrawSettings,
+    drawing: DrawingOfFour,
+    opening: Opening,
+    answer: Answer,
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.", show_default=False)
     ] = None,
@@ -62,108 +70,47 @@ def generate(
         int | None,
         typer.Option("--limit", min=1, help="Take only the first so many of the file.", show_default=False),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            min=0,
-            help="Seed of every prompt's first image, instead of the file's; 0 where there is none.",
-            show_default=False,
-        ),
-    ] = None,
-    images_per_prompt: Annotated[
-        int, typer.Option("--images-per-prompt", "-n", min=1, help="Images a prompt, seeds counted up.")
-    ] = 1,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps.")] = 50,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance-scale",
-            help="Classifier-free guidance, instead of the file's; where there is none 7.5, SDXL 5.",
-            show_default=False,
-        ),
-    ] = None,
-    negative_prompt: Annotated[
-        str, typer.Option("--negative-prompt", help="What to steer away from.", show_default=False)
-    ] = "",
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            "--scheduler",
-            help="ddim, ddpm, dpmsolver++, euler, euler-a, heun, lms, pndm, unipc; else the checkpoint's.",
-            show_default=False,
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            "--width", min=1, help="Pixels, instead of the file's; else as trained.", show_default=False
-        ),
-    ] = None,
-    height: Annotated[
-        int | None,
-        typer.Option(
-            "--height", min=1, help="Pixels, instead of the file's; else as trained.", show_default=False
-        ),
-    ] = None,
-    batch_size: DrawBatch = 4,
-    device: Device = "auto",
-    dtype: DrawDType = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the images of another run in the output folder.")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Draw seeded images, their settings inside, and a labelled grid.
 
     An image depends only on checkpoint, prompt, seed and settings.
     Started again with the same arguments, it draws only what is missing.
     """
-    from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.images.draw import default_dtype, draw_missing, is_flat
+    from trce_cli.images.draw import draw_missing, is_flat
     from trce_cli.images.folder import INDEX, ImageFolder
     from trce_cli.images.grid import write_grid
-    from trce_cli.images.plan import Settings, identify, plan_images
+    from trce_cli.images.plan import identify, plan_images
     from trce_cli.prompts.files import Prompt, read_prompts
 
-    console = Console(json, quiet)
+    console = answer.console()
     wanted = [Prompt(text) for text in prompts or ()]
     if prompt_file:
         wanted += read_prompts(prompt_file, where=where or (), limit=limit, note=console.note)
     elif where or limit:
         raise BadInput("--where and --limit choose rows of a file.", "Name it with --prompts.")
-    if seed is not None and (replaced := sum(prompt.seed is not None for prompt in wanted)):
-        console.note(f"--seed {seed} replaces the seeds of {replaced} rows.")
-    checkpoints = {"original": open_checkpoint(compare, config=config)} if compare else {}
-    checkpoints["erased" if compare else "image"] = open_checkpoint(checkpoint, revision, variant, config)
+    if settings.seed is not None and (replaced := sum(prompt.seed is not None for prompt in wanted)):
+        console.note(f"--seed {settings.seed} replaces the seeds of {replaced} rows.")
+    checkpoints = {"original": opening.open_other(compare)} if compare else {}
+    checkpoints["erased" if compare else "image"] = opening.open(checkpoint)
     check_outside(output, checkpoints.values())
-    settings = Settings(
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt,
-        scheduler=scheduler,
-        width=width,
-        height=height,
-        images_per_prompt=images_per_prompt,
-    )
     plan = plan_images(wanted, checkpoints, settings)
-    torch_device = resolve_device(device)
+    torch_device = drawing.place()
     with console.progress() as progress:
         hashing = progress.stage(
             "Reading checkpoints", sum(len(c.drawn_from()) for c in checkpoints.values())
         )
-        records = identify(plan, checkpoints, dtype or default_dtype(torch_device), hashing)
+        records = identify(plan, checkpoints, drawing.precision(torch_device), hashing)
         folder = ImageFolder(output, records, force)
         drawn = len(folder.missing)
-        drawing = progress.stage("Drawing", drawn, "images")
+        report = progress.stage("Drawing", drawn, "images")
         flat, start = [], monotonic()
-        for record, image in draw_missing(checkpoints, folder, torch_device, batch_size, console.note):
-            drawing()
+        for record, image in draw_missing(
+            checkpoints, folder, torch_device, drawing.batch_size, console.note
+        ):
+            report()
             flat += [record.file] if is_flat(image) else []
         seconds = monotonic() - start
     grid = write_grid(output, records)

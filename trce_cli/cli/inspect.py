@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trce_cli.cli.console import Console
-from trce_cli.cli.options import Config, Json, Quiet, Revision, Variant
+from trce_cli.cli.options import Answer, Opening, with_options
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+@with_options
 def inspect(
     path: Annotated[
         str,
@@ -21,6 +21,8 @@ def inspect(
             show_default=False,
         ),
     ],
+    opening: Opening,
+    answer: Answer,
     edit: Annotated[
         Path | None,
         typer.Option(
@@ -30,11 +32,6 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    config: Config = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Tell what a checkpoint or file is, and what was done to it.
 
@@ -42,8 +39,8 @@ def inspect(
     """
     from trce_cli.edits.inspection import describe
 
-    console = Console(json, quiet)
-    found = describe(path, revision, variant, config, edit)
+    console = answer.console()
+    found = describe(path, opening.revision, opening.variant, opening.config, edit)
     console.show(_table(found))
     if history := found.get("history"):
         console.show(_history_table(history))

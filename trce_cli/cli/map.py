@@ -3,33 +3,25 @@
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from pydantic import Field
 
-from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
+    Answer,
     CheckpointName,
-    Config,
-    Device,
+    Computing,
     DryRun,
-    EditDType,
-    Energy,
+    DTypeName,
     Force,
-    Forms,
-    Json,
-    Link,
+    Opening,
     Output,
     Presets,
     PriorFile,
-    Quiet,
-    Rank,
-    Revision,
-    Variant,
-    check_dtype,
+    Writing,
     files_read,
-    resolve_device,
-    resolve_dtype,
+    with_options,
 )
-from trce_cli.errors import BadInput
+from trce_cli.cli.written import hash_original, show_written, writing_stage
+from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_presets
 
@@ -37,58 +29,29 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+class Encoding(Computing):
+    """Where and how prompts are encoded."""
+
+    dtype: DTypeName | None = Field(
+        None,
+        description="Precision that prompts are encoded in: fp32, fp16 or bf16; else fp32. Weights keep "
+        "theirs.",
+    )
+
+
+@with_options
 def map_(
     checkpoint: CheckpointName,
     presets: Presets,
     output: Output,
-    preserve: Annotated[
-        float | None,
-        typer.Option(
-            help="lambda: how much a benign caption counts against a prompt pair; else the preset's, else 1.",
-            show_default=False,
-        ),
-    ] = None,
+    given: Annotated[dict[str, Any], MapSettings],
+    encoding: Encoding,
+    writing: Writing,
+    opening: Opening,
+    answer: Answer,
     prior: PriorFile = None,
-    token_weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOT,FIRST_EOT,LAST_EOT,KEYWORD",
-            help="Weights of the tokens that are mapped; else the preset's, else 0,1,0,0.",
-            show_default=False,
-        ),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            help="How much of the edit to apply, 1 is all of it; else the preset's, else 1.",
-            show_default=False,
-        ),
-    ] = None,
-    pooled: Annotated[
-        bool,
-        typer.Option("--pooled/--no-pooled", help="SDXL: map the pooled text embedding as well."),
-    ] = True,
-    device: Device = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision that prompts are encoded in: fp32, fp16 or bf16; else fp32. Weights keep theirs.",
-            callback=check_dtype,
-            show_default=False,
-        ),
-    ] = None,
-    forms: Forms = None,
-    rank: Rank = None,
-    energy: Energy = None,
-    edit_dtype: EditDType = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
-    link: Link = False,
     force: Force = False,
     dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Erase concepts in closed form, in seconds (stage 1).
 
@@ -97,20 +60,17 @@ def map_(
     The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
     or what --as names.
     """
-    from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.edits.outputs import choose_outputs, lora_lines, notes, total_bytes, write_outputs
-    from trce_cli.erase.map_settings import choose_settings, plan
+    from trce_cli.edits.outputs import notes, total_bytes, write_outputs
+    from trce_cli.erase.map_plan import plan
     from trce_cli.erase.prior import choose_prior
 
     start = perf_counter()
-    console = Console(json, quiet)
+    console = answer.console()
     chosen = load_presets(presets)
-    weights = None if token_weights is None else parse_token_weights(token_weights)
-    given = {"preserve": preserve, "token_weights": weights, "strength": strength, "pooled": pooled}
-    settings, remarks = choose_settings(given, chosen)
-    source = open_checkpoint(checkpoint, revision, variant, config)
-    outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
-    outputs.check(source, files_read(presets, prior, config))
+    source = opening.open(checkpoint)
+    settings, remarks = choose_map_settings(given, chosen, source.family)
+    outputs = writing.outputs(source, output, force)
+    outputs.check(source, files_read(presets, prior, opening.config))
     benign = choose_prior(source, prior, console.note)
     pairs = prompt_pairs(chosen)
     for remark in remarks + notes(source, outputs):
@@ -127,41 +87,16 @@ def map_(
     from trce_cli.api import solved_map
     from trce_cli.erase.map import solve
 
-    where, precision = resolve_device(device), resolve_dtype(dtype) or torch.float32
+    where, precision = encoding.place(), getattr(torch, encoding.dtype or "float32")
     with console.progress() as progress:
         solution = solve(source, pairs, benign, settings, where, precision, progress.stage)
-        hashing = progress.stage("Hashing the original", round(source.total_bytes() / 1e6), "MB")
-        source.hashes(lambda count: hashing(count / 1e6))
+        hash_original(source, progress)
     console.show(_guard_table(solution.figures))
-    seconds = perf_counter() - start
-    edit = solved_map(source, chosen, settings, benign, solution, where, precision, seconds)
+    edit = solved_map(source, chosen, settings, benign, solution, where, precision, perf_counter() - start)
     with console.progress() as progress:
-        writing = progress.stage("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
-        lora = write_outputs(
-            source,
-            edit.weight_edits(source),
-            edit.made,
-            outputs,
-            edit,
-            lambda count: writing(count / 1e6),
-        )
-    for line in lora_lines(lora) if lora else []:
-        console.note(line)
-    where_to = ", ".join(map(str, outputs.paths.values()))
-    console.note(f"Wrote {where_to} in {perf_counter() - start:.1f} s.")
-    result = {"output": output, "outputs": dict(outputs.paths), **edit.made.history[-1]}
-    console.result(result | ({"lora": lora} if lora else {}))
-
-
-def parse_token_weights(text: str) -> tuple[float, ...]:
-    """`SOT,FIRST_EOT,LAST_EOT,KEYWORD` -> their weights; BadInput where one is no number."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise BadInput(
-            f"--token-weights {text!r} is not a list of numbers.",
-            "Give SOT,FIRST_EOT,LAST_EOT,KEYWORD, for example 0,1,0,0.",
-        ) from None
+        report = writing_stage(source, outputs, progress)
+        lora = write_outputs(source, edit.weight_edits(source), edit.made, outputs, edit, report)
+    show_written(console, output, outputs, edit.made.history[-1], lora, perf_counter() - start)
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

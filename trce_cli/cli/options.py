@@ -1,20 +1,150 @@
-"""The arguments and options that several commands share, and the meaning of `--device` and `--dtype`."""
+"""Options: how they are made from settings models, and those that several commands share."""
 
+import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import AfterValidator, Field
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
+from trce_cli.cli.console import Console
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.detectors.registry import usage
 from trce_cli.prompts.presets import preset_names
+from trce_cli.settings import Count, Flag, Settings, option_name
 
 if TYPE_CHECKING:
     import torch
 
     from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.edits.outputs import Outputs
+
+
+# --- from a settings model to options
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer takes it: a parameter that is a settings model becomes one option a field.
+
+    `drawing: Drawing` is handed the settings, checked. `given: Annotated[dict[str, Any], MapSettings]` is
+    handed what the user gave, which is checked when it is laid over what presets recommend.
+    """
+    options: list[inspect.Parameter] = []
+    models: dict[
+        str, tuple[type[Settings], bool]
+    ] = {}  # parameter -> its model, and whether it is checked here
+    for parameter in inspect.signature(command).parameters.values():
+        hints = (parameter.annotation, *getattr(parameter.annotation, "__metadata__", ()))
+        model = next((hint for hint in hints if isinstance(hint, type) and issubclass(hint, Settings)), None)
+        if model is None:
+            options.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        else:
+            models[parameter.name] = model, model is parameter.annotation
+            options += [option_of(name, field) for name, field in model.model_fields.items()]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, (model, is_checked) in models.items():
+            told = {field: values.pop(field) for field in model.model_fields}
+            given = {field: _frozen(value) for field, value in told.items() if value is not None}
+            values[name] = _checked(model, given) if is_checked else given
+        command(**values)
+
+    return with_signature(run, options)
+
+
+def with_signature(command: Callable[..., None], options: list[inspect.Parameter]) -> Callable[..., None]:
+    """The command as one with these parameters, to be asked for by name."""
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
+
+
+def option_of(name: str, field: FieldInfo, of: str = "") -> inspect.Parameter:
+    """The option of a field, None where it is not given: the default, told in the help, is the model's.
+
+    of: what the setting belongs to, where that has to be said.
+    """
+    kind, nested = _plain_type(field.annotation)
+    flag, default = _flag(field), _spelt(field.default)
+    text = f"{of}: {field.description}" if of else field.description or ""
+    told = [f"default: {default}"] if default and "{default}" not in text else []
+    told += _bounds([*field.metadata, *nested])
+    option = typer.Option(
+        *_flags(name, field),
+        help=text.format(default=default) + (f"  [{'; '.join(told)}]" if told else ""),
+        metavar=flag.metavar,
+        parser=flag.parse,
+    )
+    default_value = inspect.Parameter.empty if field.is_required() else None
+    annotation = Annotated[kind, option]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default_value, annotation=annotation
+    )
+
+
+def _checked(model: type[Settings], given: dict[str, Any]) -> Settings:
+    return model.of(given, lambda name: _flags(name, model.model_fields[name])[0])
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flag(field: FieldInfo) -> Flag:
+    return next((mark for mark in field.metadata if isinstance(mark, Flag)), Flag())
+
+
+def _flags(name: str, field: FieldInfo) -> tuple[str, ...]:
+    return _flag(field).names or (option_name(name),)
+
+
+def _plain_type(annotation: Any) -> tuple[Any, list[Any]]:
+    """A field's type as Typer knows it, and what stands with it in Annotated."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        kind, marks = _plain_type(arguments[0])
+        infos = [mark for mark in arguments[1:] if isinstance(mark, FieldInfo)]
+        return kind, [*marks, *(mark for info in infos for mark in info.metadata)]
+    if origin in (Union, UnionType):  # with None, as options are that were not given
+        others = [argument for argument in arguments if argument is not NoneType]
+        return _plain_type(others[0]) if len(others) == 1 else (str, [])
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return list[Path] if arguments[0] is Path else list[str], []
+    return (str, []) if origin is tuple else (annotation, [])
+
+
+def _bounds(marks: Iterable[Any]) -> list[str]:
+    """`x>=1`, or `x>0; x<=1`, or nothing."""
+    signs = {"gt": "x>", "ge": "x>=", "lt": "x<", "le": "x<="}
+    found = [(sign, getattr(mark, name, None)) for mark in marks for name, sign in signs.items()]
+    return [f"{sign}{bound:g}" for sign, bound in found if bound is not None]
+
+
+def _spelt(value: Any) -> str:
+    """A default as one types it; nothing for what goes without saying."""
+    if value in (None, PydanticUndefined) or value is False:
+        return ""
+    if value is True:
+        return "on"
+    if isinstance(value, tuple):
+        return ",".join(map(_spelt, value))
+    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
+# --- groups of options
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
+    return value
+
 
 _DTYPES = {
     "fp32": "float32",
@@ -27,34 +157,131 @@ _DTYPES = {
 }
 
 
-def _check_device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise typer.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N, mps.")
-    return value
-
-
-def check_dtype(value: str | None) -> str | None:
+def _dtype_name(value: str) -> str:
     """torch's name of a dtype in any spelling."""
-    if value is None:
-        return None
     if value.lower() not in _DTYPES:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(_DTYPES)}.")
+        raise ValueError(f"must be one of {', '.join(_DTYPES)}, not {value!r}")
     return _DTYPES[value.lower()]
 
 
-_FORMS = ("diffusers", "single-file", "lora", "map")
+DTypeName = Annotated[str, AfterValidator(_dtype_name)]
 
 
-def each_of(names: Sequence[str]) -> Callable[[list[str] | None], list[str] | None]:
-    """The callback of an option that may be repeated, whose values are all among these."""
+class Published(Settings):
+    """Where a single file's configurations are."""
 
-    def check(values: list[str] | None) -> list[str] | None:
-        for value in values or []:
-            if value not in names:
-                raise typer.BadParameter(f"{value!r} is none of {', '.join(names)}.")
-        return values
+    config: Annotated[Path | None, Flag(metavar="DIR")] = Field(
+        None,
+        description="For a single file: a diffusers folder with its configurations and tokenizers, "
+        "instead of the published base's.",
+    )
 
-    return check
+    def open_other(self, name: str) -> "Checkpoint":
+        """A checkpoint that neither revision nor variant speak of."""
+        from trce_cli.checkpoint.open import open_checkpoint
+
+        return open_checkpoint(name, config=self.config)
+
+
+class Opening(Published):
+    """How a checkpoint is opened."""
+
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    variant: str | None = Field(None, description="Weight file variant, such as fp16.")
+
+    def open(self, name: str) -> "Checkpoint":
+        """The checkpoint of that name."""
+        from trce_cli.checkpoint.open import open_checkpoint
+
+        return open_checkpoint(name, self.revision, self.variant, self.config)
+
+
+class Writing(Settings):
+    """What an edit is written as."""
+
+    forms: Annotated[
+        tuple[Literal["diffusers", "single-file", "lora", "map"], ...],
+        Flag(("--as",), metavar="diffusers|single-file|lora|map"),
+    ] = Field(
+        (),
+        description="What to write; else what the input is. Repeat it for several, whose names begin with "
+        "--output: OUT, OUT.safetensors, OUT.lora.safetensors, OUT.map.safetensors.",
+    )
+    rank: Count | None = Field(None, description="For --as lora: how many directions it keeps.")
+    energy: float | None = Field(
+        None,
+        description="For --as lora, in place of --rank: share of the squared singular values to keep; else "
+        "0.999.",
+    )
+    edit_dtype: DTypeName | None = Field(None, description="For --as lora and map: fp32 or fp16; else fp32.")
+    link: bool = Field(
+        False,
+        description="Share unchanged files with the input, not copies, where both lie on one file system.",
+    )
+
+    def outputs(self, checkpoint: "Checkpoint", output: Path, force: bool) -> "Outputs":
+        """What is written where."""
+        from trce_cli.edits.outputs import choose_outputs
+
+        return choose_outputs(
+            checkpoint, output, self.forms, self.rank, self.energy, self.edit_dtype, force, self.link
+        )
+
+
+class Computing(Settings):
+    """Where it is computed."""
+
+    device: Annotated[str, AfterValidator(_check_device)] = Field(
+        "auto", description="auto, cpu, cuda, cuda:N or mps."
+    )
+
+    def place(self) -> "torch.device":
+        """The torch device: auto takes CUDA, then MPS, then CPU; BadInput where it is absent."""
+        import torch
+
+        name = self.device
+        if name == "auto":
+            mps = torch.backends.mps.is_available()
+            name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        device = torch.device(name)
+        if device.type == "cuda":
+            absent = (device.index or 0) >= torch.cuda.device_count()
+        else:
+            absent = device.type == "mps" and not torch.backends.mps.is_available()
+        if absent:
+            raise BadInput(f"This machine has no device {name!r}.", "Use --device auto, or --device cpu.")
+        return device
+
+
+class Drawing(Computing):
+    """How pictures are drawn; nothing of it changes what is on them but for rounding."""
+
+    batch_size: Count = Field(16, description="Images drawn at once; changes none of them.")
+    dtype: DTypeName | None = Field(
+        None, description="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere."
+    )
+
+    def precision(self, device: "torch.device") -> str:
+        """torch's name of the dtype to draw in on that device."""
+        from trce_cli.images.draw import default_dtype
+
+        return self.dtype or default_dtype(device)
+
+
+class Answer(Settings):
+    """In which form the answer is given."""
+
+    as_json: Annotated[bool, Flag(("--json",))] = Field(
+        False, description="One JSON value on stdout, human output on stderr."
+    )
+    quiet: Annotated[bool, Flag(("--quiet", "-q"))] = Field(False, description="Only warnings and errors.")
+
+    def console(self, speaks: bool = True) -> Console:
+        """The command's console; of several processes only one speaks."""
+        return Console(self.as_json and speaks, self.quiet or not speaks)
+
+
+# --- single arguments and options
 
 
 def _complete_preset(incomplete: str) -> list[str]:
@@ -93,154 +320,9 @@ Output = Annotated[
     Path,
     typer.Option("--output", "-o", metavar="PATH", help="Where the result goes.", show_default=False),
 ]
-Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", callback=_check_device)
-]
-DType = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        help="fp32, fp16 or bf16 (also float32, ...); the checkpoint's own where not given.",
-        callback=check_dtype,
-        show_default=False,
-    ),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option("--revision", help="Branch, tag or commit of a hub id.", show_default=False),
-]
-Variant = Annotated[
-    str | None,
-    typer.Option("--variant", help="Weight file variant, such as fp16.", show_default=False),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="DIR",
-        help="For a single file: a diffusers folder with its configurations and tokenizers, "
-        "instead of the published base's.",
-        show_default=False,
-    ),
-]
-Forms = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--as",
-        metavar="|".join(_FORMS),
-        callback=each_of(_FORMS),
-        help="What to write; else what the input is. Repeat it for several, whose names begin with --output: "
-        "OUT, OUT.safetensors, OUT.lora.safetensors, OUT.map.safetensors.",
-        show_default=False,
-    ),
-]
-Rank = Annotated[
-    int | None,
-    typer.Option("--rank", min=1, help="For --as lora: how many directions it keeps.", show_default=False),
-]
-Energy = Annotated[
-    float | None,
-    typer.Option(
-        "--energy",
-        help="For --as lora, in place of --rank: share of the squared singular values to keep; else 0.999.",
-        show_default=False,
-    ),
-]
-EditDType = Annotated[
-    str | None,
-    typer.Option(
-        "--edit-dtype",
-        help="For --as lora and map: fp32 or fp16; else fp32.",
-        callback=check_dtype,
-        show_default=False,
-    ),
-]
-Link = Annotated[
-    bool,
-    typer.Option(
-        "--link",
-        help="Share unchanged files with the input, not copies, where both lie on one file system.",
-    ),
-]
-# What is asked of a checkpoint, and who looks: for all commands that judge.
 AGAINST = typer.Option(
     "--against", metavar="ORIGINAL", help="The checkpoint that it was made from.", show_default=False
 )
-Suites = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--suite",
-        metavar="NAME[=FILE]",
-        help="explicit, implied, context, benign: only these of the built-in ones (none: none of them); "
-        "NAME=FILE.csv: prompts of your own, in the columns that `trce generate` reads.",
-        show_default=False,
-    ),
-]
-Count = Annotated[
-    int | None,
-    typer.Option(
-        "--count",
-        min=1,
-        help="Prompts a built-in suite, 200 where not given, and at most so many of a file.",
-        show_default=False,
-    ),
-]
-Detectors = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--detector",
-        metavar="NAME[:MODEL]",
-        help=f"{usage()}, or one of an installed package; repeat it for several, the first gives the "
-        "headline figures.",
-        show_default=False,
-    ),
-]
-Thresholds = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--threshold",
-        metavar="[NAME=]SCORE",
-        help="From which score on a detector's label counts, instead of its customary ones; "
-        "repeat it to report several side by side.",
-        show_default=False,
-    ),
-]
-EvaluationSteps = Annotated[
-    int | None,
-    typer.Option("--steps", min=1, help="Denoising steps: 50, `emoji` 25.", show_default=False),
-]
-EvaluationGuidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale",
-        help="Classifier-free guidance, instead of a file's own or the checkpoint's usual one.",
-        show_default=False,
-    ),
-]
-NegativePrompt = Annotated[
-    str,
-    typer.Option(
-        "--negative-prompt",
-        help="What CHECKPOINT alone is steered away from: the baseline that needs no editing.",
-        show_default=False,
-    ),
-]
-EvaluationScheduler = Annotated[
-    str | None,
-    typer.Option("--scheduler", help="As for `trce generate`; else CHECKPOINT's.", show_default=False),
-]
-DrawBatch = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Images drawn at once; changes none of them.")
-]
-DrawDType = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        help="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere.",
-        callback=check_dtype,
-        show_default=False,
-    ),
-]
 PriorFile = Annotated[
     Path | None,
     typer.Option(
@@ -251,33 +333,14 @@ PriorFile = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, human output on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 
 
-def files_read(presets: list[str], *others: Path | None) -> list[Path]:
+def files_read(presets: Iterable[str], *others: Path | None) -> list[Path]:
     """The files and folders among a command's arguments that it reads; presets may also be names."""
     paths = [path for path in map(Path, presets) if path.is_file()]
     return paths + [path for path in others if path is not None]
-
-
-def resolve_device(name: str) -> "torch.device":
-    """The torch device of `--device`: auto takes CUDA, then MPS, then CPU; BadInput where it is absent."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        absent = (device.index or 0) >= torch.cuda.device_count()
-    else:
-        absent = device.type == "mps" and not torch.backends.mps.is_available()
-    if absent:
-        raise BadInput(f"This machine has no device {name!r}.", "Use --device auto, or --device cpu.")
-    return device
 
 
 def check_outside(output: Path, checkpoints: Iterable["Checkpoint"]) -> None:
@@ -285,10 +348,3 @@ def check_outside(output: Path, checkpoints: Iterable["Checkpoint"]) -> None:
     for opened in checkpoints:
         if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
             raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")
-
-
-def resolve_dtype(name: str | None) -> "torch.dtype | None":
-    """The torch dtype of `--dtype`, None where it was not given."""
-    import torch
-
-    return None if name is None else getattr(torch, name)

@@ -7,16 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from trce_cli.cli.console import Console
-from trce_cli.cli.options import Force, Json, PresetName, Quiet
+from trce_cli.cli.options import Answer, Force, PresetName, with_options
 from trce_cli.errors import BadInput
 from trce_cli.prompts.pairs import prompt_pairs
-from trce_cli.prompts.presets import (
-    Preset,
-    joint_map_settings,
-    joint_steer_settings,
-    load_preset,
-    preset_names,
-)
+from trce_cli.prompts.presets import Preset, load_preset, preset_names, recommended
 from trce_cli.system.whole import write_text
 
 app = typer.Typer(help="List, show, check and start concept lists.", no_args_is_help=True)
@@ -56,7 +50,7 @@ safe = "a bicycle wheel"
 # Recommended settings; every key may be left out, options on the command line come before them.
 [map]
 # preserve = 0.1                 # lambda: larger keeps more of everything else, smaller erases more
-# token_weights = [0, 1, 0, 0]   # start of text, first end of text, last end of text, keyword
+# token_weights = [0, 1, 0, 0]   # SD: start of text, first and last end of text, keyword
 # strength = 1.0                 # 1 is the full edit
 
 [steer]
@@ -76,11 +70,12 @@ safe = "a bicycle wheel"
 
 
 @app.command("list")
-def list_presets(json: Json = False, quiet: Quiet = False) -> None:
+@with_options
+def list_presets(answer: Answer) -> None:
     """The shipped presets."""
     from rich.table import Table
 
-    console = Console(json, quiet)
+    console = answer.console()
     table = Table("name", "kind", "concepts", "description")
     rows = [_summary(load_preset(name)) for name in preset_names()]
     for row in rows:
@@ -90,16 +85,16 @@ def list_presets(json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command("show")
+@with_options
 def show_preset(
     preset: PresetName,
+    answer: Answer,
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Every prompt pair that `trce map` would use.")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """What a preset erases, and what it puts in its place."""
-    console = Console(json, quiet)
+    console = answer.console()
     loaded = load_preset(preset)
     if pairs:
         _show_pairs(console, loaded)
@@ -108,13 +103,13 @@ def show_preset(
 
 
 @app.command("check")
+@with_options
 def check_preset(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A preset's TOML file.", show_default=False)],
-    json: Json = False,
-    quiet: Quiet = False,
+    answer: Answer,
 ) -> None:
     """Say whether a file is a valid preset, or what is wrong with it."""
-    console = Console(json, quiet)
+    console = answer.console()
     summary = _summary(load_preset(file))
     console.show(
         f"{file} is a valid preset: {summary['concepts']} concepts, {summary['pairs']} prompt pairs."
@@ -123,14 +118,14 @@ def check_preset(
 
 
 @app.command("new")
+@with_options
 def new_preset(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.", show_default=False)],
+    answer: Answer,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Write a commented starting point for a preset of your own."""
-    console = Console(json, quiet)
+    console = answer.console()
     if file.is_dir():
         raise BadInput(f"{file} is a folder.", f"Name the file: {file / 'my-preset.toml'}")
     if not file.parent.is_dir():
@@ -170,8 +165,8 @@ def _show_concepts(console: Console, preset: Preset) -> None:
     console.show(f"{preset.name}: {preset.description}")
     console.show(table)
     settings = {
-        "map": joint_map_settings([preset]).model_dump(exclude_none=True),
-        "steer": joint_steer_settings([preset]).model_dump(exclude_none=True),
+        "map": recommended([preset], "map"),
+        "steer": recommended([preset], "steer"),
     }
     for command, values in settings.items():
         told = ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,44 +1,39 @@
 """`trce steer`: stage 2, early denoising steered away from a concept."""
 
 import importlib.util
-import math
 import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
-    Config,
-    Device,
+    Answer,
+    Computing,
     DryRun,
-    EditDType,
-    Energy,
-    Forms,
-    Json,
-    Link,
+    Opening,
     Output,
     Presets,
-    Quiet,
-    Rank,
-    Revision,
-    Seed,
-    Variant,
+    Writing,
     files_read,
-    resolve_device,
+    with_options,
 )
+from trce_cli.cli.written import show_written
+from trce_cli.erase.settings import Running, SteerSettings, choose_steer_settings
 from trce_cli.errors import BadInput
-from trce_cli.prompts.presets import joint_steer_settings, load_presets
+from trce_cli.prompts.presets import load_presets, recommended
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.edits.outputs import Outputs
 
 
+@with_options
 def steer(
     erased: Annotated[
         str,
@@ -50,6 +45,12 @@ def steer(
     ],
     presets: Presets,
     output: Output,
+    given: Annotated[dict[str, Any], SteerSettings],
+    running: Running,
+    computing: Computing,
+    writing: Writing,
+    opening: Opening,
+    answer: Answer,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -58,117 +59,11 @@ def steer(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="DDIM steps of a trajectory; else the preset's, else 50.", show_default=False
-        ),
-    ] = None,
-    early_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="How many of them, from the noise on, are tuned; else half.", show_default=False
-        ),
-    ] = None,
-    trajectories_per_concept: Annotated[
-        int | None,
-        typer.Option(min=1, help="Seeds a concept; else the preset's, else 5.", show_default=False),
-    ] = None,
-    unconditional: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Unconditional states that hold everything else in place; else the preset's, else 2000.",
-            show_default=False,
-        ),
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Guidance of the trajectories; else the preset's, else 3.", show_default=False
-        ),
-    ] = None,
-    steering_guidance: Annotated[
-        float | None,
-        typer.Option(min=0, help="Guidance of the targets; else the preset's, else 15.", show_default=False),
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(min=0, help="Margin of the hinge; else the preset's, else 0.01.", show_default=False),
-    ] = None,
-    regularisation: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Weight of the unconditional states; else the preset's, else 100.", show_default=False
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option("--lr", min=0, help="Learning rate; else the preset's, else 1e-6.", show_default=False),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Unsafe states a step, over all processes, and as many unconditional ones; else the "
-            "preset's, else 4.",
-            show_default=False,
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Passes over the unsafe states; else the preset's, else 3.", show_default=False
-        ),
-    ] = None,
-    max_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Optimisation steps, instead of epochs.", show_default=False),
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    mixed_precision: Annotated[
-        Literal["no", "fp16", "bf16"],
-        typer.Option(help="Precision of the computation; tuned weights are kept in fp32."),
-    ] = "no",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, half as much time again.")
-    ] = False,
-    trajectories: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where the prepared set is kept, to be used again; else beside the output until the end.",
-            show_default=False,
-        ),
-    ] = None,
-    max_drift: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Largest change of unconditional and benign predictions that is saved, as a share of their "
-            "size.",
-        ),
-    ] = 0.2,
-    log_with: Annotated[
-        Literal["tensorboard", "wandb", "trackio"] | None,
-        typer.Option(help="Follow the training with this tracker as well.", show_default=False),
-    ] = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
-    forms: Forms = None,
-    rank: Rank = None,
-    energy: Energy = None,
-    edit_dtype: EditDType = None,
-    link: Link = False,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace an existing output, or an unfinished run of other arguments."),
     ] = False,
     dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Fine-tune early denoising away from concepts (stage 2).
 
@@ -176,47 +71,28 @@ def steer(
     steer` spreads it over several processes.
     """
     main = os.environ.get("RANK", "0") == "0"
-    console = Console(json and main, quiet or not main)
+    console = answer.console(main)
     chosen = load_presets(presets)
-    given = {
-        "steps": steps,
-        "early_steps": early_steps,
-        "trajectories_per_concept": trajectories_per_concept,
-        "unconditional": unconditional,
-        "guidance_scale": guidance_scale,
-        "steering_guidance": steering_guidance,
-        "margin": margin,
-        "regularisation": regularisation,
-        "lr": lr,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "seed": seed,
-        "mixed_precision": mixed_precision,
-    }
-    if math.isnan(max_drift):
-        raise BadInput("--max-drift must be a number of at least 0, not nan.")
-    if log_with and not importlib.util.find_spec(log_with):
-        raise BadInput(f"{log_with} is not installed.", f"pip install {log_with}")
+    recipe, training = choose_steer_settings(given, recommended(chosen, "steer"))
+    if (tracker := running.log_with) and not importlib.util.find_spec(tracker):
+        raise BadInput(f"{tracker} is not installed.", f"pip install {tracker}")
 
-    from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.checkpoint.same_model import check_same_model
-    from trce_cli.edits.outputs import choose_outputs, lora_lines, notes
+    from trce_cli.edits.outputs import notes
     from trce_cli.erase import steer as stage2
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.trajectories import plan_trajectories
     from trce_cli.erase.working_folder import tidy
 
-    recipe, training = stage2.choose(given, joint_steer_settings(chosen))
-    source = open_checkpoint(erased, revision, variant, config)
-    original = _teacher(console, source, teacher, config)
+    source = opening.open(erased)
+    original = _teacher(console, source, teacher, opening.config)
     check_same_model(original, source)
-    outputs = choose_outputs(source, output, forms, rank, energy, edit_dtype, force, link)
+    outputs = writing.outputs(source, output, force)
     if "map" in outputs.paths:
         raise BadInput("What `trce steer` changes is no map of text embeddings.", "Use --as lora.")
     if main:
         tidy(output)
-        outputs.check(source, files_read(presets, original.path, config))
+        outputs.check(source, files_read(presets, original.path, opening.config))
     plan = plan_trajectories(source, chosen, choose_prior(source).canaries, recipe)
     planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
@@ -224,18 +100,14 @@ def steer(
         console.show(_plan_table(result))
         console.result({"dry_run": True, **result})
         return
-    where = trajectories or "a working folder beside the output"
-    console.note(
-        f"{planned['unsafe_states']:,} unsafe and {planned['unconditional_states']:,} unconditional states: "
-        f"{_size(planned['trajectory_bytes'])} in {where}; {planned['steps']:,} steps."
-    )
+    console.note(_in_short(planned, running.trajectories))
     for note in notes(source, outputs):
         console.note(note)
-    logs = output.parent / f"{output.name}-logs" if log_with else None
-    accelerator = stage2.make_accelerator(resolve_device(device), mixed_precision, log_with, logs)
-    if log_with:
+    logs = output.parent / f"{output.name}-logs" if tracker else None
+    accelerator = stage2.make_accelerator(computing.place(), training.mixed_precision, tracker, logs)
+    if tracker:
         with redirect_stdout(sys.stderr):  # trackers talk, and stdout is for the result
-            accelerator.init_trackers("trce-steer", {k: str(v) for k, v in given.items() if v is not None})
+            accelerator.init_trackers("trce-steer", {name: str(value) for name, value in given.items()})
     with console.progress() as progress:
         entry = stage2.steer(
             source,
@@ -245,26 +117,33 @@ def steer(
             training,
             output,
             accelerator,
-            trajectories=trajectories,
-            gradient_checkpointing=gradient_checkpointing,
-            max_drift=max_drift,
+            trajectories=running.trajectories,
+            gradient_checkpointing=running.gradient_checkpointing,
+            max_drift=running.max_drift,
             force=force,
             outputs=outputs,
             stage=progress.stage,
         )
     with redirect_stdout(sys.stderr):
         accelerator.end_training()
-    if not main:
-        return
+    if main:
+        _show(console, output, outputs, entry)
+
+
+def _show(console: Console, output: Path, outputs: "Outputs", entry: dict[str, Any]) -> None:
     console.show(_guard_table(entry["figures"]))
     moved = entry["figures"]["unsafe"]
     if moved["prompt_after"] <= moved["prompt_before"]:
         console.warn("On held-out states the predictions did not move toward the safe concepts.")
-    for line in lora_lines(entry["lora"]) if "lora" in entry else []:
-        console.note(line)
-    where_to = ", ".join(map(str, outputs.paths.values()))
-    console.note(f"Wrote {where_to} in {entry['seconds']:.1f} s.")
-    console.result({"output": output, "outputs": dict(outputs.paths), **entry})
+    show_written(console, output, outputs, entry, entry.get("lora", {}), entry["seconds"])
+
+
+def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:
+    return (
+        f"{planned['unsafe_states']:,} unsafe and {planned['unconditional_states']:,} unconditional states: "
+        f"{_size(planned['trajectory_bytes'])} in {trajectories or 'a working folder beside the output'}; "
+        f"{planned['steps']:,} steps."
+    )
 
 
 def _teacher(console: Console, source: "Checkpoint", name: str | None, config: Path | None) -> "Checkpoint":

@@ -1,47 +1,39 @@
 """`trce tune`: which settings of stage 1 erase most and keep the rest."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trce_cli.cli.console import Console
 from trce_cli.cli.evaluate import rate
-from trce_cli.cli.map import parse_token_weights
 from trce_cli.cli.options import (
+    Answer,
     CheckpointName,
-    Config,
-    Detectors,
-    Device,
-    DrawBatch,
-    DrawDType,
-    EvaluationGuidance,
-    EvaluationScheduler,
-    EvaluationSteps,
-    Json,
+    Drawing,
+    Opening,
     Output,
     Presets,
     PriorFile,
-    Quiet,
-    Revision,
-    Seed,
-    Suites,
-    Thresholds,
-    Variant,
     check_outside,
-    resolve_device,
+    with_options,
 )
 from trce_cli.evaluate.choice import grid, parse_range
+from trce_cli.evaluate.settings import TuningSettings
 from trce_cli.prompts.presets import load_presets
+from trce_cli.prompts.settings import parse_token_weights
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+@with_options
 def tune(
     checkpoint: CheckpointName,
     presets: Presets,
     output: Output,
+    asked: TuningSettings,
+    drawing: Drawing,
+    opening: Opening,
+    answer: Answer,
     preserve: Annotated[
         str,
         typer.Option(metavar="LOW..HIGH", help="Range of lambda, spread in equal ratios; or one value."),
@@ -49,9 +41,9 @@ def tune(
     token_weights: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="SOT,FIRST_EOT,LAST_EOT,KEYWORD",
+            metavar="W,W,...|SLOT=W,...",
             help="Weights of the tokens that are mapped; repeat it to try several; else the presets', "
-            "else 0,1,0,0.",
+            "else the family's.",
             show_default=False,
         ),
     ] = None,
@@ -64,35 +56,9 @@ def tune(
         ),
     ] = None,
     prior: PriorFile = None,
-    suite: Suites = None,
-    count: Annotated[
-        int, typer.Option(min=1, help="Prompts a built-in suite, and at most so many of a file.")
-    ] = 48,
-    detector: Detectors = None,
-    threshold: Thresholds = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="CLIP model that tells what is kept, where no judge does: a folder or hub id.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Seed = 0,
-    steps: EvaluationSteps = None,
-    guidance_scale: EvaluationGuidance = None,
-    scheduler: EvaluationScheduler = None,
-    batch_size: DrawBatch = 16,
-    device: Device = "auto",
-    dtype: DrawDType = None,
-    revision: Revision = None,
-    variant: Variant = None,
-    config: Config = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the pictures of other trials in the output folder.")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Choose settings of `trce map` on prompts that no report asks.
 
@@ -105,49 +71,34 @@ def tune(
     low, high = parse_range(preserve)
     weights = [parse_token_weights(text) for text in token_weights or ()]
 
-    from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.erase.map_settings import choose_settings
     from trce_cli.erase.prior import choose_prior
-    from trce_cli.evaluate.detectors.registry import parse_threshold
+    from trce_cli.erase.settings import choose_map_settings
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.tune import tune as run
-    from trce_cli.images.draw import default_dtype
+    from trce_cli.families.slots import Given, slot_weights
 
-    thresholds = [parse_threshold(text) for text in threshold or ()]
-    usual, _ = choose_settings({}, chosen)
-    tried = grid(low, high, weights or [usual.token_weights], trials)
-    settings = [replace(usual, preserve=value, token_weights=each) for value, each in tried]
-    console = Console(json, quiet)
-    original = open_checkpoint(checkpoint, revision, variant, config)
+    console = answer.console()
+    original = opening.open(checkpoint)
+    usual, _ = choose_map_settings({}, chosen, original.family)
+    given: list[Given] = [*weights] or [usual.token_weights]
+    slots = [tuple(slot_weights(original.family, each).values()) for each in given]
+    tried = grid(low, high, slots, trials)
+    settings = [usual.model_copy(update={"preserve": value, "token_weights": each}) for value, each in tried]
     check_outside(output, [original])
-    torch_device = resolve_device(device)
+    torch_device = drawing.place()
     benign = choose_prior(original, prior, console.note)
     map_arguments = [checkpoint, *(part for name in presets for part in ("--preset", name))]
     for option, value in {
         "--prior": prior,
-        "--revision": revision,
-        "--variant": variant,
-        "--config": config,
+        "--revision": opening.revision,
+        "--variant": opening.variant,
+        "--config": opening.config,
     }.items():
         map_arguments += [option, str(value)] if value else []
     with console.progress() as progress:
         progress.stage("Loading detectors")
         evaluation = prepare(
-            original,
-            original,
-            chosen,
-            torch_device,
-            suites=suite or (),
-            count=count,
-            seed=seed,
-            detectors=detector or (),
-            thresholds=thresholds,
-            clip=clip,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            scheduler=scheduler,
-            split="tuning",
-            note=console.note,
+            original, original, chosen, torch_device, **dict(asked), split="tuning", note=console.note
         )
         told = run(
             evaluation,
@@ -156,8 +107,8 @@ def tune(
             map_arguments,
             output,
             torch_device,
-            dtype or default_dtype(torch_device),
-            batch_size=batch_size,
+            drawing.precision(torch_device),
+            batch_size=drawing.batch_size,
             force=force,
             stage=progress.stage,
             note=console.note,

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.erase.map_settings import Settings, distinct_prompts
+from trce_cli.erase.map_plan import distinct_prompts
 from trce_cli.erase.moments import Moments, second_moments
 from trce_cli.erase.prior import Prior
-from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs, slot_weights
+from trce_cli.erase.settings import MapSettings
+from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.slots import Given, slot_weights
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.pairs import PromptPair
@@ -41,7 +43,7 @@ def solve(
     checkpoint: Checkpoint,
     pairs: Sequence[PromptPair],
     prior: Prior,
-    settings: Settings,
+    settings: MapSettings,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     stage: Stage = no_stage,
@@ -73,7 +75,7 @@ class Statistics:
         checkpoint: Checkpoint,
         pairs: Sequence[PromptPair],
         prior: Prior,
-        token_weights: Collection[Sequence[float]],
+        token_weights: Collection[Given],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         stage: Stage = no_stage,
@@ -98,7 +100,7 @@ class Statistics:
         embedded = embed_pairs(text, pairs, distinct, report)
         return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(guarded), dtype)
 
-    def solve(self, settings: Settings, stage: Stage = no_stage) -> Solution:
+    def solve(self, settings: MapSettings, stage: Stage = no_stage) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
 
         The token weights must be among those that were encoded for. Each stream has a map of its own by the
@@ -143,7 +145,7 @@ class Statistics:
 
 
 def fit(
-    targets: Targets, P: Tensor, settings: Settings, eps: float, weights: torch.dtype
+    targets: Targets, P: Tensor, settings: MapSettings, eps: float, weights: torch.dtype
 ) -> tuple[LinearMap, dict[str, Any]]:
     """The map of these targets at the chosen strength, and its figures.
 

@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from trce_cli.erase.trajectories import STORED, Recipe, Shard, Trajectory
+from trce_cli.erase.settings import Recipe
+from trce_cli.erase.trajectories import STORED, Shard, Trajectory
 from trce_cli.errors import TrceError
 from trce_cli.families.base import EMPTY, Conditioning, Denoiser, Schedule, Shape
 from trce_cli.maths.contrastive import Contrast, targets

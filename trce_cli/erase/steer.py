@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,14 +21,15 @@ from trce_cli.edits.edit import Made
 from trce_cli.edits.outputs import Outputs, choose_outputs, total_bytes, write_outputs
 from trce_cli.erase.prepare import prepare
 from trce_cli.erase.sampling import Predictor
+from trce_cli.erase.settings import Training
 from trce_cli.erase.steer_guard import CHECKED, guard, guard_evaluations, weight_change
-from trce_cli.erase.training import Training, train, tuned
-from trce_cli.erase.trajectories import Kind, Plan, Recipe
+from trce_cli.erase.training import train, tuned
+from trce_cli.erase.trajectories import Kind, Plan
 from trce_cli.erase.trajectory_set import States, TrajectorySet, identify
 from trce_cli.erase.working_folder import LOG, WorkingFolder
 from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.families.base import Conditioning
-from trce_cli.prompts.presets import Preset, SteerSettings
+from trce_cli.prompts.presets import Preset
 from trce_cli.system.processes import PATIENCE, on_main
 from trce_cli.system.progress import Stage, no_stage
 from trce_cli.system.whole import write_bytes
@@ -39,37 +40,6 @@ if TYPE_CHECKING:
 SAVE_EVERY: float = 120  # seconds between two training states: what a kill can cost
 
 CURVES: Final = "loss.png"
-
-
-def choose(given: Mapping[str, Any], recommended: SteerSettings) -> tuple[Recipe, Training]:
-    """What the user gave (None: not given), else what the presets recommend, else the defaults.
-
-    A recommendation that hangs on a setting the user changed is dropped: early steps on the number of steps,
-    and epochs and maximal steps on each other. Raises BadInput for numbers that make no sense.
-    """
-    chosen = {name: value for name, value in given.items() if value is not None}
-    advice = recommended.model_dump(exclude_none=True)
-    for name, other in (("steps", "early_steps"), ("epochs", "max_steps"), ("max_steps", "epochs")):
-        if name in chosen:
-            advice.pop(other, None)
-    settings = advice | chosen
-    if "max_steps" in settings:
-        settings.setdefault("epochs", None)
-    if "steps" in settings:
-        settings.setdefault("early_steps", math.ceil(settings["steps"] / 2))
-    for name, value in settings.items():
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            raise BadInput(f"--{name.replace('_', '-')} must be finite and at least 0, not {value:g}.")
-    if settings.get("lr") == 0:
-        raise BadInput("--lr must be greater than 0: nothing would be learnt.")
-    names = Recipe.__dataclass_fields__
-    recipe = Recipe(**{name: value for name, value in settings.items() if name in names})
-    if recipe.early_steps > recipe.steps:
-        raise BadInput(
-            f"--early-steps is {recipe.early_steps}, more than the {recipe.steps} steps there are."
-        )
-    fields = Training.__dataclass_fields__
-    return recipe, Training(**{name: value for name, value in settings.items() if name in fields})
 
 
 def make_accelerator(
@@ -106,7 +76,7 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
 
     Memory is that of weights, gradients and optimizer; activations come on top, with the batch.
     """
-    steps = training.steps(plan.states("unsafe"))
+    steps = training.steps_over(plan.states("unsafe"))
     samples = (3 if plan.states("unconditional") else 2) * training.batch_size
     sizes = {key: math.prod(erased.shape("denoiser", key)) for key in erased.keys("denoiser")}
     trained = sum(size for key, size in sizes.items() if erased.family.tuned(key))
@@ -168,7 +138,7 @@ def steer(
 
     made_from = on_main(accelerator, read)
     chosen = outputs or choose_outputs(erased, output, None, force=force)
-    work = WorkingFolder(output, chosen, made_from, asdict(training))
+    work = WorkingFolder(output, chosen, made_from, training.model_dump())
     with work.claimed(accelerator, erased, plan, trajectories, force) as stored:
         denoiser = erased.family.denoise(erased)
         run = Run(
@@ -227,7 +197,7 @@ class Run:
             _share(self.accelerator, optimizer)
         module, prepared = self.accelerator.prepare(predict.module, optimizer)
         predict = replace(predict, module=module)
-        total = self.training.steps(self.stored.plan.states("unsafe"))
+        total = self.training.steps_over(self.stored.plan.states("unsafe"))
         report = self.stage("Training", total, "steps")
         report(start)
         saved = time.monotonic()
@@ -287,8 +257,8 @@ class Run:
             self.erased,
             presets,
             {
-                **asdict(self.stored.plan.recipe),
-                **asdict(self.training),
+                **self.stored.plan.recipe.model_dump(),
+                **self.training.model_dump(),
                 "teacher": self.teacher.name,
                 "teacher_revision": self.teacher.revision,
                 "max_drift": max_drift,

@@ -1,6 +1,5 @@
 """What a map has to take where: prompt pairs, embedded at their slots."""
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import Family, Slot, Text
+from trce_cli.errors import TrceError
+from trce_cli.families.base import Slot, Text
 from trce_cli.maths.closed_form import MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.pairs import PromptPair
@@ -95,27 +94,6 @@ class EmbeddedPairs:
             weights=torch.tensor([slot.weight for _, slot in each], dtype=torch.float64),
             pairs=len(self.pairs),
         )
-
-
-def slot_weights(family: Family, given: Sequence[float] | Mapping[str, float] | None) -> dict[str, float]:
-    """The weight of each slot of the family, in its order; None: its defaults.
-
-    given: weights in the order of `family.slots`, or by their names, where those that are not named get 0.
-    BadInput where they are not for the family, and unless they are finite, at least 0 and not all 0.
-    """
-    if given is None:
-        given = family.defaults.slots
-    if not isinstance(given, Mapping) and len(given) == len(family.slots):
-        given = dict(zip(family.slots, given, strict=True))
-    if not isinstance(given, Mapping) or not given.keys() <= set(family.slots):
-        raise BadInput(
-            f"The token weights {given} are not for {family.name}: its slots are {', '.join(family.slots)}.",
-            f"Give a weight for each, or name some, for example {next(iter(family.defaults.slots))}=1.",
-        )
-    found = {name: float(given.get(name, 0)) for name in family.slots}
-    if not all(math.isfinite(weight) and weight >= 0 for weight in found.values()) or not any(found.values()):
-        raise BadInput(f"The token weights {dict(given)} must be finite, at least 0, and not all 0.")
-    return found
 
 
 def pair_slots(text: Text, pair: PromptPair, weights: Mapping[str, float]) -> PairSlots:

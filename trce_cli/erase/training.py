@@ -7,15 +7,15 @@ from a set of trajectories.
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from trce_cli.erase.sampling import Predictor
+from trce_cli.erase.settings import Training
 from trce_cli.erase.trajectories import Plan
 from trce_cli.erase.trajectory_set import States
 from trce_cli.errors import TrceError
@@ -28,29 +28,6 @@ if TYPE_CHECKING:
 WARM_UP: Final = 0.05  # of the steps, over which the learning rate rises; a usual share
 CLIP: Final = 1.0  # norm of the gradient, diffusers' training scripts' value
 SKIPS: Final = 20  # steps in a row that fp16's loss scaling may skip while it finds its scale
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train. The defaults are the paper's for SD 1.x; `batch_size` is summed over the processes.
-
-    The loop ends after `epochs` passes over the unsafe states or after `max_steps`, whichever comes first.
-    """
-
-    margin: float = 0.01
-    regularisation: float = 100.0  # weight of the regulariser
-    lr: float = 1e-6
-    epochs: int | None = 3
-    max_steps: int | None = None
-    batch_size: int = 4  # unsafe states a step, and as many unconditional ones
-    seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-
-    def steps(self, states: int) -> int:
-        """The number of optimisation steps over this many unsafe states."""
-        limits = [self.max_steps] if self.max_steps is not None else []
-        limits += [math.ceil(self.epochs * states / self.batch_size)] if self.epochs is not None else []
-        return min(limits)
 
 
 def tuned(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -79,7 +56,7 @@ def train(
     soon as loss or gradient is not finite; that step is not made.
     """
     counts = {"unsafe": plan.states("unsafe"), "held": plan.states("unconditional")}
-    total, size = training.steps(counts["unsafe"]), training.batch_size
+    total, size = training.steps_over(counts["unsafe"]), training.batch_size
     share = size // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     parameters = list(tuned(predict.module).values())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
-from trce_cli.errors import BadInput
+from trce_cli.erase.settings import Recipe
 from trce_cli.families.base import EMPTY, Shape
 
 if TYPE_CHECKING:
@@ -35,19 +35,6 @@ STORED: Final = torch.float16  # of latents, directions and predictions
 _WIDE: Final = {"timesteps": 8, "rows": 8, "offset": 4}  # bytes an element of the others
 
 Kind = Literal["unsafe", "unconditional", "stage1", "unsafe-check", "unconditional-check", "benign-check"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the set is made. The defaults are the paper's for SD 1.x."""
-
-    steps: int = 50  # of DDIM
-    early_steps: int = 25  # of them, from the noise on, kept of unsafe trajectories
-    trajectories_per_concept: int = 5
-    unconditional: int = 2000
-    guidance_scale: float = 3.0  # of sampling
-    steering_guidance: float = 15.0  # g of the targets
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,8 +147,6 @@ def plan_trajectories(
     the guard take the next one. benign: captions of which the guard's are chosen. Raises BadInput for a
     recipe that the checkpoint cannot be sampled with.
     """
-    if recipe.early_steps > recipe.steps:
-        raise BadInput(f"There are {recipe.steps} steps, and {recipe.early_steps} early ones were asked for.")
     denoiser = checkpoint.family.denoise(checkpoint)
     denoiser.schedule(recipe.steps)  # refuses what cannot be sampled
     concepts = {

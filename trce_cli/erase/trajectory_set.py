@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
-from trce_cli.erase.trajectories import Kind, Plan, Recipe, Shard
+from trce_cli.erase.settings import Recipe
+from trce_cli.erase.trajectories import Kind, Plan, Shard
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json
 from trce_cli.system.safetensors import SafetensorsFile
@@ -38,7 +39,7 @@ def identify(
         "text encoder": erased.text_encoder_hash(),
         "presets": [preset.sha256() for preset in presets],
         "mixed precision": mixed_precision,
-        **{name.replace("_", " "): value for name, value in asdict(recipe).items()},
+        **{name.replace("_", " "): value for name, value in recipe.model_dump().items()},
     }
 
 

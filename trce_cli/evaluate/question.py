@@ -13,7 +13,7 @@ from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.detectors.registry import load_detectors
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
 from trce_cli.evaluate.scores import real_images
-from trce_cli.images.plan import STEPS, Settings
+from trce_cli.images.settings import STEPS, DrawSettings
 from trce_cli.prompts.home import Clip, Home, Split
 from trce_cli.prompts.presets import Preset
 from trce_cli.prompts.suites import Suite, choose_suites, unsafe_classes
@@ -39,7 +39,7 @@ class Evaluation:
     detectors: Sequence[Loaded]
     extractors: Sequence[Extractor]
     clip: Clip | None
-    settings: Settings
+    settings: DrawSettings
     negative_prompt: str = ""
     real: Path | None = None
     reuse: Path | None = None
@@ -140,7 +140,7 @@ def prepare(
         detectors=loaded,
         extractors=extractors,
         clip=model,
-        settings=Settings(
+        settings=DrawSettings(
             steps=steps or home.steps or STEPS, guidance_scale=guidance_scale, scheduler=scheduler
         ),
         negative_prompt=negative_prompt,

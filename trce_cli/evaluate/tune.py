@@ -18,8 +18,8 @@ import torch
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
 from trce_cli.erase.map import Solution, Statistics
-from trce_cli.erase.map_settings import Settings
 from trce_cli.erase.prior import Prior
+from trce_cli.erase.settings import MapSettings
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.choice import Point, choose
 from trce_cli.evaluate.measure import measure_suite
@@ -47,7 +47,7 @@ RESULT, TABLE, PLOT = "tune.json", "trials.csv", "pareto.png"
 class Trial:
     """Settings, and a SHA-256 in hex over all that their pictures depend on beside prompt and seed."""
 
-    settings: Settings
+    settings: MapSettings
     key: str
 
     def record(self, drawn: ImageRecord) -> ImageRecord:
@@ -59,7 +59,7 @@ class Trial:
 def tune(
     evaluation: Evaluation,
     prior: Prior,
-    settings: Sequence[Settings],
+    settings: Sequence[MapSettings],
     map_arguments: Sequence[str],
     output: Path,
     device: torch.device,
@@ -83,7 +83,7 @@ def tune(
     told = describe(evaluation, prior, dtype)
     sha256, pairs = told["original"]["sha256"], prompt_pairs(evaluation.presets)
     identity = [sha256, prior.sha256(), list(map(asdict, pairs))]
-    trials = [Trial(each, digest([*identity, asdict(each)])) for each in settings]
+    trials = [Trial(each, digest([*identity, each.model_dump()])) for each in settings]
     plans = {suite.name: list(plan(evaluation, suite, sha256, dtype)) for suite in evaluation.suites}
     told["asked"] = digest(
         [told["detectors"], told["clip"], *(list(map(asdict, each)) for each in plans.values())]
@@ -98,7 +98,7 @@ def tune(
     }
     done = finished(output / RESULT, told["asked"])
     if todo := [trial for trial in trials if trial.key not in done]:
-        weights = dict.fromkeys(trial.settings.token_weights for trial in todo)
+        weights = [trial.settings.token_weights for trial in todo]
         statistics = Statistics.of(evaluation.original, pairs, prior, weights, device, stage=stage)
         stores = {
             each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
@@ -106,7 +106,7 @@ def tune(
         bench = Bench(evaluation, folders, plans, stores, device, batch_size)
         report = bench.start(todo, dtype, stage, note)
         for trial in todo:
-            found: dict[str, Any] = {"key": trial.key, **asdict(trial.settings), "failed": None}
+            found: dict[str, Any] = {"key": trial.key, **trial.settings.model_dump(), "failed": None}
             try:
                 solution = statistics.solve(trial.settings)
                 bench.draw(trial, solution, report)

@@ -1,8 +1,7 @@
 """What is to be drawn: every picture's settings, from prompts, what users say and what checkpoints say."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -11,32 +10,18 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas
 from trce_cli.images.record import ImageRecord
 from trce_cli.images.schedulers import own_scheduler, scheduler_name
+from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import MAX_SEED, Prompt
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 
-STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
 ROW_CELL = 1000  # characters; longer cells of a prompt's row (a picture, say) are not recorded
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to draw; None leaves it to the prompt's own row, and where that is silent to the checkpoint."""
-
-    seed: int | None = None
-    steps: int = STEPS
-    guidance_scale: float | None = None
-    negative_prompt: str = ""
-    scheduler: str | None = None
-    width: int | None = None
-    height: int | None = None
-    images_per_prompt: int = 1
 
 
 def plan_images(
     prompts: Sequence[Prompt],
     checkpoints: Mapping[str, Checkpoint],
-    settings: Settings,
+    settings: DrawSettings,
 ) -> list[ImageRecord]:
     """What to draw: every prompt with `images_per_prompt` seeds, counted up from its own, by all checkpoints.
 
@@ -95,20 +80,13 @@ def identify(
     return [replace(record, dtype=dtype, checkpoint_sha256=hashes[record.role]) for record in records]
 
 
-def check(settings: Settings, prompts: Sequence[Prompt]) -> None:
+def check(settings: DrawSettings, prompts: Sequence[Prompt]) -> None:
     """Raise BadInput for prompts and values that no checkpoint can draw with."""
     for text in (settings.negative_prompt, *(prompt.text for prompt in prompts)):
         try:
             text.encode()
         except UnicodeEncodeError:  # bytes of the command line that are no text in its encoding
             raise BadInput(f"The prompt {text[:60]!r} is no valid Unicode.", "Give it as UTF-8.") from None
-    if settings.seed is not None and not 0 <= settings.seed <= MAX_SEED:
-        raise BadInput(f"The seed {settings.seed} is not between 0 and {MAX_SEED}.")
-    if settings.images_per_prompt < 1:
-        raise BadInput(f"{settings.images_per_prompt} images a prompt are none.", "Give at least 1.")
-    guidance = settings.guidance_scale
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise BadInput(f"The guidance scale {guidance} is no number from 0 up.")
 
 
 def check_canvas(canvas: Canvas, width: int, height: int, steps: int, who: str, checkpoint: str) -> None:

@@ -5,24 +5,17 @@ import hashlib
 import json
 import os
 import re
-import reprlib
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from trce_cli.errors import BadInput
+from trce_cli.prompts.settings import MapTable, SteerTable
 from trce_cli.prompts.templates import TEMPLATES
+from trce_cli.settings import Settings, what_is_wrong
 from trce_cli.system.foreign import parse_toml, read_text
 from trce_cli.system.paths import real_path
 
@@ -45,34 +38,12 @@ def _check_template(text: str) -> str:
     return text
 
 
-def _check_tokens_matter(weights: tuple[float, ...]) -> tuple[float, ...]:
-    if not any(weights):
-        raise ValueError("must not all be zero")
-    return weights
-
-
 Phrase = Annotated[str, AfterValidator(_check_phrase)]
 Template = Annotated[Phrase, AfterValidator(_check_template)]
 Kind = Literal["object", "person", "scene", "style"]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Count = Annotated[int, Field(ge=1)]
-# Lists of TOML become tuples; what is in them stays strict.
-TokenWeights = Annotated[
-    tuple[NotNegative, NotNegative, NotNegative, NotNegative],
-    Field(strict=False),
-    AfterValidator(_check_tokens_matter),
-]
 
-
-class _Table(BaseModel):
-    """A table of the schema: types as written, no key that is not named here."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class Concept(_Table):
+class Concept(Settings):
     """An unsafe phrase and the phrase that fits in its place."""
 
     unsafe: Phrase
@@ -85,38 +56,7 @@ class Concept(_Table):
         return self
 
 
-class MapSettings(_Table):
-    """The recommended settings of `trce map`; None leaves the command's default."""
-
-    preserve: NotNegative | None = None
-    token_weights: TokenWeights | None = None
-    strength: Positive | None = None
-
-
-class SteerSettings(_Table):
-    """The recommended settings of `trce steer`; None leaves the command's default."""
-
-    steps: Count | None = None
-    early_steps: Count | None = None
-    trajectories_per_concept: Count | None = None
-    unconditional: Annotated[int, Field(ge=0)] | None = None
-    guidance_scale: NotNegative | None = None
-    steering_guidance: NotNegative | None = None
-    margin: NotNegative | None = None
-    regularisation: NotNegative | None = None
-    lr: Positive | None = None
-    epochs: Count | None = None
-    max_steps: Count | None = None
-    batch_size: Count | None = None
-
-    @model_validator(mode="after")
-    def _check_early_steps_are_steps(self) -> Self:
-        if self.steps is not None and self.early_steps is not None and self.early_steps > self.steps:
-            raise ValueError(f"early_steps is {self.early_steps}, more than the {self.steps} steps there are")
-        return self
-
-
-class Preset(_Table):
+class Preset(Settings):
     """A concept family. `templates` are its kind's where the file gives none.
 
     `implied` are prompts that mean the concepts without naming one: no edit sees them, `trce evaluate` asks
@@ -131,8 +71,8 @@ class Preset(_Table):
     concepts: Annotated[tuple[Concept, ...], Field(strict=False)] = ()
     implied: Annotated[tuple[Phrase, ...], Field(strict=False)] = ()
     sensitive: bool = True
-    map: MapSettings = MapSettings()
-    steer: SteerSettings = SteerSettings()
+    map: MapTable = MapTable()
+    steer: SteerTable = SteerTable()
     _included: tuple["Preset", ...] = PrivateAttr(default=())
 
     @field_validator("templates", "includes", "concepts", "implied")
@@ -148,6 +88,12 @@ class Preset(_Table):
     def _check_something_is_erased(self) -> Self:
         if not self.concepts and not self.includes:
             raise ValueError("a preset needs [[concepts]], or includes = [...] that bring some")
+        return self
+
+    @model_validator(mode="after")
+    def _check_something_is_applied(self) -> Self:
+        if self.map.strength == 0:
+            raise ValueError("map.strength: must be greater than 0")
         return self
 
     @model_validator(mode="after")
@@ -174,8 +120,17 @@ class Preset(_Table):
                 preset._collect(found)
 
     def sha256(self) -> str:
-        """The hash of all that it says, includes resolved; comments and layout of the file do not matter."""
-        parts = [preset.model_dump(mode="json") for preset in self.walk()]
+        """The hash of all that it says, includes resolved; comments and layout of the file do not matter.
+
+        A setting that it does not recommend counts as null, whatever its default is today.
+        """
+        parts = []
+        for preset in self.walk():
+            told = preset.model_dump(mode="json")
+            for table in ("map", "steer"):
+                said = getattr(preset, table).model_fields_set
+                told[table] = {key: value if key in said else None for key, value in told[table].items()}
+            parts.append(told)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -204,21 +159,11 @@ def load_presets(names_or_paths: Iterable[str | Path]) -> list[Preset]:
     return [load_preset(name) for name in dict.fromkeys(names_or_paths)]
 
 
-def joint_map_settings(presets: Iterable[Preset]) -> MapSettings:
-    """What the presets recommend for `trce map`; where several name a setting, the first one's holds."""
-    return MapSettings(**_first_of_each(preset.map for top in presets for preset in top.walk()))
-
-
-def joint_steer_settings(presets: Iterable[Preset]) -> SteerSettings:
-    """What the presets recommend for `trce steer`; where several name a setting, the first one's holds."""
-    return SteerSettings(**_first_of_each(preset.steer for top in presets for preset in top.walk()))
-
-
-def _first_of_each(tables: Iterable[BaseModel]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for table in tables:
-        settings = table.model_dump(exclude_none=True) | settings
-    return settings
+def recommended(presets: Iterable[Preset], table: Literal["map", "steer"]) -> dict[str, Any]:
+    """What the presets recommend for `trce map` or `trce steer`; of several, the first one's holds."""
+    parts = [getattr(part, table).given() for preset in presets for part in preset.walk()]
+    merged = ChainMap(*parts)
+    return {name: merged[name] for name in _TABLES[table].model_fields if name in merged}
 
 
 def _find(name_or_path: str | Path, folder: Path) -> Path:
@@ -282,25 +227,11 @@ def _with_default_templates(preset: Preset) -> Preset:
 
 
 # The table that a key stands in, to say which keys are allowed there.
-_TABLES: Final[Mapping[str, type[_Table]]] = {
+_TABLES: Final[Mapping[str, type[Settings]]] = {
     "": Preset,
     "concepts": Concept,
-    "map": MapSettings,
-    "steer": SteerSettings,
-}
-
-# pydantic's error types -> what is wanted; its own texts change from release to release.
-_WANTED: Final[Mapping[str, str]] = {
-    "string_type": "must be a text in quotes",
-    "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "tuple_type": "must be a list in [ ]",
-    "model_type": "must be a table",
-    "greater_than": "must be greater than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "too_long": "must have {max_length} entries",
+    "map": MapTable,
+    "steer": SteerTable,
 }
 
 
@@ -316,15 +247,8 @@ def _explain(error: ValidationError) -> str:
             close = difflib.get_close_matches(str(last), table.model_fields, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             return f"unknown key {key!r}{guess}; allowed are {', '.join(table.model_fields)}"
-        case "missing" if isinstance(last, int):
-            return f"{key.removesuffix(f'[{last}]')}: must have 4 entries: SOT, FIRST_EOT, LAST_EOT, KEYWORD"
         case "missing":
             return f"the key {key!r} is missing"
-        case "value_error":
-            said = str(first["ctx"]["error"])
+        case _:
+            said = what_is_wrong(first)
             return f"{key}: {said}" if key else said
-        case "literal_error":
-            return f"{key}: must be one of {', '.join(get_args(Kind))}, not {reprlib.repr(first['input'])}"
-        case kind:
-            wanted = _WANTED.get(kind, first["msg"]).format(**first.get("ctx", {}))
-            return f"{key}: {wanted}, not {reprlib.repr(first['input'])}"

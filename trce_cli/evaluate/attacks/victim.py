@@ -79,7 +79,7 @@ class Victim:
     def records(self, prompts: Sequence[Prompt], role: str) -> list[ImageRecord]:
         """How the prompts are drawn, as `trce evaluate` draws them."""
         negative = self.evaluation.negative_prompt if role == "erased" else ""
-        settings = replace(self.evaluation.settings, negative_prompt=negative)
+        settings = self.evaluation.settings.model_copy(update={"negative_prompt": negative})
         records = plan_images(prompts, {role: self.evaluation.checkpoints[role]}, settings)
         return [replace(record, dtype=self.dtype) for record in records]
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.erase.map_settings import Settings, choose_settings, plan
+from trce_cli.erase.map_plan import plan
 from trce_cli.erase.prior import Prior
+from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.errors import BadInput
+from trce_cli.families.registry import FAMILIES
 from trce_cli.prompts.pairs import PromptPair
 from trce_cli.prompts.presets import load_preset
 
+SD1 = FAMILIES[0]
 NOTHING = {"preserve": None, "token_weights": None, "strength": None}
 
 
@@ -29,20 +32,31 @@ def preset(folder: Path, name: str, table: str, rest: str = "") -> str:
     [("preserve", -1.0), ("preserve", math.nan), ("strength", math.inf), ("token_weights", (0, 1, -1, 0))],
 )
 def test_numbers_must_be_finite_and_not_negative(name: str, value: object) -> None:
-    with pytest.raises(BadInput, match=name.replace("_", " ")):
-        Settings(**{name: value})
+    with pytest.raises(BadInput, match=name):
+        MapSettings.of({name: value})
 
 
-@pytest.mark.parametrize("weights", [(0, 0, 0, 0), (1, 2, 3), ()])
-def test_token_weights_are_four_and_not_all_zero(weights: tuple[float, ...]) -> None:
-    with pytest.raises(BadInput, match="token weights"):
-        Settings(token_weights=weights)
+@pytest.mark.parametrize("weights", [(0, 0, 0, 0), (), {}, {"SOT": 0}, "1,2", (True, 1, 0, 0)])
+def test_token_weights_are_numbers_and_not_all_zero(weights: object) -> None:
+    with pytest.raises(BadInput, match="token_weights"):
+        MapSettings.of({"token_weights": weights})
+
+
+@pytest.mark.parametrize("weights", [(1, 2, 3), {"FIRST": 1}])
+def test_token_weights_are_for_the_slots_of_the_family(weights: object) -> None:
+    with pytest.raises(BadInput, match="SOT, FIRST_EOT, LAST_EOT, KEYWORD"):
+        choose_map_settings({"token_weights": weights}, [], SD1)
+
+
+def test_token_weights_by_name_are_those_in_order() -> None:
+    settings, _ = choose_map_settings({"token_weights": {"KEYWORD": 0.5, "FIRST_EOT": 1}}, [], SD1)
+    assert settings.token_weights == (0, 1, 0, 0.5)
 
 
 def test_given_beats_recommended_beats_default(tmp_path: Path) -> None:
     presets = [load_preset(preset(tmp_path, "a", "preserve = 3\nstrength = 0.5"))]
-    settings, remarks = choose_settings(NOTHING | {"strength": 2.0}, presets)
-    assert settings == Settings(preserve=3.0, token_weights=(0, 1, 0, 0), strength=2.0)
+    settings, remarks = choose_map_settings(NOTHING | {"strength": 2.0}, presets, SD1)
+    assert settings == MapSettings(preserve=3.0, token_weights=(0, 1, 0, 0), strength=2.0)
     assert remarks == []
 
 
@@ -50,17 +64,17 @@ def test_presets_that_differ_are_told(tmp_path: Path) -> None:
     first = preset(tmp_path, "a", "preserve = 3\nstrength = 1")
     second = preset(tmp_path, "b", "preserve = 5.5\nstrength = 1.0", 'includes = ["a.toml"]')
     presets = [load_preset(first), load_preset(second)]
-    settings, (remark,) = choose_settings(NOTHING, presets)
+    settings, (remark,) = choose_map_settings(NOTHING, presets, SD1)
     assert settings.preserve == 3
     assert all(part in remark for part in ("3.0 by a", "5.5 by b", "3.0 is used", "--preserve"))
-    assert choose_settings(NOTHING | {"preserve": 1.0}, presets)[1] == []
+    assert choose_map_settings(NOTHING | {"preserve": 1.0}, presets, SD1)[1] == []
 
 
 def test_plan_names_the_pooled_layer_where_it_is_mapped(tiny_sdxl: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
     pairs, prior = [PromptPair("a gun", "a tool", "a gun")], Prior("x", ("c",), ("d",))
     mapped, spared = (
-        plan(checkpoint, tmp_path / "out", pairs, prior, Settings(pooled=pooled))["layers"]
+        plan(checkpoint, tmp_path / "out", pairs, prior, MapSettings(pooled=pooled))["layers"]
         for pooled in (True, False)
     )
     assert mapped.keys() - spared.keys() == {"add_embedding.linear_1.weight"}
@@ -69,7 +83,7 @@ def test_plan_names_the_pooled_layer_where_it_is_mapped(tiny_sdxl: Path, tmp_pat
 def test_plan_counts_layers_prompts_memory_and_disk(tiny_sd1: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
     pairs = [PromptPair("a gun", "a tool", "a gun"), PromptPair("a rifle", "a tool", "a rifle")]
-    planned = plan(checkpoint, tmp_path / "new" / "out", pairs, Prior("x", ("c",) * 3, ("d",)), Settings())
+    planned = plan(checkpoint, tmp_path / "new" / "out", pairs, Prior("x", ("c",) * 3, ("d",)), MapSettings())
     assert len(planned["layers"]) == 32
     assert all(shape[1] == 32 for shape in planned["layers"].values())
     assert (planned["pairs"], planned["distinct_prompts"], planned["captions"]) == (2, 3, 3)

@@ -1,0 +1,46 @@
+"""What the commands that write an edit have in common: hashing the original, writing, and telling of it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trce_cli.cli.console import Console, Progress
+
+if TYPE_CHECKING:
+    from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.edits.outputs import Outputs
+
+
+def hash_original(source: "Checkpoint", progress: Progress) -> None:
+    """Hash the files of the checkpoint, which its outputs record, before they are asked for."""
+    hashing = progress.stage("Hashing the original", round(source.total_bytes() / 1e6), "MB")
+    source.hashes(lambda count: hashing(count / 1e6))
+
+
+def writing_stage(source: "Checkpoint", outputs: "Outputs", progress: Progress) -> Callable[[int], None]:
+    """The stage of writing; call it with the number of bytes just written."""
+    from trce_cli.edits.outputs import total_bytes
+
+    writing = progress.stage("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
+    return lambda count: writing(count / 1e6)
+
+
+def show_written(
+    console: Console,
+    output: Path,
+    outputs: "Outputs",
+    entry: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Tell where the edit is.
+
+    entry: what its history says of it. lora: the figures of the LoRA, where one was written.
+    """
+    from trce_cli.edits.outputs import lora_lines
+
+    for line in lora_lines(lora) if lora else []:
+        console.note(line)
+    console.note(f"Wrote {', '.join(map(str, outputs.paths.values()))} in {seconds:.1f} s.")
+    result = {"output": output, "outputs": dict(outputs.paths), **entry}
+    console.result(result | ({"lora": lora} if lora else {}))

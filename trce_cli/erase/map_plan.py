@@ -1,0 +1,57 @@
+"""The plan of stage 1, made before anything heavy is loaded."""
+
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.erase.prior import Prior
+from trce_cli.erase.settings import MapSettings
+from trce_cli.families.slots import slot_weights
+from trce_cli.prompts.pairs import PromptPair
+from trce_cli.system.paths import existing
+
+# What Python, torch, the tokenizers, activations and one layer of a text encoder take, measured in bytes.
+OVERHEAD: Final = 400 << 20
+MATRICES: Final = 10  # of float64 as large as the map that are in memory at a time
+
+
+def plan(
+    checkpoint: Checkpoint, output: Path, pairs: Sequence[PromptPair], prior: Prior, settings: MapSettings
+) -> dict[str, Any]:
+    """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes."""
+    doors = checkpoint.door_weights()
+    streams = doors if settings.pooled else checkpoint.family.streams[:1]
+    return {
+        "family": checkpoint.family.name,
+        "weights": [copy.label for copy in checkpoint.denoiser],
+        "layers": {
+            key: list(checkpoint.shape("denoiser", key)) for stream in streams for key in doors[stream]
+        },
+        "pairs": len(pairs),
+        "distinct_prompts": len(distinct_prompts(pairs)),
+        "prior": prior.source,
+        "captions": len(prior.captions),
+        "canaries": len(prior.canaries),
+        "preserve": settings.preserve,
+        "token_weights": list(slot_weights(checkpoint.family, settings.token_weights).values()),
+        "strength": settings.strength,
+        "memory_bytes": _memory(checkpoint),
+        "disk_bytes": checkpoint.total_bytes(),
+        "free_disk_bytes": shutil.disk_usage(existing(output)).free,
+    }
+
+
+def distinct_prompts(pairs: Iterable[PromptPair]) -> set[str]:
+    """Every prompt of the pairs once."""
+    return {prompt for pair in pairs for prompt in (pair.unsafe, pair.safe)}
+
+
+def _memory(checkpoint: Checkpoint) -> int:
+    """About the most memory in bytes that `trce map` needs: text encoders are read a layer at a time."""
+    matrices = 8 * MATRICES * sum(width**2 for width in checkpoint.widths.values())
+    text = checkpoint.family.text_weights(checkpoint.config)
+    largest = max(math.prod(shape) for shapes in text.values() for shape in shapes.values())
+    return OVERHEAD + matrices + 4 * largest

@@ -1,0 +1,122 @@
+"""The settings of both stages: what the user gave, else what the presets recommend, else the defaults."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from trce_cli.families.base import Family
+from trce_cli.families.slots import slot_weights
+from trce_cli.prompts.presets import Preset, recommended
+from trce_cli.prompts.settings import MapTable, TrainingTable, TrajectoryTable
+from trce_cli.settings import Flag, Seed, Settings, option_name
+
+
+class MapSettings(MapTable):
+    """How to solve stage 1.
+
+    preserve: lambda. token_weights: w in the order of the family's slots, or by their names; None: the
+    family's. strength: s in M_s = I + s (M - I), 1 is the full edit. pooled: whether SDXL's pooled embedding
+    is mapped as well; other families have none.
+    """
+
+    pooled: Annotated[bool, Flag(("--pooled/--no-pooled",))] = Field(
+        True, description="SDXL: map the pooled text embedding as well."
+    )
+
+
+class Recipe(TrajectoryTable):
+    """How the set of trajectories is made."""
+
+    seed: Seed = 0
+
+
+class Training(TrainingTable):
+    """How to train; `batch_size` is summed over the processes.
+
+    The loop ends after `epochs` passes over the unsafe states or after `max_steps`, whichever comes first.
+    """
+
+    seed: Seed = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="Precision of the computation; tuned weights are kept in fp32."
+    )
+
+    def steps_over(self, states: int) -> int:
+        """The number of optimisation steps over this many unsafe states."""
+        limits = [self.max_steps] if self.max_steps is not None else []
+        limits += [math.ceil(self.epochs * states / self.batch_size)] if self.epochs is not None else []
+        return min(limits)
+
+
+class SteerSettings(Training, Recipe):
+    """All settings of stage 2."""
+
+
+class Running(Settings):
+    """How a run of stage 2 goes about it, and what it may write."""
+
+    gradient_checkpointing: bool = Field(False, description="Less memory, half as much time again.")
+    trajectories: Annotated[Path | None, Flag(metavar="DIR")] = Field(
+        None,
+        description="Where the prepared set is kept, to be used again; else beside the output until the end.",
+    )
+    max_drift: Annotated[float, Field(ge=0)] = Field(
+        0.2,
+        description="Largest change of unconditional and benign predictions that is saved, as a share of "
+        "their size.",
+    )
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        None, description="Follow the training with this tracker as well."
+    )
+
+
+def choose_map_settings(
+    given: Mapping[str, Any], presets: Sequence[Preset], family: Family
+) -> tuple[MapSettings, list[str]]:
+    """What the user gave (None: not given), else what the presets recommend, else the defaults.
+
+    Token weights come out in the order of the family's slots. Also returns a sentence for each setting on
+    which the presets' recommendations differ. Raises BadInput for numbers that make no sense.
+    """
+    chosen = _without_none(given)
+    settings = MapSettings.of(recommended(presets, "map") | chosen, option_name)
+    weights = tuple(slot_weights(family, settings.token_weights).values())
+    settings = settings.model_copy(update={"token_weights": weights})
+    remarks = []
+    for name in MapTable.model_fields.keys() - chosen:
+        advice: dict[Any, str] = {}  # value -> the first that recommends it
+        for part in (part for preset in presets for part in preset.walk()):
+            if name in part.map.model_fields_set:
+                advice.setdefault(getattr(part.map, name), part.name)
+        if len(advice) > 1:
+            each = ", ".join(f"{value} by {preset}" for value, preset in advice.items())
+            used = f"{getattr(settings, name)} is used ({option_name(name)})"
+            remarks.append(f"Of {name}, {each} is recommended; {used}.")
+    return settings, sorted(remarks)
+
+
+def choose_steer_settings(given: Mapping[str, Any], advice: Mapping[str, Any]) -> tuple[Recipe, Training]:
+    """What the user gave (None: not given), else what the presets recommend, else the defaults.
+
+    A recommendation that hangs on a setting the user changed is dropped: early steps on the number of steps,
+    and epochs and maximal steps on each other. Raises BadInput for numbers that make no sense.
+    """
+    chosen, kept = _without_none(given), dict(advice)
+    for name, other in (("steps", "early_steps"), ("epochs", "max_steps"), ("max_steps", "epochs")):
+        if name in chosen:
+            kept.pop(other, None)
+    settings = kept | chosen
+    if "max_steps" in settings:
+        settings.setdefault("epochs", None)
+    resolved = dict(SteerSettings.of(settings, option_name))
+    return (
+        Recipe(**{name: resolved[name] for name in Recipe.model_fields}),
+        Training(**{name: resolved[name] for name in Training.model_fields}),
+    )
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,30 @@
+"""The weights of a family's slots, from the ways in which users give them."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Family
+
+Given = Sequence[float] | Mapping[str, float] | None
+
+
+def slot_weights(family: Family, given: Given) -> dict[str, float]:
+    """The weight of each slot of the family, in its order; None: its defaults.
+
+    given: weights in the order of `family.slots`, or by their names, where those that are not named get 0.
+    BadInput where they are not for the family, and unless they are finite, at least 0 and not all 0.
+    """
+    if given is None:
+        given = family.defaults.slots
+    if not isinstance(given, Mapping) and len(given) == len(family.slots):
+        given = dict(zip(family.slots, given, strict=True))
+    if not isinstance(given, Mapping) or not given.keys() <= set(family.slots):
+        raise BadInput(
+            f"The token weights {given} are not for {family.name}: its slots are {', '.join(family.slots)}.",
+            f"Give a weight for each, or name some, for example {next(iter(family.defaults.slots))}=1.",
+        )
+    found = {name: float(given.get(name, 0)) for name in family.slots}
+    if not all(math.isfinite(weight) and weight >= 0 for weight in found.values()) or not any(found.values()):
+        raise BadInput(f"The token weights {dict(given)} must be finite, at least 0, and not all 0.")
+    return found
