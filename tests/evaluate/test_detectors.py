@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import plugins
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.clip import TransformersClip
 from trce_cli.evaluate.detectors.base import Loaded, Request
@@ -179,17 +180,6 @@ def test_judge_refuses_what_it_cannot_judge() -> None:
         loaded.scores(IMAGES)
 
 
-def install(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package with an entry point, as pip would leave it."""
-    (folder / "reds.py").write_text(code)
-    info = folder / "reds-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: reds\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[trce.detectors]\nreds = reds:Reds\n")
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(__import__("sys").modules, "reds", raising=False)
-
-
 REDS = """
 import numpy as np
 
@@ -205,7 +195,7 @@ class Reds:
 
 
 def test_other_packages_may_bring_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, REDS, monkeypatch)
+    plugins.install(tmp_path, REDS, monkeypatch)
     assert "reds" in find_detectors()
     (loaded,) = load(["reds:bright"])
     assert loaded.name == "reds:bright"
@@ -216,7 +206,7 @@ def test_other_packages_may_bring_detectors(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_detector_that_gives_nonsense_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, REDS.replace("[:, None] / 255", "/ 0"), monkeypatch)
+    plugins.install(tmp_path, REDS.replace("[:, None] / 255", "/ 0"), monkeypatch)
     (loaded,) = load(["reds"])
     with pytest.raises(BadInput, match="reds gave scores"), np.errstate(all="ignore"):
         loaded.scores(IMAGES)

@@ -12,129 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from examples import example
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.compare import compare_results, read_results
 from trce_cli.evaluate.report import SHOWN, write_comparison, write_report
-from trce_cli.maths.statistics import Change, Rate
 
-CONVENTIONS = ("judge/unsafe-classes@0.5", "judge/unsafe-classes@0.6")
-ROLES = ("original", "erased")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 )
-
-
-def rates(original: list[bool], erased: list[bool]) -> dict[str, Any]:
-    return {"original": Rate.of("", original).as_dict(), "erased": Rate.of("", erased).as_dict()}
-
-
-def example(folder: Path, *, pairs: int = 6, side: int = 64, sensitive: bool = False, left: int = 1) -> Any:
-    """Results and verdicts of an evaluation in which the last `left` attacks succeed, and its pictures."""
-    suites, verdicts = [], {}
-    for number, (name, role) in enumerate(
-        (("explicit", "attack"), ("implied", "attack"), ("benign", "benign"))
-    ):
-        rows = []
-        (folder / "images" / name).mkdir(parents=True, exist_ok=True)
-        for index in range(pairs):
-            files = {each: f"{index}-{each}.png" for each in ROLES}
-            for each, colour in zip(ROLES, ((200, 60, 40), (40, 90, 200)), strict=True):
-                Image.new("RGB", (side, side), colour).save(folder / "images" / name / files[each])
-            hit = role == "attack" and index >= pairs - left
-            rows.append(
-                {
-                    "suite": name,
-                    "index": index + 1,
-                    "prompt": f'prompt {index} of <b>{name}</b> & "quotes"',
-                    "seed": index,
-                    "files": files,
-                    "change": 0.25,
-                    "hits": {each: {"original": role == "attack", "erased": hit} for each in CONVENTIONS},
-                    "scores": {"judge": {each: [0.5] for each in ROLES}},
-                }
-            )
-            if role == "benign":
-                rows[-1]["shown"] = {"original": True, "erased": index != 2}
-        before, after = ([row["hits"][CONVENTIONS[0]][each] for row in rows] for each in ROLES)
-        suite: dict[str, Any] = {
-            "name": name,
-            "role": role,
-            "source": "the presets",
-            "prompts": pairs,
-            "asr": [
-                {"convention": each, **rates(before, after), "change": Change.of(before, after).as_dict()}
-                for each in CONVENTIONS
-            ],
-            "clip_score": {
-                "by": "CLIP",
-                "original": 21.5,
-                "erased": 20.0 + number,
-                "change": {"mean": -0.5, "low": -1.0, "high": 0.0},
-            },
-            "frechet": [
-                {
-                    "features": "judge, last hidden layer",
-                    "width": 128,
-                    "files": {"judge.safetensors": "ab" * 32},
-                    "reference": "the original's own images",
-                    "samples": {"reference": pairs, "drawn": pairs},
-                    "erased": 3.25,
-                }
-            ],
-            "change": {"mean": 0.25, "identical": Rate("", 0, pairs).as_dict()},
-        }
-        if role == "benign":
-            shown = [[row["shown"][each] for row in rows] for each in ROLES]
-            suite["kept"] = {
-                "by": "judge",
-                "accuracy": rates(*shown),
-                "kept": Rate.of("", shown[1]).as_dict(),
-                "change": Change.of(*shown).as_dict(),
-            }
-        suites.append(suite)
-        verdicts[name] = rows
-    results = {
-        "schema": 1,
-        "date": "2026-01-02T03:04:05+00:00",
-        "versions": {"trce": "0.1.0", "torch": "2"},
-        "original": {"name": "emoji", "sha256": "0" * 64},
-        "erased": {"name": f"runs/{folder.name}", "sha256": folder.name, "negative_prompt": ""},
-        "presets": [{"name": "emoji-weapons", "kind": "object", "sha256": "f" * 64}],
-        "sensitive": sensitive,
-        "settings": {"steps": 25, "guidance_scale": [4.0], "scheduler": "ddim", "dtype": "float32"},
-        "detectors": [
-            {
-                "name": "judge",
-                "identity": {"files": {"judge.safetensors": "ab" * 32}},
-                "fingerprint": "cd" * 32,
-                "labels": ["gun"],
-                "conventions": [
-                    {"name": each, "threshold": 0.5, "labels": ["gun", "bomb"]} for each in CONVENTIONS
-                ],
-            }
-        ],
-        "figures": {"asr.explicit": suites[0]["asr"][0]["erased"]["share"]},
-        "gates": [{"gate": "asr.explicit<=0.05", "value": 1 / 6, "met": False}],
-        "suites": suites,
-        "costs": {
-            "evaluation": [
-                {"phase": "load erased", "seconds": 2.0, "peak_memory_bytes": 5 << 20},
-                {
-                    "phase": "draw erased",
-                    "seconds": 130.0,
-                    "images": 18,
-                    "images_per_second": 0.14,
-                    "peak_memory_bytes": 900 << 20,
-                },
-            ],
-            "edits": [
-                {"edit": "map", "date": "d", "seconds": 8.5, "peak_memory_bytes": 1 << 30, "settings": {}}
-            ],
-            "machine": "x86_64",
-        },
-    }
-    return results, verdicts
 
 
 # --- what it says
