@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli.checkpoint import copy as patching
-from trce_cli.checkpoint.copy import check_output, write_patched
+from trce_cli.checkpoint.copy import check_copy, write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
@@ -436,7 +436,7 @@ def test_lack_of_space_is_seen_beforehand(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
     with pytest.raises(TrceError, match=r"and 0\.00 GB are free") as caught:
-        check_output(open_checkpoint(str(tiny_sd1)), tmp_path / "out")
+        check_copy(open_checkpoint(str(tiny_sd1)), tmp_path / "out")
     assert caught.value.exit_code == 1
 
 
@@ -482,7 +482,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next(tiny_sd1: Path, tmp_path: Path) 
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "writing\n"
     # While the run lives another one leaves its half-written folder alone.
-    check_output(open_checkpoint(str(tiny_sd1)), output, force=True)
+    check_copy(open_checkpoint(str(tiny_sd1)), output, force=True)
     assert len(list(tmp_path.iterdir())) == 2
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -143,7 +143,7 @@ def test_a_truncated_lora_in_diffusers_is_off_by_the_error_that_is_told(
     checkpoint, text_map = open_checkpoint(str(tiny_sd1)), random_map(tiny_sd1)
     outputs = choose_outputs(checkpoint, tmp_path / "lora.safetensors", ["lora"], rank=1, dtype="float16")
     edits, _ = combine([text_map], checkpoint)
-    assert outputs.size == Size(rank=1)
+    assert outputs.how.size == Size(rank=1)
     error = write_outputs(checkpoint, edits, text_map.made, outputs, text_map)["truncation_error"]["change"]
     pipe = load(tiny_sd1, "sd1", tiny_sd1)
     pipe.load_lora_weights(str(outputs.paths["lora"]))

@@ -222,6 +222,11 @@ class Checkpoint(ABC):
         """The text of `trce.json` as the checkpoint carries it, None where it was never edited."""
 
     @abstractmethod
+    def carried(self, files: Mapping[str, bytes]) -> tuple[dict[str, str] | None, Mapping[str, bytes]]:
+        """What a copy carries of these files (`trce.json`, `README.md`): metadata of its weights, None where
+        that stays as it is, and files."""
+
+    @abstractmethod
     def card_text(self) -> str | None:
         """The text of the checkpoint's own model card, None where it has none."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place
-from trce_cli.checkpoint.copy import Form, check_output
+from trce_cli.checkpoint.copy import check_output, copied_bytes
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Stored
@@ -36,7 +36,7 @@ _STEMS: Final = {"transformers": "model"}  # of weight files by library; else di
 Tensors = dict[str, NewTensor]
 
 
-def write_converted(
+def write_folder(
     checkpoint: Checkpoint,
     output: Path,
     edits: Mapping[str, Edit],
@@ -45,18 +45,60 @@ def write_converted(
     report: Report = no_report,
     unchanged: Callable[[], None] | None = None,
 ) -> Path:
-    """Write an edited copy in the other layout, whole or not at all, and return its real path.
+    """Write an edited copy of a single file as a diffusers folder, whole or not at all; returns its path.
 
-    Arguments and errors are those of `write_patched`; of several copies of the denoiser the first is written.
+    Configurations and tokenizers are those of its `config_folder`. Arguments and errors are those of
+    `write_patched`; of several copies of the denoiser the first is written.
     """
-    other: Form = "diffusers" if checkpoint.layout == "single-file" else "single-file"
-    output = check_output(checkpoint, output, force, form=other)
+    needed = partial(copied_bytes, checkpoint, output, False)
+    output = check_output(checkpoint, output, force, "diffusers", True, needed)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
-        if other == "diffusers":
-            _write_folder(checkpoint, stage, edits, files, report)
-        else:
-            tensors = _single_file_tensors(checkpoint, edits)
-            write_tensors(stage, tensors, single_file_metadata(checkpoint, files), report)
+        family, weights = checkpoint.family, _weights(checkpoint)
+        index = dict(checkpoint.config["model_index"])
+        parts = {family.denoiser if part == "denoiser" else part: places for part, places in weights.items()}
+        for name, entry in index.items():
+            if isinstance(entry, list) and name not in (*parts, *family.other_parts):
+                index[name] = [None, None]  # a single file has no such part
+        if "requires_safety_checker" in index:
+            index["requires_safety_checker"] = False
+        for folder in sorted((*parts, *family.other_parts)):
+            (stage / folder).mkdir(parents=True)
+            for path in sorted((checkpoint.config_folder / folder).iterdir()):
+                if path.suffix in _TEXT_SUFFIXES and ".index." not in path.name:
+                    source = inside(checkpoint.config_folder, f"{folder}/{path.name}")
+                    (stage / folder / path.name).write_bytes(read_bytes(source, _TEXT))
+        (stage / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for folder, places in parts.items():
+            tensors = {
+                key: NewTensor(
+                    place.info.dtype,
+                    place.shape,
+                    partial(_read, place, edits.get(key) if folder == family.denoiser else None),
+                )
+                for key, place in places.items()
+            }
+            stem = _STEMS.get(index[folder][0], "diffusion_pytorch_model")
+            write_tensors(stage / folder / f"{stem}.safetensors", tensors, {"format": "pt"}, report)
+        for name, content in files.items():
+            (stage / name).write_bytes(content)
+    return output
+
+
+def write_single_file(
+    checkpoint: Checkpoint,
+    output: Path,
+    edits: Mapping[str, Edit],
+    files: Mapping[str, bytes],
+    force: bool = False,
+    report: Report = no_report,
+    unchanged: Callable[[], None] | None = None,
+) -> Path:
+    """Write an edited copy of a folder as a single file; else as `write_folder`."""
+    needed = partial(copied_bytes, checkpoint, output, False)
+    output = check_output(checkpoint, output, force, "single-file", False, needed)
+    with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
+        tensors = _single_file_tensors(checkpoint, edits)
+        write_tensors(stage, tensors, single_file_metadata(checkpoint, files), report)
     return output
 
 
@@ -64,44 +106,6 @@ def left_behind(checkpoint: Checkpoint) -> list[str]:
     """Sentences on what the other layout does not hold."""
     network = checkpoint.family.network
     return [f"Left out: the {copy.label} copy of the {network}." for copy in checkpoint.denoiser[1:]]
-
-
-def _write_folder(
-    checkpoint: Checkpoint,
-    stage: Path,
-    edits: Mapping[str, Edit],
-    files: Mapping[str, bytes],
-    report: Report,
-) -> None:
-    """A single file as a folder, with the configurations and tokenizers of its `config_folder`."""
-    family, weights = checkpoint.family, _weights(checkpoint)
-    index = dict(checkpoint.config["model_index"])
-    parts = {family.denoiser if part == "denoiser" else part: places for part, places in weights.items()}
-    for name, entry in index.items():
-        if isinstance(entry, list) and name not in (*parts, *family.other_parts):
-            index[name] = [None, None]  # a single file has no such part
-    if "requires_safety_checker" in index:
-        index["requires_safety_checker"] = False
-    for folder in sorted((*parts, *family.other_parts)):
-        (stage / folder).mkdir(parents=True)
-        for path in sorted((checkpoint.config_folder / folder).iterdir()):
-            if path.suffix in _TEXT_SUFFIXES and ".index." not in path.name:
-                source = inside(checkpoint.config_folder, f"{folder}/{path.name}")
-                (stage / folder / path.name).write_bytes(read_bytes(source, _TEXT))
-    (stage / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for folder, places in parts.items():
-        tensors = {
-            key: NewTensor(
-                place.info.dtype,
-                place.shape,
-                partial(_read, place, edits.get(key) if folder == family.denoiser else None),
-            )
-            for key, place in places.items()
-        }
-        stem = _STEMS.get(index[folder][0], "diffusion_pytorch_model")
-        write_tensors(stage / folder / f"{stem}.safetensors", tensors, {"format": "pt"}, report)
-    for name, content in files.items():
-        (stage / name).write_bytes(content)
 
 
 def _single_file_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> Tensors:

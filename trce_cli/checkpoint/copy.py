@@ -7,30 +7,30 @@ byte, so that a denoiser is never in memory.
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import Edit, copy_file, share_file
 from trce_cli.system.whole import clear_stale, whole
 
-Form = Literal["diffusers", "single-file", "lora", "map"]
+
+def check_copy(checkpoint: Checkpoint, output: Path, force: bool = False, link: bool = False) -> Path:
+    """See `check_output`, for a copy in the layout of the original."""
+    folder, needed = checkpoint.path.is_dir(), partial(copied_bytes, checkpoint, output, link)
+    return check_output(checkpoint, output, force, checkpoint.layout, folder, needed)
 
 
 def check_output(
-    checkpoint: Checkpoint,
-    output: Path,
-    force: bool = False,
-    link: bool = False,
-    form: Form | None = None,
+    checkpoint: Checkpoint, output: Path, force: bool, form: str, folder: bool, needed: Callable[[], int]
 ) -> Path:
     """Check before any work that `output` can be written, and return its real path.
 
-    form: what it is to be, the checkpoint's own layout where not given.
+    form: what it is to be, in a word; folder: whether that is a folder with a checkpoint, and not a file.
+    needed: the bytes that it takes on its disk.
 
     Refused (`BadInput`): an existing output without `force`, with `force` one that is no checkpoint; an
     output inside of the input, around it or equal to it, symbolic links resolved; the hub's cache. Raises
@@ -39,16 +39,16 @@ def check_output(
     output = real_path(output)
     try:
         clear_stale(output.parent)
-        _check_place(checkpoint, output, force, form or checkpoint.layout)
-        _check_space(checkpoint, output, link, form or checkpoint.layout)
+        if not folder and output.suffix != ".safetensors":
+            raise BadInput(f"The output {output} is to be one file ({form}), so it must end in .safetensors.")
+        _check_place(checkpoint, output, force, folder)
+        _check_space(output, needed)
     except OSError as error:
         raise TrceError(f"The output {output} cannot be used: {error.strerror}.") from error
     return output
 
 
-def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) -> None:
-    if form != "diffusers" and output.suffix != ".safetensors":
-        raise BadInput(f"The output {output} is to be one file ({form}), so it must end in .safetensors.")
+def _check_place(checkpoint: Checkpoint, output: Path, force: bool, folder: bool) -> None:
     source = checkpoint.path.resolve()
     if output == source or (output.exists() and output.samefile(source)):
         raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
@@ -61,24 +61,21 @@ def _check_place(checkpoint: Checkpoint, output: Path, force: bool, form: Form) 
     if output.exists():
         if not force:
             raise BadInput(f"The output {output} exists already.", "Choose another --output, or add --force.")
-        if not _replaceable(output, form):
-            what = "checkpoint" if form == "diffusers" else "file"
+        if not (_replaceable_folder(output) if folder else output.is_file()):
+            what = "checkpoint" if folder else "file"
             raise BadInput(
                 f"{output} is no {what}, so --force does not replace it.", "Choose another --output."
             )
 
 
-def needed_bytes(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> int:
-    """What writing `output` takes on its disk; the arguments are those of `check_output`."""
-    if form not in ("diffusers", "single-file"):
-        return 0  # little, and known only when it is made
-    same_disk = checkpoint.path.stat().st_dev == existing(output.parent).stat().st_dev
-    if link and form == checkpoint.layout and same_disk:
+def copied_bytes(checkpoint: Checkpoint, output: Path, link: bool) -> int:
+    """What a whole copy takes on the disk of `output`; with `link` unchanged files take nothing there."""
+    if link and checkpoint.path.stat().st_dev == existing(output.parent).stat().st_dev:
         return sum(file.size for file in checkpoint.denoiser_files)
     return checkpoint.total_bytes()
 
 
-def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -> None:
+def _check_space(output: Path, needed: Callable[[], int]) -> None:
     parent = existing(output.parent)
     if not parent.is_dir():
         raise BadInput(f"The output {output} cannot be made: {parent} is not a folder.")
@@ -86,7 +83,7 @@ def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -
         raise TrceError(
             f"The output {output} cannot be written: no permission in {parent}.", "Choose another --output."
         )
-    need, free = needed_bytes(checkpoint, output, link, form), shutil.disk_usage(parent).free
+    need, free = needed(), shutil.disk_usage(parent).free
     if need > free:
         raise TrceError(
             f"The output {output} needs {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free.",
@@ -94,9 +91,7 @@ def _check_space(checkpoint: Checkpoint, output: Path, link: bool, form: Form) -
         )
 
 
-def _replaceable(output: Path, form: Form) -> bool:
-    if form != "diffusers":
-        return output.is_file()
+def _replaceable_folder(output: Path) -> bool:
     return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
 
 
@@ -119,10 +114,10 @@ def write_patched(
     link: share unchanged files with the input where both lie on one file system, by reflink or else hard
     link. report: called with the number of bytes just written, `checkpoint.total_bytes()` in all. unchanged:
     called last, in place of the checkpoint's own `check_unchanged`. Raises `BadInput` and `TrceError` as
-    `check_output` does, `BadInput` naming a tensor with NaN or infinite values, `TrceError` for a non-finite
+    `check_copy` does, `BadInput` naming a tensor with NaN or infinite values, `TrceError` for a non-finite
     result, a failing disk, or an input that changed meanwhile. The input is never written to.
     """
-    output = check_output(checkpoint, output, force, link)
+    output = check_copy(checkpoint, output, force, link)
     patches: dict[Path, dict[str, Edit]] = {}
     opened = {file.path: file for file in checkpoint.denoiser_files}
     for key, edit in edits.items():
@@ -134,10 +129,7 @@ def write_patched(
                     "Write it --as diffusers.",
                 )
             patches.setdefault(place.file.path, {})[place.stored.name] = edit
-    metadata = None
-    if checkpoint.layout == "single-file":
-        metadata = single_file_metadata(checkpoint, files)
-        files = {}
+    metadata, files = checkpoint.carried(files)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
         for relative, source in checkpoint.files.items():
             if relative in files:

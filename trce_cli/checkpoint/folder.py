@@ -34,6 +34,10 @@ class DiffusersFolder(Checkpoint):
         path = self.files.get("trce.json")
         return read_text(path, errors="replace") if path else None
 
+    def carried(self, files: Mapping[str, bytes]) -> tuple[dict[str, str] | None, Mapping[str, bytes]]:
+        """All of them, as files."""
+        return None, files
+
     def card_text(self) -> str | None:
         """The text of its README.md."""
         card = self.path / "README.md"

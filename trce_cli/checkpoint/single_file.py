@@ -1,11 +1,12 @@
 """Single safetensors files, as most tools for Stable Diffusion keep a whole checkpoint."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import check
 from trce_cli.checkpoint.folder import Configs
+from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import family_of_file, family_of_folder
@@ -24,6 +25,10 @@ class SingleFile(Checkpoint):
     def provenance_text(self) -> str | None:
         """The text of `trce.json` in the file's metadata."""
         return self.denoiser_files[0].metadata.get("trce")
+
+    def carried(self, files: Mapping[str, bytes]) -> tuple[dict[str, str] | None, Mapping[str, bytes]]:
+        """`trce.json`, in the metadata."""
+        return single_file_metadata(self, files), {}
 
     def card_text(self) -> str | None:
         """None: a README.md beside the file may be of anything."""

@@ -285,7 +285,7 @@ class Run:
             original=self.teacher,
             files=files,
         )
-        if "diffusers" not in self.work.outputs.paths:  # a single file has no room for them
+        if not self.work.outputs.has_folder:  # a single file has no room for them
             for name, content in files.items():
                 beside = self.work.output.with_name(f"{self.work.output.stem}.{name}")
                 write_bytes(beside, content)
