@@ -23,7 +23,7 @@ def low_rank(width: int, rank: int, seed: int) -> torch.Tensor:
 def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
     """A map of rank 3 for the checkpoint in the folder."""
     checkpoint = open_checkpoint(str(folder))
-    entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1)
+    entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1, {})
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
     widths = checkpoint.widths
     return Map(

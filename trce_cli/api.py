@@ -45,7 +45,8 @@ def solve_map(
     settings, _ = choose_map_settings(given, chosen, source.family)
     benign = choose_prior(source, None if prior is None else Path(prior))
     solution = solve(source, prompt_pairs(chosen), benign, settings, device, dtype)
-    return solved_map(source, chosen, settings, benign, solution, device, dtype, perf_counter() - start)
+    seconds = perf_counter() - start
+    return solved_map(source, chosen, settings, benign, solution, device, dtype, seconds, source.hashes())
 
 
 def solved_map(
@@ -57,8 +58,9 @@ def solved_map(
     device: torch.device | str,
     dtype: torch.dtype,
     seconds: float,
+    files: Mapping[str, str],
 ) -> Map:
-    """A solution as a map that says how it was made."""
+    """A solution as a map that says how it was made; files: the checkpoint's, by name with their hashes."""
     resolved = settings.model_dump() | {
         "prior": prior.source,
         "prior_sha256": prior.sha256(),
@@ -67,6 +69,6 @@ def solved_map(
     }
     if len(checkpoint.family.streams) == 1:
         del resolved["pooled"]
-    entry = record("map", checkpoint, presets, resolved, solution.figures, seconds)
+    entry = record("map", checkpoint, presets, resolved, solution.figures, seconds, files)
     made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
     return Map(made, solution.streams)

@@ -37,6 +37,7 @@ def edit_of(source: Path, kind: str = "map") -> tuple[dict[str, bytes], dict]:
         {"preserve": 10.0, "token_weights": [0.0, 1.0, 0.0, 0.0], "strength": 1.0},
         FIGURES,
         seconds=12.3456,
+        files=checkpoint.hashes(),
         seeds={"prior": 7},
     )
     return provenance_files(checkpoint, entry), entry

@@ -120,7 +120,7 @@ def test_the_ema_copy_is_edited_too(files: dict, folders: dict, tmp_path: Path) 
 def test_dtype_key_order_and_metadata_are_kept(folders: dict, tmp_path: Path) -> None:
     path = tiny.single_file("sd1", folders["sd1"], tmp_path / "half.safetensors", half=True)
     checkpoint = open_checkpoint(str(path), config=folders["sd1"])
-    entry = record("map", checkpoint, [load_preset("weapons")], {}, {}, 1.0)
+    entry = record("map", checkpoint, [load_preset("weapons")], {}, {}, 1.0, {})
     files = provenance_files(checkpoint, entry)
     edits = dict.fromkeys(edited_keys(checkpoint), lambda weight: weight + 1)
     output = write_patched(checkpoint, tmp_path / "out.safetensors", edits, files)

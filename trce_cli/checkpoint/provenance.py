@@ -94,12 +94,14 @@ def record(
     settings: Mapping[str, Any],
     figures: Mapping[str, Any],
     seconds: float,
+    files: Mapping[str, str],
     seeds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """One entry of the history: what an edit did, from what, how, and what was measured; plain JSON values.
 
     edit, date (UTC): what and when. versions: of trce, Python and the libraries. base: name, revision,
-    variant, family, layout, licence, hash of the text encoders' weights and SHA-256 of every weight file.
+    variant, family, layout, licence, hash of the text encoders' weights and SHA-256 of every weight file,
+    which are `files`, as `Checkpoint.hashes` has them.
     presets: name, kind, hash and the concepts' unsafe and safe phrases. settings, seeds, figures: as given.
     seconds: wall time.
     peak_memory_bytes: of this process.
@@ -116,7 +118,7 @@ def record(
             "layout": checkpoint.layout,
             "license": source_card(checkpoint).get("license"),
             "text_encoder": checkpoint.text_encoder_hash(),
-            "files": checkpoint.hashes(),
+            "files": dict(files),
         },
         "presets": [
             {

@@ -77,11 +77,11 @@ def apply(
     with console.progress() as progress:
         if not all(fits):
             figures = measure(source, combined, concept_pairs(history), progress.stage)
-        hash_original(source, progress)
+        hashes = hash_original(source, progress)
     if not all(fits):
         console.show(_guard_table(figures))
         console.warn(f"{source.name} has another text encoder than the edit was made for.")
-    entry = record_apply(source, edits, opened, strength, figures, perf_counter() - start)
+    entry = record_apply(source, edits, opened, strength, figures, perf_counter() - start, hashes)
     made = Made(source.family, source.text_encoder_hash(), (*history, entry))
     with console.progress() as progress:
         report = writing_stage(source, outputs, progress)

@@ -90,9 +90,10 @@ def map_(
     where, precision = encoding.place(), getattr(torch, encoding.dtype or "float32")
     with console.progress() as progress:
         solution = solve(source, pairs, benign, settings, where, precision, progress.stage)
-        hash_original(source, progress)
+        hashes = hash_original(source, progress)
     console.show(_guard_table(solution.figures))
-    edit = solved_map(source, chosen, settings, benign, solution, where, precision, perf_counter() - start)
+    seconds = perf_counter() - start
+    edit = solved_map(source, chosen, settings, benign, solution, where, precision, seconds, hashes)
     with console.progress() as progress:
         report = writing_stage(source, outputs, progress)
         lora = write_outputs(source, edit.weight_edits(source), edit.made, outputs, edit, report)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
 from pydantic import AfterValidator, Field
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from trce_cli.cli.console import Console
+from trce_cli.edits.forms import FORMS
 from trce_cli.errors import BadInput
 from trce_cli.prompts.presets import preset_names
 from trce_cli.settings import Count, Flag, Settings, option_name
@@ -196,16 +197,24 @@ class Opening(Published):
         return open_checkpoint(name, self.revision, self.variant, self.config)
 
 
+_FORMS = [form.name for form in FORMS]
+
+
+def _check_form(name: str) -> str:
+    if name not in _FORMS:
+        raise ValueError(f"must be one of {', '.join(_FORMS)}, not {name!r}")
+    return name
+
+
 class Writing(Settings):
     """What an edit is written as."""
 
     forms: Annotated[
-        tuple[Literal["diffusers", "single-file", "lora", "map"], ...],
-        Flag(("--as",), metavar="diffusers|single-file|lora|map"),
+        tuple[Annotated[str, AfterValidator(_check_form)], ...], Flag(("--as",), metavar="|".join(_FORMS))
     ] = Field(
         (),
         description="What to write; else what the input is. Repeat it for several, whose names begin with "
-        "--output: OUT, OUT.safetensors, OUT.lora.safetensors, OUT.map.safetensors.",
+        f"--output: {', '.join(f'OUT{form.ending}' for form in FORMS)}.",
     )
     rank: Count | None = Field(None, description="For --as lora: how many directions it keeps.")
     energy: float | None = Field(

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from trce_cli.edits.outputs import Outputs
 
 
-def hash_original(source: "Checkpoint", progress: Progress) -> None:
-    """Hash the files of the checkpoint, which its outputs record, before they are asked for."""
+def hash_original(source: "Checkpoint", progress: Progress) -> dict[str, str]:
+    """The hashes of the checkpoint's files, which its outputs record."""
     hashing = progress.stage("Hashing the original", round(source.total_bytes() / 1e6), "MB")
-    source.hashes(lambda count: hashing(count / 1e6))
+    return source.hashes(lambda count: hashing(count / 1e6))
 
 
 def writing_stage(source: "Checkpoint", outputs: "Outputs", progress: Progress) -> Callable[[int], None]:

@@ -105,10 +105,12 @@ def record_apply(
     strength: float,
     figures: Mapping[str, Any],
     seconds: float,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
     """The entry for edits that were made before: like `record`'s, with the concepts that they erase.
 
     edits: for each, in the order in which they act, file name, SHA-256, form, and its own history.
+    hashes: of the checkpoint's files.
     """
     histories = [list(edit.made.history) if edit.made else [] for edit in edits]
     files = [
@@ -121,6 +123,6 @@ def record_apply(
         for path, edit, entries in zip(paths, edits, histories, strict=True)
     ]
     settings = {"edits": [file["file"] for file in files], "strength": strength}
-    entry = record("apply", checkpoint, [], settings, figures, seconds)
+    entry = record("apply", checkpoint, [], settings, figures, seconds, hashes)
     entry["presets"] = [preset for entries in histories for made in entries for preset in made["presets"]]
     return entry | {"edits": files}

@@ -267,6 +267,7 @@ class Run:
             },
             figures,
             time.perf_counter() - began,
+            self.erased.hashes(),
             {"seed": self.training.seed},
         )
         from trce_cli.images.plots import loss_curves

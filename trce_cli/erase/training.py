@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WARM_UP: Final = 0.05  # of the steps, over which the learning rate rises; a usual share
-CLIP: Final = 1.0  # norm of the gradient, diffusers' training scripts' value
+MAX_NORM: Final = 1.0  # norm of the gradient, diffusers' training scripts' value
 SKIPS: Final = 20  # steps in a row that fp16's loss scaling may skip while it finds its scale
 
 
@@ -83,7 +83,7 @@ def train(
         )
         # Every process has the same share of the batch, so the mean over processes is that over the batch.
         accelerator.backward(contrast.mean() + training.regularisation * kept.mean())
-        norm = float(accelerator.clip_grad_norm_(parameters, CLIP))
+        norm = float(accelerator.clip_grad_norm_(parameters, MAX_NORM))
         parts = torch.stack(
             [contrast.mean(), kept.mean(), (contrast > 0).float().mean(), position.mean()]
         ).detach()
