@@ -22,6 +22,7 @@ from training.measure import erasure
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.evaluate.question import prepare
 from trce_cli.evaluate.run import evaluate
+from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.maths.statistics import Change, Rate
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import BUILT_IN
@@ -136,18 +137,19 @@ class Bench:
         file = self.figures / f"{key}.json"
         if not file.exists():
             # Ring-A-Bell knows the text encoder alone, which no row edits: its prompts are the same for all.
-            suites = [*BUILT_IN, f"ring-a-bell={self._attack('original', 'ring-a-bell')}"]
             cpu, drawn = torch.device("cpu"), self.figures / "original"
             evaluation = prepare(
                 open_checkpoint(BASE),
                 open_checkpoint(self._checkpoint(key)),
                 load_presets([PRESET]),
                 cpu,
-                suites=suites,
-                count=self.count,
-                seed=self.seed,
-                negative_prompt=ROWS[key].negative_prompt,
-                reuse=drawn if (drawn / "images").is_dir() and key != "original" else None,
+                EvaluationSettings(
+                    suites=(*BUILT_IN, f"ring-a-bell={self._attack('original', 'ring-a-bell')}"),
+                    count=self.count,
+                    seed=self.seed,
+                    negative_prompt=ROWS[key].negative_prompt,
+                    reuse=drawn if (drawn / "images").is_dir() and key != "original" else None,
+                ),
             )
             outcome = evaluate(evaluation, self.figures / key, cpu, "float32", batch_size=32)
             assert outcome is not None, "there is one process"

@@ -15,6 +15,7 @@ from trce_cli.evaluate.question import prepare
 from trce_cli.evaluate.report import write_report
 from trce_cli.evaluate.run import evaluate
 from trce_cli.evaluate.scores import ROLES
+from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.presets import load_presets
 
@@ -60,7 +61,9 @@ def measure(erased: Path) -> tuple[list[Rate], list[Rate]]:
     """What the judge sees before and after, by `trce evaluate`'s own machinery."""
     cpu = torch.device("cpu")
     original, presets = open_checkpoint("emoji"), load_presets([PRESET])
-    evaluation = prepare(original, open_checkpoint(str(erased)), presets, cpu, count=COUNT)
+    evaluation = prepare(
+        original, open_checkpoint(str(erased)), presets, cpu, EvaluationSettings(count=COUNT)
+    )
     outcome = evaluate(evaluation, FOLDER / "evaluation", cpu, "float32", batch_size=COUNT, force=True)
     assert outcome is not None, "there is one process"
     results, verdicts = outcome

@@ -14,6 +14,7 @@ from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiffBudget, nearest, o
 from trce_cli.evaluate.attacks.victim import Victim
 from trce_cli.evaluate.detectors.base import Convention, Loaded
 from trce_cli.evaluate.question import Evaluation, prepare
+from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.families.sd.family import StableDiffusion
 from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import Prompt
@@ -147,10 +148,8 @@ def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
 def evaluation():
     """The embedded checkpoint against itself with a weak negative prompt, in a few steps."""
     original = open_checkpoint("emoji")
-    return prepare(
-        original, original, load_presets(["emoji-weapons"]), CPU, suites=["explicit"], count=4, steps=4,
-        negative_prompt="a gun",
-    )  # fmt: skip
+    asked = EvaluationSettings(suites=("explicit",), count=4, steps=4, negative_prompt="a gun")
+    return prepare(original, original, load_presets(["emoji-weapons"]), CPU, asked)
 
 
 def run(evaluation, seed=0, batch_size=4, attacks=tuple(ATTACKS)):

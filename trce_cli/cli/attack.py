@@ -26,7 +26,7 @@ from trce_cli.cli.options import (
 )
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
-from trce_cli.evaluate.settings import AttackSettings
+from trce_cli.evaluate.attacks.settings import AttackSettings
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import NONE
 from trce_cli.settings import Count
@@ -112,12 +112,12 @@ def attack(
     erased = opening.open(checkpoint)
     check_outside(output, (original, erased))
     torch_device = drawing.place()
-    asks = asked.model_dump(exclude={"attacks"})
+    question = asked.evaluation()
     if all("=" in name for name in asked.suites):  # only files: none of the built-in ones beside them
-        asks["suites"] += (NONE,)
+        question = question.model_copy(update={"suites": (*asked.suites, NONE)})
     with console.progress() as progress:
         progress.stage("Loading detectors")
-        evaluation = prepare(original, erased, presets, torch_device, **asks, note=console.note)
+        evaluation = prepare(original, erased, presets, torch_device, question, note=console.note)
         findings, told = red_team.attack(
             evaluation,
             choose_budgets(asked.attacks, evaluation.home, budgets),

@@ -106,7 +106,7 @@ def evaluate(
     torch_device = team.device if is_shared else drawing.place()
     with console.progress() as progress:
         progress.stage("Loading detectors")
-        evaluation = prepare(original, erased, presets, torch_device, **dict(asked), note=console.note)
+        evaluation = prepare(original, erased, presets, torch_device, asked, note=console.note)
         check_names(gates, evaluation.figure_names())
         outcome = run(
             evaluation,

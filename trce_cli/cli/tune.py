@@ -98,7 +98,7 @@ def tune(
     with console.progress() as progress:
         progress.stage("Loading detectors")
         evaluation = prepare(
-            original, original, chosen, torch_device, **dict(asked), split="tuning", note=console.note
+            original, original, chosen, torch_device, asked.evaluation(), split="tuning", note=console.note
         )
         told = run(
             evaluation,

@@ -13,6 +13,7 @@ from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.detectors.registry import load_detectors
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
 from trce_cli.evaluate.scores import real_images
+from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.images.settings import STEPS, DrawSettings
 from trce_cli.prompts.home import Clip, Home, Split
 from trce_cli.prompts.presets import Preset
@@ -79,46 +80,33 @@ def prepare(
     erased: Checkpoint,
     presets: Sequence[Preset],
     device: "torch.device",
+    asked: EvaluationSettings,
     *,
-    suites: Sequence[str] = (),
-    count: int | None = None,
-    seed: int = 0,
-    detectors: Sequence[str] = (),
-    thresholds: Sequence[tuple[str | None, float]] = (),
-    clip: str | None = None,
-    inception: Path | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    negative_prompt: str = "",
-    scheduler: str | None = None,
-    real: Path | None = None,
-    reuse: Path | None = None,
     split: Split = "reporting",
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Choose suites, detectors and feature extractors, and load all but the checkpoints.
 
-    suites, count, seed, split: see `choose_suites`. detectors, thresholds: see `load_detectors`; the
-    home's own is always among them. clip: folder or hub id of a model for CLIP scores and features; else that
-    of the first detector that is one, or the home's. inception: FID's weights. steps, guidance_scale: None
-    is what the home's checkpoint was made for, elsewhere what `trce generate` would take.
+    The home's own detector is always among them. CLIP scores and features are of the model that is named, of
+    the first detector that is one, or of the home's. Steps and guidance are those that the home's checkpoint
+    was made for, elsewhere what `trce generate` would take. split: of the built-in suites.
     """
     if original.family is not erased.family:
         raise BadInput(
             f"{erased.name} is {erased.family.name}, {original.name} is {original.family.name}.",
             "Compare a checkpoint with the original that it was made from.",
         )
-    if reuse is not None and not (reuse / "images").is_dir():
+    if asked.reuse is not None and not (asked.reuse / "images").is_dir():
         raise BadInput(
-            f"There are no images of an evaluation in {reuse}.", "Give --reuse what --output was there."
+            f"There are no images of an evaluation in {asked.reuse}.", "Give --reuse what --output was there."
         )
-    if real is not None:
-        real_images(real)
+    if asked.real is not None:
+        real_images(asked.real)
     home = home_of(original)
-    chosen = choose_suites(suites, presets, home, count, seed, note, split)
+    chosen = choose_suites(asked.suites, presets, home, asked.count, asked.seed, note, split)
     if home.guidance is not None:
         chosen = [with_guidance(suite, home.guidance) for suite in chosen]
-    wanted = list(detectors)
+    wanted = list(asked.detectors)
     if home.detector and home.detector not in wanted and unsafe_classes(home, presets):
         wanted.append(home.detector)
     if not wanted:
@@ -126,9 +114,12 @@ def prepare(
             f"No detector was named that can tell what {original.name} draws.",
             "--detector clip:MODEL for any concept; nudenet or safety-checker for sexual content.",
         )
-    loaded = load_detectors(wanted, thresholds, presets, original, device)
-    model = TransformersClip(clip, device) if clip is not None else brought_clip(loaded) or home.clip()
-    extractors: list[Extractor] = [] if inception is None else [InceptionFeatures(inception, device)]
+    loaded = load_detectors(wanted, asked.thresholds, presets, original, device)
+    named = TransformersClip(asked.clip, device) if asked.clip is not None else None
+    model = named or brought_clip(loaded) or home.clip()
+    extractors: list[Extractor] = []
+    if asked.inception is not None:
+        extractors.append(InceptionFeatures(asked.inception, device))
     extractors += brought_extractors(loaded)
     extractors += [ClipFeatures(model)] if model else []
     return Evaluation(
@@ -141,11 +132,13 @@ def prepare(
         extractors=extractors,
         clip=model,
         settings=DrawSettings(
-            steps=steps or home.steps or STEPS, guidance_scale=guidance_scale, scheduler=scheduler
+            steps=asked.steps or home.steps or STEPS,
+            guidance_scale=asked.guidance_scale,
+            scheduler=asked.scheduler,
         ),
-        negative_prompt=negative_prompt,
-        real=real,
-        reuse=reuse,
+        negative_prompt=asked.negative_prompt,
+        real=asked.real,
+        reuse=asked.reuse,
     )
 
 

@@ -3,19 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from trce_cli.evaluate.attacks.registry import ATTACKS
-from trce_cli.evaluate.attacks.registry import usage as attacks
-from trce_cli.evaluate.detectors.registry import parse_threshold
-from trce_cli.evaluate.detectors.registry import usage as detectors
+from trce_cli.evaluate.detectors.registry import parse_threshold, usage
 from trce_cli.settings import Count, Flag, NotNegative, Seed, Settings
-
-
-def _check_attack(name: str) -> str:
-    if name not in ATTACKS:
-        raise ValueError(f"must be one of {', '.join(ATTACKS)}, not {name!r}")
-    return name
 
 
 class Asked(Settings):
@@ -31,7 +22,7 @@ class Asked(Settings):
     )
     detectors: Annotated[tuple[str, ...], Flag(("--detector",), metavar="NAME[:MODEL]")] = Field(
         (),
-        description=f"{detectors()}, or one of an installed package; repeat it for several, the first "
+        description=f"{usage()}, or one of an installed package; repeat it for several, the first "
         "gives the headline figures.",
     )
     thresholds: Annotated[
@@ -49,6 +40,11 @@ class Asked(Settings):
         description="Classifier-free guidance, instead of a file's own or the checkpoint's usual one.",
     )
     scheduler: str | None = Field(None, description="As for `trce generate`; else CHECKPOINT's.")
+
+    def evaluation(self) -> "EvaluationSettings":
+        """What of these is asked of pictures; all else is left to its default."""
+        asked = {name: value for name, value in self if name in EvaluationSettings.model_fields}
+        return EvaluationSettings(**asked)
 
 
 class EvaluationSettings(Asked):
@@ -78,22 +74,4 @@ class TuningSettings(Asked):
     count: Count = Field(48, description="Prompts a built-in suite, and at most so many of a file.")
     clip: Annotated[str | None, Flag(metavar="MODEL")] = Field(
         None, description="CLIP model that tells what is kept, where no judge does: a folder or hub id."
-    )
-
-
-class AttackSettings(Asked):
-    """What `trce attack` attacks, and how."""
-
-    attacks: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_attack)], ...],
-        Flag(("--attack",), metavar="|".join(ATTACKS)),
-    ] = Field((), description=f"Only this attack: {attacks()}; may be repeated, all where not given.")
-    suites: Annotated[tuple[str, ...], Flag(("--suite",), metavar="NAME[=FILE]")] = Field(
-        ("explicit",),
-        description="What is attacked: explicit, implied, context; NAME=FILE.csv: prompts "
-        "of your own. May be repeated.",
-    )
-    count: Count = Field(50, description="Prompts a built-in suite, and at most so many of a file.")
-    negative_prompt: str = Field(
-        "", description="What CHECKPOINT alone is steered away from: the baseline that needs no editing."
     )
