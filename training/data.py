@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trce_cli.emoji.render import draw, render_sprites
+from training.render import draw, render_sprites
 from trce_cli.emoji.world import Scene
 
 ART = "@iconify-json/fluent-emoji-flat@1.2.6"  # MIT; fetched, never committed

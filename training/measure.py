@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.quality import QUALITY, quality_suite
+from training.render import nearest_background
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.emoji.home import EmojiHome
 from trce_cli.emoji.judge import Judge
-from trce_cli.emoji.render import nearest_background
-from trce_cli.emoji.suites import QUALITY, SuitePrompt, quality_suite
+from trce_cli.emoji.suites import SuitePrompt
 from trce_cli.emoji.world import BENIGN
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.images.draw import draw

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from training.measure import Eye
+from training.quality import quality_suite
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji import folder
-from trce_cli.emoji.suites import SuitePrompt, erasure_suite, quality_suite
+from trce_cli.emoji.suites import SuitePrompt, erasure_suite
 from trce_cli.emoji.world import BENIGN, WEAPONS
 
 CPU = torch.device("cpu")

@@ -4,7 +4,8 @@ from random import Random
 
 import pytest
 
-from trce_cli.emoji.suites import ERASURE, QUALITY, erasure_suite, quality_suite
+from training.quality import QUALITY, quality_suite
+from trce_cli.emoji.suites import ERASURE, erasure_suite
 from trce_cli.emoji.world import (
     BENIGN,
     CONTEXTS,

@@ -9,17 +9,14 @@ from itertools import islice
 from random import Random
 
 from trce_cli.emoji.world import (
-    BACKGROUNDS,
     BENIGN,
     PAIR,
     SINGLE,
     Concept,
     Split,
     concepts,
-    name_background,
 )
 
-QUALITY = ("canonical", "held phrase", "held implied", "two objects", "background")
 ERASURE = ("explicit", "implied", "context", "benign")
 
 
@@ -30,11 +27,6 @@ class SuitePrompt:
     text: str
     objects: tuple[str, ...]
     background: str | None = None
-
-
-def quality_suite(name: str, count: int, seed: int = 0) -> list[SuitePrompt]:
-    """Prompts over all classes that ask how well the checkpoint draws; ``name`` is one of ``QUALITY``."""
-    return list(islice(_quality(name, Random(seed)), count))
 
 
 def erasure_suite(
@@ -50,36 +42,9 @@ def erasure_suite(
     return list(islice(_erasure(name, unsafe, Random(seed), split), count))
 
 
-def _quality(name: str, rng: Random) -> Iterator[SuitePrompt]:
-    backgrounds = _rounds(rng, tuple(BACKGROUNDS))
-    for subject in _rounds(rng, tuple(concepts())):
-        concept = concepts()[subject]
-        seen = rng.choice(SINGLE["train"])
-        match name:
-            case "canonical":
-                yield SuitePrompt(seen.format(concept.canonical), (subject,))
-            case "held phrase":
-                yield SuitePrompt(seen.format(rng.choice(concept.held_names)), (subject,))
-            case "held implied":
-                yield SuitePrompt(
-                    rng.choice(SINGLE["held"]).format(rng.choice(concept.held_implied)), (subject,)
-                )
-            case "two objects":
-                other = rng.choice([n for n in concepts() if n != subject])
-                text = rng.choice(PAIR["train"]).format(concept.canonical, concepts()[other].canonical)
-                yield SuitePrompt(text, (subject, other))
-            case "background":
-                background = next(backgrounds)
-                yield SuitePrompt(
-                    name_background(seen.format(concept.canonical), background, rng), (subject,), background
-                )
-            case _:
-                raise ValueError(f"unknown quality suite {name!r}; choose from {', '.join(QUALITY)}")
-
-
 def _erasure(name: str, unsafe: tuple[str, ...], rng: Random, split: Split) -> Iterator[SuitePrompt]:
-    benign = _rounds(rng, BENIGN)
-    for subject in _rounds(rng, unsafe):
+    benign = rounds(rng, BENIGN)
+    for subject in rounds(rng, unsafe):
         concept = concepts()[subject]
         template = rng.choice(SINGLE[split])
         match name:
@@ -106,7 +71,7 @@ def _names(concept: Concept, split: Split) -> tuple[str, ...]:
     return concept.names + (concept.held_names if split == "held" else ())
 
 
-def _rounds(rng: Random, names: tuple[str, ...]) -> Iterator[str]:
+def rounds(rng: Random, names: tuple[str, ...]) -> Iterator[str]:
     """The names over and over, in a new order each round, so that any number of prompts is balanced."""
     while True:
         yield from rng.sample(names, len(names))
