@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trce_cli.checkpoint.card import model_card
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.checkpoint.provenance import history, model_card, provenance_files, record
+from trce_cli.checkpoint.provenance import history, provenance_files, record
 from trce_cli.errors import BadInput
 from trce_cli.prompts.presets import load_preset
 from trce_cli.system.machine import peak_memory_bytes

@@ -51,12 +51,16 @@ def accelerator():
     return Accelerator(cpu=True)
 
 
+def identity(teacher, erased, preset, recipe=RECIPE):
+    return identify(teacher, erased, [preset], recipe, "no", erased.hashes())
+
+
 class Made:
     """A prepared set, and how many samples each model evaluated for it."""
 
     def __init__(self, checkpoint, preset, folder, accelerator, recipe=RECIPE):
         self.plan = plan_trajectories(checkpoint, [preset], BENIGN, recipe)
-        self.identity = identify(checkpoint, checkpoint, [preset], recipe, "no")
+        self.identity = identity(checkpoint, checkpoint, preset, recipe)
         self.set = TrajectorySet(folder, self.plan, self.identity)
         self.denoiser = checkpoint.family.denoise(checkpoint)
         self.conditioning = self.denoiser.condition(self.plan.prompts, torch.device("cpu"))
@@ -318,18 +322,16 @@ def test_a_set_made_for_other_settings_is_refused(sd1, preset, tiny_sd1, change,
     recipe = RECIPE.model_copy(update=change)
     plan = plan_trajectories(checkpoint, [preset], BENIGN, recipe)
     with pytest.raises(BadInput, match=named):
-        TrajectorySet(sd1.set.folder, plan, identify(checkpoint, checkpoint, [preset], recipe, "no"))
+        TrajectorySet(sd1.set.folder, plan, identity(checkpoint, checkpoint, preset, recipe))
 
 
 def test_a_set_made_for_another_preset_or_model_is_refused(sd1, preset, tiny_sd1, tiny_sd2):
     checkpoint, other = open_checkpoint(str(tiny_sd1)), open_checkpoint(str(tiny_sd2))
     renamed = preset.model_copy(update={"name": "another"})
     with pytest.raises(BadInput, match="presets was"):
-        TrajectorySet(
-            sd1.set.folder, sd1.plan, identify(checkpoint, checkpoint, [renamed], RECIPE, "no")
-        )  # fmt: skip
+        TrajectorySet(sd1.set.folder, sd1.plan, identity(checkpoint, checkpoint, renamed))
     with pytest.raises(BadInput, match="teacher was"):
-        TrajectorySet(sd1.set.folder, sd1.plan, identify(other, checkpoint, [preset], RECIPE, "no"))
+        TrajectorySet(sd1.set.folder, sd1.plan, identity(other, checkpoint, preset))
 
 
 @pytest.mark.parametrize("damage", ["cut", "pickle", "foreign", "shape"])

@@ -88,8 +88,7 @@ def steer(
     original = _teacher(console, source, teacher, opening.config)
     check_same_model(original, source)
     outputs = writing.outputs(source, output, force)
-    if "map" in outputs.paths:
-        raise BadInput("What `trce steer` changes is no map of text embeddings.", "Use --as lora.")
+    outputs.refuse(is_map=False)
     if main:
         tidy(output)
         outputs.check(source, files_read(presets, original.path, opening.config))

@@ -15,7 +15,7 @@ from torch import Tensor
 from trce_cli.checkpoint.provenance import history_text, parse_history
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family
-from trce_cli.families.registry import FAMILIES
+from trce_cli.families.registry import family_of_key
 from trce_cli.system.paths import real_path
 from trce_cli.system.safetensors import NewTensor, SafetensorsFile, write_tensors
 from trce_cli.system.whole import whole
@@ -49,7 +49,7 @@ class Made:
     def read(cls, file: SafetensorsFile, form: str) -> "Made":
         """What the metadata of an edit file says; it may come from anywhere, so everything is checked."""
         metadata = file.metadata
-        family = next((family for family in FAMILIES if family.key == metadata.get(FAMILY)), None)
+        family = family_of_key(metadata.get(FAMILY))
         text_encoder = metadata.get(ENCODER, "")
         if metadata.get(FORM) != form or family is None or not re.fullmatch(r"[0-9a-f]{64}", text_encoder):
             raise BadInput(

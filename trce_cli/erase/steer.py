@@ -131,18 +131,20 @@ def steer(
     check_same_model(teacher, erased)
     stage("Reading checkpoints", None, "")
 
-    def read() -> dict[str, Any]:
+    def read() -> tuple[dict[str, str], dict[str, Any]]:
         for checkpoint in [erased] if teacher is erased else [teacher, erased]:
             check_finite(checkpoint)  # now, and not after hours with the other one
-        return identify(teacher, erased, presets, plan.recipe, training.mixed_precision)
+        hashes = erased.hashes()
+        precision = training.mixed_precision
+        return hashes, identify(teacher, erased, presets, plan.recipe, precision, hashes)
 
-    made_from = on_main(accelerator, read)
+    hashes, made_from = on_main(accelerator, read)
     chosen = outputs or choose_outputs(erased, output, None, force=force)
     work = WorkingFolder(output, chosen, made_from, training.model_dump())
     with work.claimed(accelerator, erased, plan, trajectories, force) as stored:
         denoiser = erased.family.denoise(erased)
         run = Run(
-            accelerator, erased, teacher, stored, work, training,
+            accelerator, erased, hashes, teacher, stored, work, training,
             denoiser.condition(plan.prompts, accelerator.device), stage,
         )  # fmt: skip
         run.prepare()
@@ -156,10 +158,11 @@ def steer(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of stage 2 in its working folder."""
+    """One run of stage 2 in its working folder. hashes: of the files of `erased`."""
 
     accelerator: "Accelerator"
     erased: Checkpoint
+    hashes: Mapping[str, str]
     teacher: Checkpoint
     stored: TrajectorySet
     work: WorkingFolder
@@ -267,7 +270,7 @@ class Run:
             },
             figures,
             time.perf_counter() - began,
-            self.erased.hashes(),
+            self.hashes,
             {"seed": self.training.seed},
         )
         from trce_cli.images.plots import loss_curves

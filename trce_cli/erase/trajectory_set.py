@@ -14,7 +14,7 @@ from trce_cli.erase.settings import Recipe
 from trce_cli.erase.trajectories import Kind, Plan, Shard
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json
-from trce_cli.system.safetensors import SafetensorsFile
+from trce_cli.system.safetensors import SafetensorsFile, hash_file
 from trce_cli.system.whole import write_tensors
 
 if TYPE_CHECKING:
@@ -31,11 +31,15 @@ def identify(
     presets: Sequence["Preset"],
     recipe: Recipe,
     mixed_precision: str,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """All that a set depends on: hashes of the models and presets, and the recipe."""
+    """All that a set depends on: hashes of the models and presets, and the recipe.
+
+    hashes: of the files of `erased`.
+    """
     return {
-        "teacher": denoiser_hashes(teacher),
-        "stage 1": denoiser_hashes(erased),
+        "teacher": denoiser_hashes(teacher, hashes if teacher is erased else None),
+        "stage 1": denoiser_hashes(erased, hashes),
         "text encoder": erased.text_encoder_hash(),
         "presets": [preset.sha256() for preset in presets],
         "mixed precision": mixed_precision,
@@ -43,10 +47,11 @@ def identify(
     }
 
 
-def denoiser_hashes(checkpoint: "Checkpoint") -> list[str]:
-    """SHA-256 in hex of the files of the denoiser's weights that are used."""
-    used = {file.path for file in checkpoint.denoiser[0].files}
-    return [digest for name, digest in checkpoint.hashes().items() if checkpoint.files[name] in used]
+def denoiser_hashes(checkpoint: "Checkpoint", hashes: Mapping[str, str] | None = None) -> list[str]:
+    """SHA-256 in hex of the files of the denoiser's weights that are used; hashes: of all files, if known."""
+    paths = {file.path for file in checkpoint.denoiser[0].files}
+    used = {name: path for name, path in checkpoint.files.items() if path in paths}
+    return [hash_file(path) if hashes is None else hashes[name] for name, path in used.items()]
 
 
 class TrajectorySet:

@@ -127,13 +127,15 @@ class Defaults:
     """What a family is used with unless the user says otherwise.
 
     slots: the slots that are mapped, with their weights; guards measure at these. kohya: the base model as a
-    LoRA's metadata names it, `ss_base_model_version`. tags: of model cards.
+    LoRA's metadata names it, `ss_base_model_version`. tags, doors: what model cards are tagged with, and
+    call the doors.
     """
 
     guidance: float
     slots: Mapping[str, float]
     kohya: str
     tags: tuple[str, ...]
+    doors: str
 
 
 class Slot(NamedTuple):

@@ -52,6 +52,11 @@ def family_of_file(where: str, shapes: Mapping[str, Shape]) -> Family:
     raise _unknown(where, "; ".join(reasons))
 
 
+def family_named(name: str) -> Family | None:
+    """The family that people call so."""
+    return next((family for family in FAMILIES if family.name == name), None)
+
+
 def family_of_key(key: str | None) -> Family | None:
     """The family that files call so."""
     return next((family for family in FAMILIES if family.key == key), None)

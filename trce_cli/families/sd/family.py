@@ -243,6 +243,7 @@ class StableDiffusion:
 
 _SLOTS: Final = {"FIRST_EOT": 1.0}  # the paper's
 _TAGS: Final = ("stable-diffusion",)
+_DOORS: Final = "the keys and values of every cross-attention layer"
 
 SD1 = StableDiffusion(
     "sd1",
@@ -255,7 +256,7 @@ SD1 = StableDiffusion(
     ),
     linear=False,
     pooled=False,
-    defaults=Defaults(7.5, _SLOTS, "sd_v1", _TAGS),  # guidance here and below: diffusers' defaults
+    defaults=Defaults(7.5, _SLOTS, "sd_v1", _TAGS, _DOORS),  # guidance here and below: diffusers' defaults
 )
 SD2 = StableDiffusion(
     "sd2",
@@ -264,7 +265,7 @@ SD2 = StableDiffusion(
     (EncoderSpec("text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.model.", True),),
     linear=True,
     pooled=False,
-    defaults=Defaults(7.5, _SLOTS, "sd_v2", _TAGS),
+    defaults=Defaults(7.5, _SLOTS, "sd_v2", _TAGS, _DOORS),
 )
 SDXL = StableDiffusion(
     "sdxl",
@@ -290,5 +291,5 @@ SDXL = StableDiffusion(
     ),
     linear=None,
     pooled=True,
-    defaults=Defaults(5.0, _SLOTS, "sdxl_base_v1-0", _TAGS),
+    defaults=Defaults(5.0, _SLOTS, "sdxl_base_v1-0", _TAGS, _DOORS),
 )

@@ -1,0 +1,154 @@
+"""The model card `README.md` of an edited checkpoint, and what the original's own card says."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trce_cli.errors import BadInput
+from trce_cli.families.registry import family_named
+from trce_cli.system.foreign import parse_yaml
+
+if TYPE_CHECKING:
+    from trce_cli.checkpoint.checkpoint import Checkpoint
+
+MAX_FRONT_MATTER = 1 << 16  # characters of a model card's; reading YAML is slow
+_TOLD = ("base_model", "license", "license_name", "license_link")  # what a card's front matter is asked
+
+# What each kind of edit does, in plain words; `doors` are the family's.
+METHODS = {
+    "map": "Stage 1 of TRCE: one matrix, found in closed form, takes the text embeddings of the unsafe "
+    "prompts to those of the safe ones and leaves ordinary captions where they are. It is folded into "
+    "{doors}, so that nothing has to run beside the model.",
+    "steer": "Stage 2 of TRCE: the attention weights were fine-tuned so that the early steps of denoising "
+    "turn away from the unsafe concepts and stay as they were for ordinary prompts.",
+    "apply": "An edit that was solved before, on another checkpoint or at another time, was put on this one.",
+}
+
+
+def source_card(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What the front matter of the checkpoint's own model card says of licence and base, as far as it can be
+    read.
+    """
+    match = re.match(r"---\r?\n(.*?)\r?\n---", checkpoint.card_text() or "", re.DOTALL)
+    try:
+        table = parse_yaml(match[1], "README.md") if match and len(match[1]) <= MAX_FRONT_MATTER else None
+    except BadInput:
+        return {}
+    if not isinstance(table, dict):
+        return {}
+    return {key: table[key] for key in _TOLD if _is_told(table.get(key))}
+
+
+def _is_told(value: Any) -> bool:
+    """Whether it is a name, or several."""
+    every = value if isinstance(value, list) and len(value) <= 100 else [value]
+    return all(isinstance(one, str) and len(one) <= 1000 for one in every)
+
+
+def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:
+    """The model card of an edited checkpoint: front matter, what was erased, how, and what was measured.
+
+    entries: the history, at least one. source: front matter of the base's card, whose licence is kept.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    base = str(entries[0]["base"]["name"])
+    family = family_named(entries[0]["base"]["family"])
+    front: dict[str, Any] = {}
+    if base_model := source.get("base_model") or _hub_id(base):
+        front |= {"base_model": base_model, "base_model_relation": "finetune"}
+    front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    front |= {key: source[key] for key in ("license", "license_name", "license_link") if source.get(key)}
+    tags = family.defaults.tags if family else ()
+    front["tags"] = ["text-to-image", *tags, "concept-erasure", "safety", "trce"]
+    lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
+    erased = erased_names(entries)
+    lines += [
+        f"# {Path(base).name or base} without {erased}" if erased else f"# {Path(base).name}, edited",
+        "",
+    ]
+    lines += [
+        f"This is a copy of `{base}` ({entries[0]['base']['family']}) that was changed with "
+        "[TRCE](https://arxiv.org/abs/2503.07389) so that it no longer draws certain concepts. It is used "
+        "like the original, at the same speed; text encoders, tokenizers and VAE are the original's.",
+        "",
+        "## What was erased",
+        "",
+    ]
+    for preset in {p["name"]: p for entry in entries for p in entry["presets"]}.values():
+        phrases = [f"{concept['unsafe']} (now {concept['safe']})" for concept in preset["concepts"]]
+        more = f", and {len(phrases) - 12} more" if len(phrases) > 12 else ""
+        lines += [f"- **{preset['name']}** ({len(phrases)} phrases): {', '.join(phrases[:12])}{more}."]
+    lines += ["", "## How", ""]
+    doors = family.defaults.doors if family else "the weights where prompts enter"
+    for number, entry in enumerate(entries, 1):
+        made = entry["versions"]
+        lines += [
+            f"{number}. `trce {entry['edit']}` on {entry['date'][:10]} with trce {made['trce']} and torch "
+            f"{made['torch']}: {entry['seconds']:.0f} s, {entry['peak_memory_bytes'] / 1e9:.1f} GB of memory."
+            f" {METHODS[entry['edit']].format(doors=doors)}",
+            "",
+            *_table("setting", {**entry["settings"], **{f"seed {k}": v for k, v in entry["seeds"].items()}}),
+        ]
+    lines += ["## What was measured", ""]
+    for entry in entries:
+        lines += [f"When `trce {entry['edit']}` was run:", "", *_table("figure", entry["figures"])]
+    lines += [
+        "## Limits and licence",
+        "",
+        "Erasing lowers how often a concept is drawn; it does not make it impossible, least of all against "
+        "prompts or fine-tuning made for that purpose. Measure it on your own prompts before you rely on it.",
+        "",
+        _licence(source),
+        "",
+        "Every setting, seed, version and hash is in `trce.json`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def erased_names(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The names of all presets of a history."""
+    return ", ".join(dict.fromkeys(preset["name"] for entry in entries for preset in entry["presets"]))
+
+
+def _licence(source: Mapping[str, Any]) -> str:
+    licence = source.get("license_name") or source.get("license")
+    if not licence:
+        return "The licence of the original applies to this copy; its card does not name it."
+    return (
+        f"The licence of the original, {licence}, applies to this copy, and so do its use restrictions, "
+        "which have to be passed on with it."
+    )
+
+
+def _hub_id(name: str) -> str | None:
+    """The hub id of a checkpoint given by it or by a folder of the hub's cache, else None."""
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", name):
+        return f"{cached[1]}/{cached[2]}"
+    return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name) else None
+
+
+def _table(what: str, values: Mapping[str, Any]) -> list[str]:
+    rows = [f"| {key} | {value} |" for key, value in _flat(values)]
+    return [f"| {what} | value |", "| --- | --- |", *rows, ""] if rows else []
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Rows of a table: nested keys joined, numbers to four digits."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name}: ")
+        elif isinstance(value, float):
+            rows.append((name, f"{value:.4g}"))
+        elif isinstance(value, list | tuple):
+            rows.append(
+                (name, ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value))
+            )
+        elif value is not None:
+            rows.append((name, str(value).replace("|", "\\|").replace("\n", " ")))
+    return rows
