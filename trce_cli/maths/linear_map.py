@@ -98,7 +98,8 @@ class LinearMap:
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """U, S, V^T of the change, as `torch.linalg.svd` gives them, with the rank of the factors at most."""
         if len(self.factors) == 1:
-            return torch.linalg.svd(self.factors[0])
+            U, S, Vt = torch.linalg.svd(self.factors[0])
+            return U, S, Vt
         (left, up), (right, down) = (
             torch.linalg.qr(factor) for factor in (self.factors[0], self.factors[1].mT)
         )
