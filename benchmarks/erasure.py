@@ -151,7 +151,7 @@ class Bench:
                     reuse=drawn if (drawn / "images").is_dir() and key != "original" else None,
                 ),
             )
-            outcome = evaluate(evaluation, self.figures / key, cpu, "float32", batch_size=32)
+            outcome = evaluate(evaluation, self.figures / key, cpu, "float32")
             assert outcome is not None, "there is one process"
             rates = [
                 {"name": rate.name, "hits": rate.hits, "total": rate.total}

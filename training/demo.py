@@ -64,7 +64,7 @@ def measure(erased: Path) -> tuple[list[Rate], list[Rate]]:
     evaluation = prepare(
         original, open_checkpoint(str(erased)), presets, cpu, EvaluationSettings(count=COUNT)
     )
-    outcome = evaluate(evaluation, FOLDER / "evaluation", cpu, "float32", batch_size=COUNT, force=True)
+    outcome = evaluate(evaluation, FOLDER / "evaluation", cpu, "float32", force=True)
     assert outcome is not None, "there is one process"
     results, verdicts = outcome
     write_report(FOLDER / "evaluation", results, verdicts)

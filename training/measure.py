@@ -22,7 +22,6 @@ from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.suites import unsafe_classes
 
 HOME = EmojiHome()
-BATCH = 32
 
 
 class Eye:
@@ -38,7 +37,7 @@ class Eye:
         wanted = [Prompt(prompt.text, seed=place) for place, prompt in enumerate(prompts)]
         settings = DrawSettings(steps=HOME.steps, guidance_scale=HOME.guidance)
         records = plan_images(wanted, {"": self._checkpoint}, settings)
-        drawn = draw(self._checkpoint.family, self._pipeline, records, BATCH)
+        drawn = draw(self._checkpoint.family, self._pipeline, records)
         pictures = {record.index: image for record, image in drawn}
         return np.stack([np.asarray(pictures[i + 1]) for i in range(len(prompts))])
 

@@ -123,7 +123,7 @@ def test_trials_are_drawn_as_the_chosen_command_would_have_it(tuned: Path, tmp_p
     erased = [record for record in records if record.role == "erased"]
     mapped = open_checkpoint(str(tmp_path / "mapped"))
     pipeline = mapped.family.pipe(mapped, torch.device("cpu"), torch.float32)
-    drawn: list[tuple[ImageRecord, Image.Image]] = list(draw(mapped.family, pipeline, erased, 3))
+    drawn: list[tuple[ImageRecord, Image.Image]] = list(draw(mapped.family, pipeline, erased))
     assert len(drawn) == 3
     for record, image in drawn:
         mine, (original,) = pixels(folder / record.file), folder.glob(f"{record.index:04d}-*-original.png")

@@ -113,7 +113,6 @@ def evaluate(
             output,
             torch_device,
             drawing.precision(torch_device),
-            batch_size=drawing.batch_size,
             force=force,
             gates=gates,
             team=team,

@@ -5,7 +5,6 @@ from time import monotonic
 from typing import Annotated
 
 import typer
-from pydantic import Field
 
 from trce_cli.cli.options import (
     Answer,
@@ -18,13 +17,6 @@ from trce_cli.cli.options import (
 )
 from trce_cli.errors import BadInput
 from trce_cli.images.settings import DrawSettings
-from trce_cli.settings import Count
-
-
-class DrawingOfFour(Drawing):
-    """Drawing without a judge, and so with less memory to spare."""
-
-    batch_size: Count = Field(4, description="Images drawn at once; changes none of them.")
 
 
 @with_options
@@ -32,7 +24,7 @@ def generate(
     checkpoint: CheckpointName,
     output: Output,
     settings: DrawSettings,
-    drawing: DrawingOfFour,
+    drawing: Drawing,
     opening: Opening,
     answer: Answer,
     prompts: Annotated[
@@ -107,9 +99,7 @@ def generate(
         drawn = len(folder.missing)
         report = progress.stage("Drawing", drawn, "images")
         flat, start = [], monotonic()
-        for record, image in draw_missing(
-            checkpoints, folder, torch_device, drawing.batch_size, console.note
-        ):
+        for record, image in draw_missing(checkpoints, folder, torch_device, console.note):
             report()
             flat += [record.file] if is_flat(image) else []
         seconds = monotonic() - start

@@ -265,7 +265,7 @@ class Computing(Settings):
 class Drawing(Computing):
     """How pictures are drawn; nothing of it changes what is on them but for rounding."""
 
-    batch_size: Count = Field(16, description="Images drawn at once; changes none of them.")
+    batch_size: Count = Field(1, description="Without effect: each image is drawn alone, whatever it is.")
     dtype: DTypeName | None = Field(
         None, description="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere."
     )

@@ -108,7 +108,6 @@ def tune(
             output,
             torch_device,
             drawing.precision(torch_device),
-            batch_size=drawing.batch_size,
             force=force,
             stage=progress.stage,
             note=console.note,

@@ -21,6 +21,7 @@ from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.plan import identify, plan_images
 from trce_cli.images.record import ImageRecord, read_image, write_image
+from trce_cli.system.foreign import read_bytes
 from trce_cli.system.processes import Alone, on_main
 from trce_cli.system.progress import Stage, no_stage
 from trce_cli.system.safetensors import hash_file
@@ -29,6 +30,8 @@ from trce_cli.system.whole import make_inside, write_bytes
 if TYPE_CHECKING:
     import torch
 
+MAX_PICTURE = 1 << 28  # bytes
+
 
 def evaluate(
     evaluation: Evaluation,
@@ -36,7 +39,6 @@ def evaluate(
     device: "torch.device",
     dtype: str,
     *,
-    batch_size: int = 4,
     force: bool = False,
     gates: Sequence[Gate] = (),
     team: Any = None,
@@ -68,7 +70,7 @@ def evaluate(
     ]
     wanted.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
     mine = wanted[team.process_index :: team.num_processes]
-    draw_share(evaluation, mine, device, batch_size, costs, stage, note)
+    draw_share(evaluation, mine, device, costs, stage, note)
     pairs = {suite: pair_up(output / "images" / suite, plan) for suite, plan in plans.items()}
     everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
@@ -133,7 +135,7 @@ def take_over(other: Path, folders: Sequence[ImageFolder]) -> None:
             except (ValueError, FileNotFoundError):
                 continue
             if stored is not None and stored.difference(record) is None:
-                write_bytes(folder.path / record.file, path.read_bytes())
+                write_bytes(folder.path / record.file, read_bytes(path, MAX_PICTURE))
                 folder.drawn.add(record.file)
 
 
@@ -141,7 +143,6 @@ def draw_share(
     evaluation: Evaluation,
     wanted: Sequence[tuple[Path, ImageRecord]],
     device: "torch.device",
-    batch_size: int,
     costs: list[dict[str, Any]],
     stage: Stage,
     note: Callable[[str], None],
@@ -161,7 +162,7 @@ def draw_share(
             note(f"{checkpoint.name} reads {cut} of {len(records)} prompts only in part: they are too long.")
         report = stage(f"Drawing ({role})", len(records), "images")
         with phase(costs, f"draw {role}", device) as cost:
-            for record, image in draw(checkpoint.family, pipeline, records, batch_size):
+            for record, image in draw(checkpoint.family, pipeline, records):
                 write_image(places[id(record)], image, record)
                 report(1)
             cost["images"] = len(records)

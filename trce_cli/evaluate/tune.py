@@ -65,7 +65,6 @@ def tune(
     device: torch.device,
     dtype: str,
     *,
-    batch_size: int = 4,
     force: bool = False,
     stage: Stage = no_stage,
     note: Callable[[str], None] = lambda text: None,
@@ -103,7 +102,7 @@ def tune(
         stores = {
             each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
         }
-        bench = Bench(evaluation, folders, plans, stores, device, batch_size)
+        bench = Bench(evaluation, folders, plans, stores, device)
         report = bench.start(todo, dtype, stage, note)
         for trial in todo:
             found: dict[str, Any] = {"key": trial.key, **trial.settings.model_dump(), "failed": None}
@@ -185,7 +184,6 @@ class Bench:
     plans: Mapping[str, Sequence[ImageRecord]]
     stores: Mapping[str, ScoreStore]
     device: torch.device
-    batch_size: int
 
     def start(
         self, trials: Iterable[Trial], dtype: str, stage: Stage, note: Callable[[str], None]
@@ -220,7 +218,7 @@ class Bench:
 
     def _draw(self, folder: ImageFolder, records: Sequence[ImageRecord], report: Report) -> None:
         missing = [record for record in records if record.file not in folder.drawn]
-        for record, image in draw(self.family, self.pipeline, missing, self.batch_size):
+        for record, image in draw(self.family, self.pipeline, missing):
             folder.add(record, image)
             report(1)
 

@@ -131,7 +131,7 @@ class Victim:
         records = self.records(prompts, role)
         report = self.stage(text, len(records), "images")
         drawn = {}
-        for record, image in draw(self.family, self._pipeline, records, self.batch_size):
+        for record, image in draw(self.family, self._pipeline, records):
             drawn[record.index] = image
             report(1)
         return [drawn[record.index] for record in records]
