@@ -32,11 +32,8 @@ def test_a_folder_is_described(tiny_sdxl: Path) -> None:
     found = describe(str(tiny_sdxl))
     assert found["kind"] == "checkpoint"
     assert (found["family"], found["layout"], found["dtype"]) == ("SDXL", "diffusers", "F32")
-    assert found["doors"] == {
-        "keys": "17 of width 64",
-        "values": "17 of width 64",
-        "add_embedding": "1 of width 40",
-    }
+    assert found["doors"] == {"keys": 17, "values": 17, "add_embedding": 1}
+    assert found["widths"] == {"context": 64, "pooled": 40}
     assert found["unet_parameters"] == sum(value.numel() for value in load_file(tiny_sdxl / PLAIN).values())
     assert found["bytes"] == sum(path.stat().st_size for path in tiny_sdxl.rglob("*") if path.is_file())
     assert found["text_encoder"] == open_checkpoint(str(tiny_sdxl)).text_encoder_hash()

@@ -168,9 +168,7 @@ def _teacher(console: Console, source: "Checkpoint", name: str | None, config: P
     else:
         opened = open_checkpoint(name, config=config)
     if base and not set(base["files"].values()) & set(denoiser_hashes(opened)):
-        message = (
-            f"{opened.name} is not the original that {source.name} was made from: its U-Net's weights differ."
-        )
+        message = f"{opened.name} is not the original that {source.name} was made from: its {opened.family.network}'s weights differ."
         if name is None:
             raise BadInput(message, "Name the original with --teacher.")
         console.warn(message)

@@ -55,7 +55,8 @@ def describe(
         f"{family.denoiser}_copies": {
             copy.label: [file.path.name for file in copy.files] for copy in checkpoint.denoiser
         },
-        "doors": {door.name: f"{len(door.weights)} of width {door.width}" for door in checkpoint.doors()},
+        "doors": {door.name: len(door.weights) for door in checkpoint.doors()},
+        "widths": checkpoint.widths,
         "text_encoder": checkpoint.text_encoder_hash(),
         "left_out": dict(checkpoint.left_out),
         "history": history(checkpoint),
