@@ -168,7 +168,8 @@ def _teacher(console: Console, source: "Checkpoint", name: str | None, config: P
     else:
         opened = open_checkpoint(name, config=config)
     if base and not set(base["files"].values()) & set(denoiser_hashes(opened)):
-        message = f"{opened.name} is not the original that {source.name} was made from: its {opened.family.network}'s weights differ."
+        differing = f"its {opened.family.network}'s weights differ"
+        message = f"{opened.name} is not the original that {source.name} was made from: {differing}."
         if name is None:
             raise BadInput(message, "Name the original with --teacher.")
         console.warn(message)
