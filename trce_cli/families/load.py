@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trce_cli.errors import BadInput, first_line
+from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Shape, Weights
 from trce_cli.system.safetensors import FLOATS, all_finite
 
@@ -45,12 +45,9 @@ def load_strictly(
     dtype: of each weight by its name; None for that of the file. name: of a weight by the module's name for
     it. Raises BadInput for a configuration that cannot be used, and as `checked` does.
     """
-    try:
-        with torch.device("meta"):
-            module = make(dict(weights.config[part]))
-    except (ValueError, TypeError, AttributeError) as error:
-        where = weights.folder(part) / "config.json"
-        raise BadInput(f"{where} cannot be used: {first_line(error)}") from error
+    where = weights.folder(part) / "config.json"
+    with refusing(f"{where} cannot be used"), torch.device("meta"):
+        module = make(dict(weights.config[part]))
     ours = {name(key) or key: key for key, _ in module.named_parameters()}
     shapes = {key: tuple(module.get_parameter(theirs).shape) for key, theirs in ours.items()}
     state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}

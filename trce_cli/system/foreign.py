@@ -74,6 +74,13 @@ def open_file(path: Path) -> BinaryIO:
     return os.fdopen(open_regular(path), "rb")
 
 
+def check_small(path: Path, most: int = SMALL) -> None:
+    """Raise BadInput unless a library may read this file: regular, and of at most so many bytes."""
+    with open_file(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise BadInput(f"{path} has {size:,} bytes; a file of its kind has at most {most:,}.")
+
+
 def read_bytes(path: Path, most: int = SMALL) -> bytes:
     """The content of a regular file of at most so many bytes."""
     handle = open_regular(path)

@@ -1,27 +1,44 @@
 """CLIP's tokenizers and text encoders as transformers has them, from the weights of a checkpoint."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from trce_cli.errors import BadInput, first_line
+from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Configs, Weights
-from trce_cli.families.clip.names import published
+from trce_cli.families.clip.names import CONFIG, published
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import load_strictly
+from trce_cli.system.foreign import check_small
+from trce_cli.system.paths import inside
+
+# What a text encoder's configuration may ask for: sizes are memory, and layers are built one by one.
+MOST: Final = {
+    "hidden_size": 1 << 16,
+    "num_hidden_layers": 256,
+    "vocab_size": 1 << 20,
+    "max_position_embeddings": 1 << 12,
+    "projection_dim": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "num_attention_heads": 1 << 10,
+}
+MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 
 
 def check(config: Configs, specs: Sequence[EncoderSpec]) -> None:
     """Raise BadInput where a text encoder's configuration lacks a size, or a tokenizer is not there."""
     for spec in specs:
         counts = ["hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"]
+        counts += ["intermediate_size", "num_attention_heads"]
         counts += ["projection_dim"] * spec.projects
         for key in counts:
-            value = config[spec.folder].get(key)
+            value = {**CONFIG, **config[spec.folder]}.get(key)
+            where = config.path / spec.folder / "config.json"
             if type(value) is not int or value < 1:
-                where = config.path / spec.folder / "config.json"
-                raise BadInput(f"{where}: {key} is {value!r}, not a positive number.")
+                raise BadInput(f"{where}: {key} is {str(value)[:100]!r}, not a positive number.")
+            if value > MOST[key]:
+                raise BadInput(f"{where}: {key} is {value:,}, which is more than {MOST[key]:,}.")
     for spec in specs:
         folder = config.path / spec.tokenizer
         if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
@@ -37,10 +54,17 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
     found = []
     for spec in specs:
         folder = weights.folder(spec.tokenizer)
-        try:
-            found.append(CLIPTokenizerFast.from_pretrained(folder, local_files_only=True))
-        except Exception as error:  # of the tokenizers library, which has no class of its own
-            raise BadInput(f"The tokenizer in {folder} cannot be read: {first_line(error)}.") from error
+        for path in sorted(folder.iterdir()):  # the library waits for pipes, and reads what has no end
+            if not path.name.startswith(".") and not path.is_dir():
+                check_small(inside(folder, path.name), MAX_FILE)
+        with refusing(f"The tokenizer in {folder} cannot be read"):
+            tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+            # A configuration that is absent, or silent, says 10^30, for which the library asks memory.
+            positions = weights.config[spec.folder]["max_position_embeddings"]
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+            if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 3:
+                raise ValueError(f"its model_max_length is {tokenizer.model_max_length}")
+        found.append(tokenizer)
     return found
 
 

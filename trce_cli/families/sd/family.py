@@ -120,8 +120,10 @@ class StableDiffusion:
     def check(self, config: Configs) -> None:
         """See `Family`."""
         from trce_cli.families.clip.load import check
+        from trce_cli.families.sd import config as sd
 
         check(config, self.encoders)
+        sd.check(config)
 
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
         """See `Family`."""

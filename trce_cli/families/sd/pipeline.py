@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Canvas, Weights
-from trce_cli.families.clip.load import load_text_encoders
+from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import load_strictly
 from trce_cli.families.sd.denoiser import load_unet
@@ -58,6 +58,7 @@ def load(
         )
     texts = load_text_encoders(weights, encoders, device, dtype)
     parts: dict[str, Any] = dict(zip((spec.folder for spec in encoders), texts, strict=True))
+    parts |= zip((spec.tokenizer for spec in encoders), load_tokenizers(weights, encoders), strict=True)
     if pipeline == "StableDiffusionXLPipeline":
         parts |= {"add_watermarker": False}
     else:
@@ -66,11 +67,8 @@ def load(
     parts["vae"] = load_strictly(
         diffusers.AutoencoderKL.from_config, weights, "vae", device, lambda key: dtype
     )
-    try:
+    with refusing(f"{weights.name} cannot be loaded"):
         pipe = getattr(diffusers, pipeline).from_pretrained(weights.folder(), local_files_only=True, **parts)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition(". ")[0].rstrip(".")
-        raise BadInput(f"{weights.name} cannot be loaded: {reason}.") from error
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()
     return pipe.to(device)

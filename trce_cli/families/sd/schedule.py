@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trce_cli.errors import BadInput, first_line
+from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
 
 if TYPE_CHECKING:
@@ -19,15 +19,11 @@ class Ddim:
     def __init__(self, weights: Weights, steps: int, offset: Mapping[str, int]) -> None:
         from diffusers import DDIMScheduler
 
-        try:
+        with refusing(f"{weights.name} cannot be sampled with {steps} DDIM steps"):
             self.scheduler: DDIMScheduler = DDIMScheduler.from_config(
                 dict(weights.config["scheduler"]), clip_sample=False, **offset
             )
             self.scheduler.set_timesteps(steps)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise BadInput(
-                f"{weights.name} cannot be sampled with {steps} DDIM steps: {first_line(error)}"
-            ) from error
         if int(self.timesteps.max()) >= self.levels:
             raise BadInput(f"{weights.name} cannot be sampled with as many as {steps} DDIM steps.")
 

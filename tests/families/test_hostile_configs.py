@@ -1,0 +1,103 @@
+"""Configurations and tokenizers that would break a library or fill the memory are refused in one sentence."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.errors import BadInput
+
+
+@pytest.fixture
+def folder(tiny_sd1: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sd1, tmp_path / "sd1"))
+
+
+def say(folder: Path, file: str, **said: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+
+
+UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        (UNET, "sample_size", 10**9),
+        (UNET, "block_out_channels", [10**9]),
+        (UNET, "layers_per_block", "x"),
+        (UNET, "layers_per_block", 10**6),
+        (UNET, "norm_num_groups", 0),
+        (UNET, "norm_eps", "x"),
+        (UNET, "attention_head_dim", 0),
+        (VAE, "scaling_factor", "x"),
+        (VAE, "scaling_factor", 0),
+        (VAE, "block_out_channels", [32] * 1000),
+        (SCHEDULER, "num_train_timesteps", 10**12),
+        (SCHEDULER, "beta_start", "x"),
+        (SCHEDULER, "beta_end", 1e300),
+        (SCHEDULER, "prediction_type", "x"),
+        (TEXT, "num_hidden_layers", 10**8),
+        (TEXT, "num_attention_heads", 0),
+        (TEXT, "hidden_size", 10**12),
+        (TEXT, "vocab_size", "x"),
+    ],
+)
+def test_a_number_that_cannot_be_is_named(folder: Path, file: str, key: str, value: object) -> None:
+    say(folder, file, **{key: value})
+    with pytest.raises(BadInput) as caught:
+        open_checkpoint(str(folder))
+    assert file in caught.value.message
+    assert key in caught.value.message
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [(SCHEDULER, "beta_schedule", "x"), (UNET, "act_fn", "x"), (TEXT, "hidden_act", [1])],
+)
+def test_what_a_library_refuses_is_told(folder: Path, file: str, key: str, value: object) -> None:
+    say(folder, file, **{key: value})
+    with pytest.raises(BadInput):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+
+
+def test_a_tokenizer_without_a_configuration_reads_as_much_as_its_encoder(folder: Path) -> None:
+    expected = (
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32).tokenizer.model_max_length
+    )
+    for said in (None, {"model_max_length": 1 << 32}, {"model_max_length": 10**30}):
+        path = folder / "tokenizer/tokenizer_config.json"
+        path.unlink(missing_ok=True)
+        if said:
+            path.write_text(json.dumps(said))
+        pipe = open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+        assert pipe.tokenizer.model_max_length == expected
+        assert len(pipe.tokenizer(["a"], padding="max_length").input_ids[0]) == expected
+
+
+@pytest.mark.parametrize("said", [{"model_max_length": -1}, {"model_max_length": "x"}, [], "{"])
+def test_a_tokenizer_that_cannot_be_is_refused(folder: Path, said: object) -> None:
+    text = said if isinstance(said, str) else json.dumps(said)
+    (folder / "tokenizer/tokenizer_config.json").write_text(text)
+    with pytest.raises(BadInput, match="tokenizer"):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+
+
+def test_pipes_and_endless_files_beside_a_tokenizer_are_refused(folder: Path) -> None:
+    path = folder / "tokenizer/added_tokens.json"
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="added_tokens"):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(BadInput, match="at most"):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
