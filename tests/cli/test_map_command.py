@@ -382,6 +382,16 @@ def test_ctrl_c_while_writing_leaves_nothing(
     assert not [path for path in files.iterdir() if "out" in path.name]
 
 
+def test_an_output_called_safetensors_is_a_file_and_the_next_command_is_told(
+    map_: Callable[..., Any], tiny_sd1: Path, files: Path
+) -> None:
+    outcome = map_(tiny_sd1, files / "out.safetensors")
+    assert (files / "out.safetensors").is_file()
+    assert f"trce generate {files / 'out.safetensors'} PROMPT --compare {tiny_sd1}" in outcome.err
+    outcome = map_(tiny_sd1, files / "edit.safetensors", "--as", "map")
+    assert f"trce apply {files / 'edit.safetensors'} CHECKPOINT" in outcome.err
+
+
 def test_every_form_at_once(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:
     forms = [part for form in ("map", "lora", "single-file", "diffusers") for part in ("--as", form)]
     outcome = map_(tiny_sd1, files / "out", *forms, "--json")

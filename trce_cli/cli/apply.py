@@ -86,7 +86,7 @@ def apply(
     with console.progress() as progress:
         report = writing_stage(source, outputs, progress)
         lora = write_outputs(source, combined, made, outputs, text_map, report, read=read)
-    show_written(console, output, outputs, entry, lora, perf_counter() - start)
+    show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start)
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

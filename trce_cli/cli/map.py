@@ -97,7 +97,8 @@ def map_(
     with console.progress() as progress:
         report = writing_stage(source, outputs, progress)
         lora = write_outputs(source, edit.weight_edits(source), edit.made, outputs, edit, report)
-    show_written(console, output, outputs, edit.made.history[-1], lora, perf_counter() - start)
+    entry, seconds = edit.made.history[-1], perf_counter() - start
+    show_written(console, output, outputs, source.name, entry, lora, seconds)
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

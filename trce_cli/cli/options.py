@@ -213,7 +213,8 @@ class Writing(Settings):
         tuple[Annotated[str, AfterValidator(_check_form)], ...], Flag(("--as",), metavar="|".join(_FORMS))
     ] = Field(
         (),
-        description="What to write; else what the input is. Repeat it for several, whose names begin with "
+        description="What to write; else a file where --output ends in .safetensors, else what the input is. "
+        "Repeat it for several, whose names begin with "
         f"--output: {', '.join(f'OUT{form.ending}' for form in FORMS)}.",
     )
     rank: Count | None = Field(None, description="For --as lora: how many directions it keeps.")

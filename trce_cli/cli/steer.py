@@ -126,15 +126,15 @@ def steer(
     with redirect_stdout(sys.stderr):
         accelerator.end_training()
     if main:
-        _show(console, output, outputs, entry)
+        _show(console, output, outputs, original.name, entry)
 
 
-def _show(console: Console, output: Path, outputs: "Outputs", entry: dict[str, Any]) -> None:
+def _show(console: Console, output: Path, outputs: "Outputs", original: str, entry: dict[str, Any]) -> None:
     console.show(_guard_table(entry["figures"]))
     moved = entry["figures"]["unsafe"]
     if moved["prompt_after"] <= moved["prompt_before"]:
         console.warn("On held-out states the predictions did not move toward the safe concepts.")
-    show_written(console, output, outputs, entry, entry.get("lora", {}), entry["seconds"])
+    show_written(console, output, outputs, original, entry, entry.get("lora", {}), entry["seconds"])
 
 
 def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:

@@ -1,5 +1,6 @@
 """What the commands that write an edit have in common: hashing the original, writing, and telling of it."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,18 +30,31 @@ def show_written(
     console: Console,
     output: Path,
     outputs: "Outputs",
+    original: str,
     entry: Mapping[str, Any],
     lora: Mapping[str, Any],
     seconds: float,
 ) -> None:
-    """Tell where the edit is.
+    """Tell where the edit is, and the command that comes next.
 
-    entry: what its history says of it. lora: the figures of the LoRA, where one was written.
+    original: the checkpoint to compare with. entry: what the edit's history says of it. lora: the figures of
+    the LoRA, where one was written.
     """
     from trce_cli.edits.outputs import lora_lines
 
     for line in lora_lines(lora) if lora else []:
         console.note(line)
     console.note(f"Wrote {', '.join(map(str, outputs.paths.values()))} in {seconds:.1f} s.")
+    console.note(_next_command(outputs, original))
     result = {"output": output, "outputs": dict(outputs.paths), **entry}
     console.result(result | ({"lora": lora} if lora else {}))
+
+
+def _next_command(outputs: "Outputs", original: str) -> str:
+    """What to type to see what the edit does."""
+    checkpoints = [path for form, path in outputs.forms if form.is_checkpoint]
+    if not checkpoints:
+        edit = shlex.quote(str(next(iter(outputs.paths.values()))))
+        return f"Next: trce apply {edit} CHECKPOINT --output DIR"
+    erased = shlex.quote(str(checkpoints[0]))
+    return f"Next: trce generate {erased} PROMPT --compare {shlex.quote(original)} --output DIR"

@@ -74,10 +74,11 @@ def choose_outputs(
 ) -> Outputs:
     """Where and how to write what the user asked for (None: not given); BadInput where it makes no sense.
 
-    forms: their names. One, by default the checkpoint's own layout, goes to `output` itself, several to
-    `output` with an ending for each.
+    forms: their names. One goes to `output` itself, several to `output` with an ending for each. By
+    default it is a single file where `output` is called `.safetensors`, else the checkpoint's own layout.
     """
-    chosen = [form for form in FORMS if form.name in (forms or [checkpoint.layout])]
+    usual = "single-file" if output.suffix.lower() == ".safetensors" else checkpoint.layout
+    chosen = [form for form in FORMS if form.name in (forms or [usual])]
     if not any(form.has_size for form in chosen) and (rank is not None or energy is not None):
         sized = " and ".join(form.name for form in FORMS if form.has_size)
         raise BadInput(f"--rank and --energy are for --as {sized}, which is not asked for.")
