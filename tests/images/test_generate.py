@@ -274,7 +274,7 @@ def test_scheduler_names() -> None:
 def test_traits_need_sound_configs(tiny_sd1: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_sd1, tmp_path / "odd"))
     (folder / "vae" / "config.json").write_text('{"block_out_channels": "many"}')
-    with pytest.raises(BadInput, match="size|block_out_channels"):
+    with pytest.raises(BadInput, match=r"size|block_out_channels"):
         SD1.canvas(open_checkpoint(str(folder)))
 
 
