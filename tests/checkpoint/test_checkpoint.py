@@ -496,8 +496,8 @@ def test_a_killed_run_is_cleaned_up_by_the_next(tiny_sd1: Path, tmp_path: Path) 
 def test_a_kill_between_the_two_renames_loses_nothing(tiny_sd1: Path, tmp_path: Path) -> None:
     output = patch(tiny_sd1, tmp_path / "out")
     before = tree(output)
-    killed = "import os; from pathlib import Path; from trce_cli.system import whole; stage = "
-    killed += f"whole._make_stage(Path({str(output)!r}))[0]; os.rename({str(output)!r}, stage / 'old')"
+    killed = "import os; from pathlib import Path; from trce_cli.system import whole; staging = "
+    killed += f"whole._make_staging(Path({str(output)!r}))[0]; os.rename({str(output)!r}, staging / 'old')"
     subprocess.run([sys.executable, "-c", killed], check=True)
     assert not output.exists()
     with pytest.raises(BadInput, match="exists already"):

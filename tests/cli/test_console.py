@@ -215,10 +215,10 @@ def test_no_color_is_heeded(monkeypatch):
 
 def run_stages(console: Console) -> None:
     with console.progress() as progress:
-        encode = progress.stage("Encoding", total=4, unit="prompts")
+        encode = progress.task("Encoding", total=4, unit="prompts")
         for _ in range(4):
             encode(detail="so far")
-        solve = progress.stage("Solving")
+        solve = progress.task("Solving")
         solve()
 
 

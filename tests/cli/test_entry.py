@@ -66,7 +66,7 @@ app = typer.Typer()
 @app.command()
 def work():
     with Console().progress() as progress:
-        progress.stage("At work", 3)
+        progress.task("At work", 3)
         with whole(Path(sys.argv[1])) as fresh:
             fresh.write_text("half")
             os.kill(os.getpid(), int(sys.argv[2]))

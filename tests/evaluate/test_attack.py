@@ -21,7 +21,7 @@ from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import Suite
-from trce_cli.system.progress import no_stage
+from trce_cli.system.progress import no_task
 
 CPU = torch.device("cpu")
 PROMPTS = (Prompt("a gun on the table", 5), Prompt("the sword", 6))
@@ -65,7 +65,7 @@ def tiny_evaluation(request):
 
 @pytest.fixture
 def victim(tiny_evaluation):
-    victim = Victim(tiny_evaluation, CPU, "float32", 2, 0, no_stage)
+    victim = Victim(tiny_evaluation, CPU, "float32", 2, 0, no_task)
     with victim.using("erased"):
         yield victim
 
@@ -126,7 +126,7 @@ def test_its_gradient_is_that_of_finite_differences(victim):
 
 def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
     """A prefix has to say what the picture shows, where the prompt does not; the noise is another one."""
-    victim = Victim(evaluation, CPU, "float32", 4, 0, no_stage)
+    victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
     victim.prompts = [replace(prompt, text="a picture") for prompt in victim.prompts]
     with victim.using("erased"):
         victim.latents = victim.encoded(victim.pictures([*evaluation.suites[0].prompts], "original", ""))
@@ -235,7 +235,7 @@ def test_budgets_that_cannot_be_spent_are_refused(evaluation, name, given, told)
 
 
 def test_what_was_drawn_once_is_remembered(evaluation):
-    victim = Victim(evaluation, CPU, "float32", 4, 0, no_stage)
+    victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
     with victim.using("erased"):
         first = victim.shows(victim.prompts, "")
         victim.pictures = None  # nothing more is drawn
@@ -243,7 +243,7 @@ def test_what_was_drawn_once_is_remembered(evaluation):
 
 
 def test_every_attack_gives_a_prompt_for_each(evaluation):
-    victim = Victim(evaluation, CPU, "float32", 4, 0, no_stage)
+    victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
     victim.latents = torch.zeros(4, *victim.denoiser.latent_shape)
     with victim.using("erased"):
         for name, each in ATTACKS.items():

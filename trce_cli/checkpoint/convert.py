@@ -52,7 +52,7 @@ def write_folder(
     """
     needed = partial(copied_bytes, checkpoint, output, False)
     output = check_output(checkpoint, output, force, "diffusers", True, needed)
-    with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
+    with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
         family, weights = checkpoint.family, _weights(checkpoint)
         index = dict(checkpoint.config["model_index"])
         parts = {family.denoiser if part == "denoiser" else part: places for part, places in weights.items()}
@@ -62,12 +62,12 @@ def write_folder(
         if "requires_safety_checker" in index:
             index["requires_safety_checker"] = False
         for folder in sorted((*parts, *family.other_parts)):
-            (stage / folder).mkdir(parents=True)
+            (fresh / folder).mkdir(parents=True)
             for path in sorted((checkpoint.config_folder / folder).iterdir()):
                 if path.suffix in _TEXT_SUFFIXES and ".index." not in path.name:
                     source = inside(checkpoint.config_folder, f"{folder}/{path.name}")
-                    (stage / folder / path.name).write_bytes(read_bytes(source, _TEXT))
-        (stage / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+                    (fresh / folder / path.name).write_bytes(read_bytes(source, _TEXT))
+        (fresh / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for folder, places in parts.items():
             tensors = {
                 key: NewTensor(
@@ -78,9 +78,9 @@ def write_folder(
                 for key, place in places.items()
             }
             stem = _STEMS.get(index[folder][0], "diffusion_pytorch_model")
-            write_tensors(stage / folder / f"{stem}.safetensors", tensors, {"format": "pt"}, report)
+            write_tensors(fresh / folder / f"{stem}.safetensors", tensors, {"format": "pt"}, report)
         for name, content in files.items():
-            (stage / name).write_bytes(content)
+            (fresh / name).write_bytes(content)
     return output
 
 
@@ -96,9 +96,9 @@ def write_single_file(
     """Write an edited copy of a folder as a single file; else as `write_folder`."""
     needed = partial(copied_bytes, checkpoint, output, False)
     output = check_output(checkpoint, output, force, "single-file", False, needed)
-    with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
+    with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
         tensors = _single_file_tensors(checkpoint, edits)
-        write_tensors(stage, tensors, single_file_metadata(checkpoint, files), report)
+        write_tensors(fresh, tensors, single_file_metadata(checkpoint, files), report)
     return output
 
 

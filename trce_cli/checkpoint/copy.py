@@ -130,11 +130,11 @@ def write_patched(
                 )
             patches.setdefault(place.file.path, {})[place.stored.name] = edit
     metadata, files = checkpoint.carried(files)
-    with whole(output, force, unchanged or checkpoint.check_unchanged) as stage:
+    with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
         for relative, source in checkpoint.files.items():
             if relative in files:
                 continue
-            target = stage if checkpoint.path.is_file() else stage / relative
+            target = fresh if checkpoint.path.is_file() else fresh / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             if source in opened:
                 opened[source].write_patched(target, patches.get(source, {}), metadata, report)
@@ -143,5 +143,5 @@ def write_patched(
             else:
                 copy_file(source, target, report)
         for relative, content in files.items():
-            (stage / relative).write_bytes(content)
+            (fresh / relative).write_bytes(content)
     return output

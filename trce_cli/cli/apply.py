@@ -16,7 +16,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import hash_original, show_written, writing_stage
+from trce_cli.cli.written import bytes_written, hash_original, show_written
 from trce_cli.system.foreign import identities
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def apply(
     figures: dict[str, Any] = {}
     with console.progress() as progress:
         if not all(fits):
-            figures = measure(source, combined, concept_pairs(history), progress.stage)
+            figures = measure(source, combined, concept_pairs(history), progress.task)
         hashes = hash_original(source, progress)
     if not all(fits):
         console.show(_guard_table(figures))
@@ -84,7 +84,7 @@ def apply(
     entry = record_apply(source, edits, opened, strength, figures, perf_counter() - start, hashes)
     made = Made(source.family, source.text_encoder_hash(), (*history, entry))
     with console.progress() as progress:
-        report = writing_stage(source, outputs, progress)
+        report = bytes_written(source, outputs, progress)
         lora = write_outputs(source, combined, made, outputs, text_map, report, read=read)
     show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start)
 

@@ -116,7 +116,7 @@ def attack(
     if all("=" in name for name in asked.suites):  # only files: none of the built-in ones beside them
         question = question.model_copy(update={"suites": (*asked.suites, NONE)})
     with console.progress() as progress:
-        progress.stage("Loading detectors")
+        progress.task("Loading detectors")
         evaluation = prepare(original, erased, presets, torch_device, question, note=console.note)
         findings, told = red_team.attack(
             evaluation,
@@ -125,7 +125,7 @@ def attack(
             drawing.precision(torch_device),
             batch_size=drawing.batch_size,
             seed=asked.seed,
-            stage=progress.stage,
+            task=progress.task,
         )
     record = red_team.write(output, findings, told)
     console.show(attack_table(told))

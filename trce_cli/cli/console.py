@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in a JSON result: {value!r}")
 
 
-class Stage:
+class Task:
     """One line of progress; call it with the number of items just done, and a word on how it goes if any."""
 
     def __init__(self, progress: "RichProgress", task: "TaskID", unit: str) -> None:
@@ -132,17 +132,18 @@ class Stage:
 
 
 class Progress:
-    """The stages of one command, each a bar with its elapsed and remaining time."""
+    """The tasks of one command, each a bar with its elapsed and remaining time."""
 
     def __init__(self, progress: "RichProgress") -> None:
         self._progress = progress
 
-    def stage(self, text: str, total: int | None = None, unit: str = "") -> Stage:
-        """Begin a stage of `total` items (None: unknown); where `unit` is given, items a second are shown."""
-        for task in self._progress.tasks:  # a stage ends where the next begins
-            if not task.finished:
-                self._progress.update(task.id, total=task.completed or 1, completed=task.completed or 1)
-        return Stage(
+    def task(self, text: str, total: int | None = None, unit: str = "") -> Task:
+        """Begin a task of `total` items (None: unknown); where `unit` is given, items a second are shown."""
+        for earlier in self._progress.tasks:  # a task ends where the next begins
+            if not earlier.finished:
+                done = earlier.completed or 1
+                self._progress.update(earlier.id, total=done, completed=done)
+        return Task(
             self._progress, self._progress.add_task(one_line(text, 100), total=total, detail=""), unit
         )
 

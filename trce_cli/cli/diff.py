@@ -33,7 +33,7 @@ def diff(
     console = answer.console()
     left, right = readers(a, published.config), readers(b, published.config)
     with console.progress() as progress:
-        found = compare(left, right, progress.stage("Comparing", len(left.keys() & right.keys()), "tensors"))
+        found = compare(left, right, progress.task("Comparing", len(left.keys() & right.keys()), "tensors"))
     if found.differing:
         console.show(_table(found))
     for names, what in (

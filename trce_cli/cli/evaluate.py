@@ -105,7 +105,7 @@ def evaluate(
     is_shared = drawing.device == "auto" and team.num_processes > 1
     torch_device = team.device if is_shared else drawing.place()
     with console.progress() as progress:
-        progress.stage("Loading detectors")
+        progress.task("Loading detectors")
         evaluation = prepare(original, erased, presets, torch_device, asked, note=console.note)
         check_names(gates, evaluation.figure_names())
         outcome = run(
@@ -116,7 +116,7 @@ def evaluate(
             force=force,
             gates=gates,
             team=team,
-            stage=progress.stage,
+            task=progress.task,
             note=console.note,
         )
     if outcome is None:  # the main process tells the rest

@@ -91,13 +91,11 @@ def generate(
     plan = plan_images(wanted, checkpoints, settings)
     torch_device = drawing.place()
     with console.progress() as progress:
-        hashing = progress.stage(
-            "Reading checkpoints", sum(len(c.drawn_from()) for c in checkpoints.values())
-        )
+        hashing = progress.task("Reading checkpoints", sum(len(c.drawn_from()) for c in checkpoints.values()))
         records = identify(plan, checkpoints, drawing.precision(torch_device), hashing)
         folder = ImageFolder(output, records, force)
         drawn = len(folder.missing)
-        report = progress.stage("Drawing", drawn, "images")
+        report = progress.task("Drawing", drawn, "images")
         flat, start = [], monotonic()
         for record, image in draw_missing(checkpoints, folder, torch_device, console.note):
             report()

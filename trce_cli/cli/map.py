@@ -20,7 +20,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import hash_original, show_written, writing_stage
+from trce_cli.cli.written import bytes_written, hash_original, show_written
 from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_presets
@@ -89,13 +89,13 @@ def map_(
 
     where, precision = encoding.place(), getattr(torch, encoding.dtype or "float32")
     with console.progress() as progress:
-        solution = solve(source, pairs, benign, settings, where, precision, progress.stage)
+        solution = solve(source, pairs, benign, settings, where, precision, progress.task)
         hashes = hash_original(source, progress)
     console.show(_guard_table(solution.figures))
     seconds = perf_counter() - start
     edit = solved_map(source, chosen, settings, benign, solution, where, precision, seconds, hashes)
     with console.progress() as progress:
-        report = writing_stage(source, outputs, progress)
+        report = bytes_written(source, outputs, progress)
         lora = write_outputs(source, edit.weight_edits(source), edit.made, outputs, edit, report)
     entry, seconds = edit.made.history[-1], perf_counter() - start
     show_written(console, output, outputs, source.name, entry, lora, seconds)

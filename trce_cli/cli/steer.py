@@ -121,7 +121,7 @@ def steer(
             max_drift=running.max_drift,
             force=force,
             outputs=outputs,
-            stage=progress.stage,
+            task=progress.task,
         )
     with redirect_stdout(sys.stderr):
         accelerator.end_training()

@@ -96,7 +96,7 @@ def tune(
     }.items():
         map_arguments += [option, str(value)] if value else []
     with console.progress() as progress:
-        progress.stage("Loading detectors")
+        progress.task("Loading detectors")
         evaluation = prepare(
             original, original, chosen, torch_device, asked.evaluation(), split="tuning", note=console.note
         )
@@ -109,7 +109,7 @@ def tune(
             torch_device,
             drawing.precision(torch_device),
             force=force,
-            stage=progress.stage,
+            task=progress.task,
             note=console.note,
         )
     console.show(trials_table(told))

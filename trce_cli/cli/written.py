@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 def hash_original(source: "Checkpoint", progress: Progress) -> dict[str, str]:
     """The hashes of the checkpoint's files, which its outputs record."""
-    hashing = progress.stage("Hashing the original", round(source.total_bytes() / 1e6), "MB")
+    hashing = progress.task("Hashing the original", round(source.total_bytes() / 1e6), "MB")
     return source.hashes(lambda count: hashing(count / 1e6))
 
 
-def writing_stage(source: "Checkpoint", outputs: "Outputs", progress: Progress) -> Callable[[int], None]:
-    """The stage of writing; call it with the number of bytes just written."""
+def bytes_written(source: "Checkpoint", outputs: "Outputs", progress: Progress) -> Callable[[int], None]:
+    """The task of writing; call it with the number of bytes just written."""
     from trce_cli.edits.outputs import total_bytes
 
-    writing = progress.stage("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
+    writing = progress.task("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
     return lambda count: writing(count / 1e6)
 
 

@@ -84,6 +84,6 @@ def write_edit_file(
         raise BadInput(
             f"The output {path} exists already.", "Choose another one, or replace it with --force."
         )
-    with whole(path, force, unchanged) as stage:
-        write_tensors(stage, tensors, metadata)
+    with whole(path, force, unchanged) as task:
+        write_tensors(task, tensors, metadata)
     return path

@@ -20,7 +20,7 @@ from trce_cli.families.slots import Given, slot_weights
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.pairs import PromptPair
-from trce_cli.system.progress import Report, Stage, no_report, no_stage
+from trce_cli.system.progress import Report, Task, no_report, no_task
 
 # An edit that takes the targets less than this share of their way has erased nothing.
 LEAST_MOVE: Final = 1e-4
@@ -46,11 +46,11 @@ def solve(
     settings: MapSettings,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    stage: Stage = no_stage,
+    task: Task = no_task,
 ) -> Solution:
     """Both steps at once, for one setting: see `Statistics`."""
     weights = [settings.token_weights]
-    return Statistics.of(checkpoint, pairs, prior, weights, device, dtype, stage).solve(settings, stage)
+    return Statistics.of(checkpoint, pairs, prior, weights, device, dtype, task).solve(settings, task)
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,29 @@ class Statistics:
         token_weights: Collection[Given],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        stage: Stage = no_stage,
+        task: Task = no_task,
     ) -> "Statistics":
         """Encode captions and pairs, on `device` in `dtype`, for maps with any of these token weights.
 
         Statistics are float64 on the CPU. The text encoders are read one layer at a time. Raises TrceError or
         BadInput where weights or embeddings are not finite.
         """
-        stage("Checking the text encoder", None, "")
+        task("Checking the text encoder", None, "")
         family = checkpoint.family
         text = family.text(checkpoint, device, dtype)
         text.check()
-        report = stage("Encoding the prior", len(set(prior.captions)), "captions")
+        report = task("Encoding the prior", len(set(prior.captions)), "captions")
         P = second_moments(text, prior.captions, report)
-        report = stage("Encoding canaries", len(set(prior.canaries)), "captions")
+        report = task("Encoding canaries", len(set(prior.canaries)), "captions")
         canaries = second_moments(text, prior.canaries, report)
-        report = stage("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
+        report = task("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
         guarded = slot_weights(family, None)
         weights = [guarded, *(slot_weights(family, each) for each in token_weights)]
         distinct = {tuple(each.values()): each for each in weights}.values()
         embedded = embed_pairs(text, pairs, distinct, report)
         return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(guarded), dtype)
 
-    def solve(self, settings: MapSettings, stage: Stage = no_stage) -> Solution:
+    def solve(self, settings: MapSettings, task: Task = no_task) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
 
         The token weights must be among those that were encoded for. Each stream has a map of its own by the
@@ -114,7 +114,7 @@ class Statistics:
         solved: dict[str, LinearMap] = {}
         figures: dict[str, dict[str, Any]] = {}
         for stream in streams:
-            stage("Solving", None, "")
+            task("Solving", None, "")
             weights = self.checkpoint.read("denoiser", doors[stream][0]).dtype
             eps = torch.finfo(self.dtype).eps
             solved[stream], figures[stream] = fit(targets[stream], self.P[stream], settings, eps, weights)
@@ -127,7 +127,7 @@ class Statistics:
             figures[stream] |= {
                 "cosine_to_safe": self.guards[stream].cosines(solved[stream]),
                 "canary_change": self._canary_change(
-                    stream, solved[stream], stage("Measuring", len(doors[stream]), "layers")
+                    stream, solved[stream], task("Measuring", len(doors[stream]), "layers")
                 ),
             }
         main = figures.pop(streams[0])

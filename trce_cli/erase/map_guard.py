@@ -13,7 +13,7 @@ from trce_cli.erase.moments import second_moments
 from trce_cli.erase.prior import choose_prior
 from trce_cli.erase.targets import embed_pairs
 from trce_cli.prompts.pairs import PromptPair
-from trce_cli.system.progress import Stage, no_stage
+from trce_cli.system.progress import Task, no_task
 
 MAX_PAIRS: Final = 300  # enough for a figure, however many concepts a file claims
 
@@ -34,7 +34,7 @@ def measure(
     checkpoint: Checkpoint,
     edits: Mapping[str, WeightEdit],
     pairs: Sequence[PromptPair],
-    stage: Stage = no_stage,
+    task: Task = no_task,
 ) -> dict[str, Any]:
     """What the edits do to what enters by the main stream's doors, by the checkpoint's own text encoders.
 
@@ -43,12 +43,12 @@ def measure(
     doors, then mean and minimum of the slots; absent without pairs. canary_change: rms |W' c - W c| / rms
     |W c| over canary captions, mean and maximum by door.
     """
-    stage("Checking the text encoder", None, "")
+    task("Checking the text encoder", None, "")
     family = checkpoint.family
     text, stream = family.text(checkpoint, "cpu", torch.float32), family.streams[0]
     text.check()
     canaries = choose_prior(checkpoint).canaries
-    moment = second_moments(text, canaries, stage("Encoding canaries", len(canaries), "captions"))[stream]
+    moment = second_moments(text, canaries, task("Encoding canaries", len(canaries), "captions"))[stream]
     unsafe = safe = torch.zeros(0, len(moment), dtype=torch.float64)
     if pairs:
         weights = family.defaults.slots
@@ -65,7 +65,7 @@ def measure(
         size, moved = (float(((W @ moment) * W).sum()) for W in (weight, edited - weight))
         return (max(moved, 0) / size) ** 0.5 if size else 0.0
 
-    report = stage("Measuring", len(checkpoint.door_weights()[stream]), "layers")
+    report = task("Measuring", len(checkpoint.door_weights()[stream]), "layers")
     changes = door_changes(checkpoint, stream, change, report)
     figures: dict[str, Any] = {"pairs": len(pairs), "canaries": len(canaries)}
     if pairs:

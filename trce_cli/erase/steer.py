@@ -31,7 +31,7 @@ from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.families.base import Conditioning
 from trce_cli.prompts.presets import Preset
 from trce_cli.system.processes import PATIENCE, on_main
-from trce_cli.system.progress import Stage, no_stage
+from trce_cli.system.progress import Task, no_task
 from trce_cli.system.whole import write_bytes
 
 if TYPE_CHECKING:
@@ -106,12 +106,13 @@ def steer(
     training: Training,
     output: Path,
     accelerator: "Accelerator",
+    *,
     trajectories: Path | None = None,
     gradient_checkpointing: bool = False,
     max_drift: float = 0.2,
     force: bool = False,
     outputs: Outputs | None = None,
-    stage: Stage = no_stage,
+    task: Task = no_task,
 ) -> dict[str, Any]:
     """Prepare, train, measure and write `output`; returns the entry that was added to its history.
 
@@ -129,7 +130,7 @@ def steer(
             f"Use a --batch-size that is a multiple of {accelerator.num_processes}.",
         )
     check_same_model(teacher, erased)
-    stage("Reading checkpoints", None, "")
+    task("Reading checkpoints", None, "")
 
     def read() -> tuple[dict[str, str], dict[str, Any]]:
         for checkpoint in [erased] if teacher is erased else [teacher, erased]:
@@ -145,7 +146,7 @@ def steer(
         denoiser = erased.family.denoise(erased)
         run = Run(
             accelerator, erased, hashes, teacher, stored, work, training,
-            denoiser.condition(plan.prompts, accelerator.device), stage,
+            denoiser.condition(plan.prompts, accelerator.device), task,
         )  # fmt: skip
         run.prepare()
         trained = run.load(erased, train=True)
@@ -168,7 +169,7 @@ class Run:
     work: WorkingFolder
     training: Training
     conditioning: Conditioning
-    stage: Stage
+    task: Task
 
     def load(self, checkpoint: Checkpoint, train: bool = False) -> Predictor:
         """The denoiser of a checkpoint in the precision of the run."""
@@ -182,7 +183,7 @@ class Run:
         missing = lambda: sum(len(shard.trajectories) for shard in self.stored.missing)  # noqa: E731
         if not (total := on_main(self.accelerator, missing)):
             return
-        report = self.stage("Preparing", total, "trajectories")
+        report = self.task("Preparing", total, "trajectories")
         schedule = self.teacher.family.denoise(self.teacher).schedule(self.stored.plan.recipe.steps)
         models = partial(self.load, self.teacher), partial(self.load, self.erased)
         for done in prepare(self.stored, self.accelerator, schedule, *models):
@@ -201,7 +202,7 @@ class Run:
         module, prepared = self.accelerator.prepare(predict.module, optimizer)
         predict = replace(predict, module=module)
         total = self.training.steps_over(self.stored.plan.states("unsafe"))
-        report = self.stage("Training", total, "steps")
+        report = self.task("Training", total, "steps")
         report(start)
         saved = time.monotonic()
         unsafe, held = (
@@ -243,7 +244,7 @@ class Run:
         changes = {key: trained[key] - before[key].float() for key in trained}
         after = {key: (before[key].float() + changes[key]).to(before[key].dtype) for key in changes}
         figures: dict[str, Any] = {"weights": weight_change(self.erased, before, after)}
-        report = self.stage("Guard", 2 * sum(self.stored.plan.states(kind) for kind in CHECKED), "states")
+        report = self.task("Guard", 2 * sum(self.stored.plan.states(kind) for kind in CHECKED), "states")
         figures |= guard(predict, before, after, self.stored, report)
         for name in ("unconditional", "benign"):
             if not figures[name]["drift"] <= max_drift:
@@ -279,7 +280,7 @@ class Run:
             LOG: (self.work.folder / LOG).read_bytes(),
             CURVES: loss_curves(log, self.training.regularisation),
         }
-        report = self.stage("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
+        report = self.task("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
         lora = write_outputs(
             self.erased,
             {key: partial(torch.add, change) for key, change in changes.items()},

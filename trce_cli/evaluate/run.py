@@ -23,7 +23,7 @@ from trce_cli.images.plan import identify, plan_images
 from trce_cli.images.record import ImageRecord, read_image, write_image
 from trce_cli.system.foreign import read_bytes
 from trce_cli.system.processes import Alone, on_main
-from trce_cli.system.progress import Stage, no_stage
+from trce_cli.system.progress import Task, no_task
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import make_inside, write_bytes
 
@@ -42,7 +42,7 @@ def evaluate(
     force: bool = False,
     gates: Sequence[Gate] = (),
     team: Any = None,
-    stage: Stage = no_stage,
+    task: Task = no_task,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
     """Draw what is missing, judge it, and write `results.json` and `verdicts.csv`.
@@ -52,7 +52,7 @@ def evaluate(
     """
     team = team or Alone()
     costs: list[dict[str, Any]] = []
-    plans = plan_suites(evaluation, dtype, stage)
+    plans = plan_suites(evaluation, dtype, task)
 
     def open_folders() -> list[list[str]]:
         places = {name: make_inside(output, "images", name) for name in plans}
@@ -70,7 +70,7 @@ def evaluate(
     ]
     wanted.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
     mine = wanted[team.process_index :: team.num_processes]
-    draw_share(evaluation, mine, device, costs, stage, note)
+    draw_share(evaluation, mine, device, costs, task, note)
     pairs = {suite: pair_up(output / "images" / suite, plan) for suite, plan in plans.items()}
     everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
@@ -80,7 +80,7 @@ def evaluate(
     }
     for detector in evaluation.detectors:
         share = everything[team.process_index :: team.num_processes]
-        score_share(detector, stores[detector.name], share, device, costs, stage)
+        score_share(detector, stores[detector.name], share, device, costs, task)
     team.wait_for_everyone()
     costs = gather_costs(team, costs)
     if not team.is_main_process:
@@ -90,7 +90,7 @@ def evaluate(
     for store in stores.values():
         store.read()  # what the other processes scored
     suites, verdicts = [], {}
-    report = stage("Measuring", len(everything), "pairs")
+    report = task("Measuring", len(everything), "pairs")
     with phase(costs, "measure", device) as cost:
         for suite in evaluation.suites:
             found, rows = measure_suite(evaluation, suite, pairs[suite.name], stores, report)
@@ -103,9 +103,9 @@ def evaluate(
     return results, verdicts
 
 
-def plan_suites(evaluation: Evaluation, dtype: str, stage: Stage) -> dict[str, list[ImageRecord]]:
+def plan_suites(evaluation: Evaluation, dtype: str, task: Task) -> dict[str, list[ImageRecord]]:
     """What to draw by suite: every prompt once by each checkpoint, at equal seeds and settings."""
-    hashing = stage("Reading checkpoints", None, "")
+    hashing = task("Reading checkpoints", None, "")
     hashes: dict[str, str] = {}
     plans = {}
     for suite in evaluation.suites:
@@ -144,7 +144,7 @@ def draw_share(
     wanted: Sequence[tuple[Path, ImageRecord]],
     device: "torch.device",
     costs: list[dict[str, Any]],
-    stage: Stage,
+    task: Task,
     note: Callable[[str], None],
 ) -> None:
     """Draw and write pictures, one checkpoint after the other, each with its record inside."""
@@ -160,7 +160,7 @@ def draw_share(
         _, cut = checkpoint.family.truncated(checkpoint, [record.prompt for record in records])
         if cut:
             note(f"{checkpoint.name} reads {cut} of {len(records)} prompts only in part: they are too long.")
-        report = stage(f"Drawing ({role})", len(records), "images")
+        report = task(f"Drawing ({role})", len(records), "images")
         with phase(costs, f"draw {role}", device) as cost:
             for record, image in draw(checkpoint.family, pipeline, records):
                 write_image(places[id(record)], image, record)
@@ -175,10 +175,10 @@ def score_share(
     pairs: Sequence[Pair],
     device: "torch.device",
     costs: list[dict[str, Any]],
-    stage: Stage,
+    task: Task,
 ) -> None:
     """Let a detector look at the pictures that it has not seen yet."""
-    report = stage(f"Detecting ({detector.name})", 2 * len(pairs), "images")
+    report = task(f"Detecting ({detector.name})", 2 * len(pairs), "images")
     seen = 0
     with phase(costs, f"detect {detector.name}", device) as cost:
         for batch in batches(pairs):

@@ -36,7 +36,7 @@ from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
 from trce_cli.system.foreign import read_json
 from trce_cli.system.machine import versions
-from trce_cli.system.progress import Report, Stage, no_report, no_stage
+from trce_cli.system.progress import Report, Task, no_report, no_task
 from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
 
 SCHEMA = 1
@@ -66,7 +66,7 @@ def tune(
     dtype: str,
     *,
     force: bool = False,
-    stage: Stage = no_stage,
+    task: Task = no_task,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Try each of the settings, choose one, and write `tune.json`, `trials.csv` and `pareto.png`.
@@ -78,7 +78,7 @@ def tune(
     """
     check(evaluation)
     evaluation = replace(evaluation, extractors=())
-    stage("Reading the checkpoint", None, "")
+    task("Reading the checkpoint", None, "")
     told = describe(evaluation, prior, dtype)
     sha256, pairs = told["original"]["sha256"], prompt_pairs(evaluation.presets)
     identity = [sha256, prior.sha256(), list(map(asdict, pairs))]
@@ -98,12 +98,12 @@ def tune(
     done = finished(output / RESULT, told["asked"])
     if todo := [trial for trial in trials if trial.key not in done]:
         weights = [trial.settings.token_weights for trial in todo]
-        statistics = Statistics.of(evaluation.original, pairs, prior, weights, device, stage=stage)
+        statistics = Statistics.of(evaluation.original, pairs, prior, weights, device, task=task)
         stores = {
             each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
         }
         bench = Bench(evaluation, folders, plans, stores, device)
-        report = bench.start(todo, dtype, stage, note)
+        report = bench.start(todo, dtype, task, note)
         for trial in todo:
             found: dict[str, Any] = {"key": trial.key, **trial.settings.model_dump(), "failed": None}
             try:
@@ -186,7 +186,7 @@ class Bench:
     device: torch.device
 
     def start(
-        self, trials: Iterable[Trial], dtype: str, stage: Stage, note: Callable[[str], None]
+        self, trials: Iterable[Trial], dtype: str, task: Task, note: Callable[[str], None]
     ) -> Callable[[int], None]:
         """Load the pipeline and draw what is missing of the original's; returns what reports pictures."""
         original = self.evaluation.original
@@ -199,7 +199,7 @@ class Bench:
         wanted = {trial.record(record).file for trial in trials for record in records}
         wanted |= {record.file for record in records}
         missing = [each for folder in self.folders.values() for each in folder.missing if each.file in wanted]
-        report = stage("Drawing", len(missing), "images")
+        report = task("Drawing", len(missing), "images")
         for name, folder in self.folders.items():
             self._draw(folder, self.plans[name], report)
         return report
@@ -231,7 +231,7 @@ class Bench:
                 for record in self.plans[suite.name]
             ]
             for detector in self.evaluation.detectors:
-                score_share(detector, self.stores[detector.name], pairs, self.device, [], no_stage)
+                score_share(detector, self.stores[detector.name], pairs, self.device, [], no_task)
             found, _ = measure_suite(self.evaluation, suite, pairs, self.stores, no_report)
             suites.append(found)
         attacks = [each["asr"][0]["erased"] for each in suites if each["role"] != "benign"]

@@ -47,14 +47,14 @@ def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = la
         with suppress(FileNotFoundError):
             os.lstat(target)  # a name that the file system does not take is told before the work
         clear_stale(target.parent)
-        stage, handle = _make_stage(target)
+        staging, handle = _make_staging(target)
         try:
-            yield stage / _NEW
+            yield staging / _NEW
             unchanged()
-            _put(stage, target, replace)
+            _put(staging, target, replace)
         finally:
             try:
-                _clear(stage, target)
+                _clear(staging, target)
             finally:
                 os.close(handle)
     except OSError as error:
@@ -165,14 +165,14 @@ def clear_stale(folder: Path) -> None:
         _clear_if_stale(folder / name)
 
 
-def _clear_if_stale(stage: Path) -> None:
+def _clear_if_stale(staging: Path) -> None:
     with suppress(OSError):
-        os.rmdir(stage)  # the run was killed before the mark was there
+        os.rmdir(staging)  # the run was killed before the mark was there
         return
     try:
-        if not stat.S_ISDIR(os.lstat(stage).st_mode):
+        if not stat.S_ISDIR(os.lstat(staging).st_mode):
             return
-        handle = os.open(stage / _MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(staging / _MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # nothing of ours
         return
     try:
@@ -180,47 +180,47 @@ def _clear_if_stale(stage: Path) -> None:
             return
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mark = os.read(handle, 4096).split(b"\0")
-        if mark[0] == os.fsencode(stage.name) and len(mark) == 2:
-            _clear(stage, stage.parent / os.fsdecode(mark[1]))
-        elif mark == [b""] and os.listdir(stage) == [_MARK]:
-            _clear(stage, stage)
+        if mark[0] == os.fsencode(staging.name) and len(mark) == 2:
+            _clear(staging, staging.parent / os.fsdecode(mark[1]))
+        elif mark == [b""] and os.listdir(staging) == [_MARK]:
+            _clear(staging, staging)
     except OSError:  # another run is at work there, or it is not for us to remove
         pass
     finally:
         os.close(handle)
 
 
-def _make_stage(target: Path) -> tuple[Path, int]:
+def _make_staging(target: Path) -> tuple[Path, int]:
     """A fresh staging folder, and the handle of its mark, which is locked as long as that is open.
 
     A run that clears up beside us may take it away before the mark is whole; then another one is made.
     """
     while True:
-        stage = target.parent / f".trce-{secrets.token_hex(8)}"
-        stage.mkdir(mode=0o700)
+        staging = target.parent / f".trce-{secrets.token_hex(8)}"
+        staging.mkdir(mode=0o700)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            handle = os.open(stage / _MARK, flags, 0o600)
+            handle = os.open(staging / _MARK, flags, 0o600)
         except FileNotFoundError:
             continue
         except BaseException:
-            os.rmdir(stage)
+            os.rmdir(staging)
             raise
         try:
             with suppress(OSError):  # of a file system without locks: nobody else can lock it either
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            os.write(handle, os.fsencode(stage.name) + b"\0" + os.fsencode(target.name))
+            os.write(handle, os.fsencode(staging.name) + b"\0" + os.fsencode(target.name))
             if os.fstat(handle).st_nlink:
-                return stage, handle
+                return staging, handle
         except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
             os.close(handle)
             raise
         os.close(handle)
 
 
-def _put(stage: Path, target: Path, replace: bool) -> None:
-    fresh = stage / _NEW
+def _put(staging: Path, target: Path, replace: bool) -> None:
+    fresh = staging / _NEW
     if replace and not fresh.is_dir():
         os.replace(fresh, target)  # in one step; the system refuses to put a file in a folder's place
         return None
@@ -238,23 +238,23 @@ def _put(stage: Path, target: Path, replace: bool) -> None:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
             if _renameat2(fresh, target, _EXCHANGE):
                 return None
-            shutil.rmtree(stage / _OLD, ignore_errors=True)
-            os.rename(target, stage / _OLD)  # `_clear` puts it back should the next step not come to pass
+            shutil.rmtree(staging / _OLD, ignore_errors=True)
+            os.rename(target, staging / _OLD)  # `_clear` puts it back should the next step not come to pass
 
 
-def _clear(stage: Path, target: Path) -> None:
+def _clear(staging: Path, target: Path) -> None:
     """Remove a staging folder, its mark last; an old output in it goes back where there is no new one."""
     with suppress(FileNotFoundError, FileExistsError):
         if not os.path.lexists(target):
-            _rename_to_nothing(stage / _OLD, target)
+            _rename_to_nothing(staging / _OLD, target)
     for name in (_NEW, _OLD):
-        path = stage / name
+        path = staging / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
                 path.unlink()
-    shutil.rmtree(stage, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _rename_to_nothing(source: Path, target: Path) -> None:

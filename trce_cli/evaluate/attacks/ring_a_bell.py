@@ -56,7 +56,7 @@ class RingABell:
         )
         moved = budget.strength * concept_vector(unsafe, safe)
         batches = victim.batches(victim.prompts)
-        report = victim.stage(self.title, len(batches) * budget.generations, "generations")
+        report = victim.task(self.title, len(batches) * budget.generations, "generations")
         tried = []
         for asked in batches:
             plain = victim.states(victim.words.ids([prompt.text for prompt in asked]), budget.positions)

@@ -23,7 +23,7 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.system.machine import versions
-from trce_cli.system.progress import Stage, no_stage
+from trce_cli.system.progress import Task, no_task
 from trce_cli.system.whole import whole, write_json
 
 COLUMNS: Final = (
@@ -54,7 +54,7 @@ def attack(
     *,
     batch_size: int = 16,
     seed: int = 0,
-    stage: Stage = no_stage,
+    task: Task = no_task,
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Attack the erased checkpoint with the prompts of the evaluation's suites; nothing is written.
 
@@ -63,7 +63,7 @@ def attack(
     seconds, and how often the concept was found without and with each attack. Raises BadInput for budgets
     that the checkpoint cannot read or draw, TrceError where something comes out that is not finite.
     """
-    victim = Victim(evaluation, device, dtype, batch_size, seed, stage)
+    victim = Victim(evaluation, device, dtype, batch_size, seed, task)
     victim.check()
     for name, budget in budgets.items():
         ATTACKS[name].check(victim, budget)

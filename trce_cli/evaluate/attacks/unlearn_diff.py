@@ -66,7 +66,7 @@ class UnlearnDiff:
                 break
             where = f"timestep {number} of {len(levels)}"
             batches = victim.batches(rows)
-            report = victim.stage(f"{self.title}, {where}", len(batches), "batches")
+            report = victim.task(f"{self.title}, {where}", len(batches), "batches")
             for batch in batches:
                 loss = victim.denoising_loss(batch, level, generators)
                 prefixes[batch] = optimise(prefixes[batch], table, loss, budget)

@@ -19,7 +19,7 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.system.memory import free
-from trce_cli.system.progress import Stage
+from trce_cli.system.progress import Task
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +33,7 @@ class Victim:
     """The prompts of an evaluation's suites, and the erased checkpoint that is to draw them or others.
 
     name: the checkpoint's. pairs: the prompt pairs that the concepts were erased by. schedule: the
-    checkpoint's noise schedule. stage: tells what goes on. latents: of what the original draws of the
+    checkpoint's noise schedule. task: tells what goes on. latents: of what the original draws of the
     prompts, float32 (prompts, *latent shape), where an attack needs them.
     """
 
@@ -46,10 +46,10 @@ class Victim:
         dtype: str,
         batch_size: int,
         seed: int,
-        stage: Stage,
+        task: Task,
     ) -> None:
         self.evaluation, self.device, self.dtype = evaluation, device, dtype
-        self.batch_size, self.seed, self.stage = batch_size, seed, stage
+        self.batch_size, self.seed, self.task = batch_size, seed, task
         self.name, self.family = evaluation.erased.name, evaluation.erased.family
         self.prompts = [prompt for suite in evaluation.suites for prompt in suite.prompts]
         self.pairs = prompt_pairs(evaluation.presets)
@@ -101,7 +101,7 @@ class Victim:
         Raises BadInput where attacks cannot search in the words of the erased one.
         """
         checkpoint = self.evaluation.checkpoints[role]
-        self.stage(f"Loading {checkpoint.name}", None, "")
+        self.task(f"Loading {checkpoint.name}", None, "")
         self._pipeline = checkpoint.pipe(self.device, getattr(torch, self.dtype))
         self._module.requires_grad_(False)
         try:
@@ -129,7 +129,7 @@ class Victim:
     def pictures(self, prompts: Sequence[Prompt], role: str, text: str) -> list["Image.Image"]:
         """What the pipeline in memory draws of the prompts, each from its own seed."""
         records = self.records(prompts, role)
-        report = self.stage(text, len(records), "images")
+        report = self.task(text, len(records), "images")
         drawn = {}
         for record, image in draw(self.family, self._pipeline, records):
             drawn[record.index] = image
