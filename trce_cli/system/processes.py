@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from trce_cli.errors import TrceError
+from trce_cli.errors import BadInput, TrceError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +27,10 @@ class Alone:
 
 def join_team(device: str) -> Any:
     """The processes of this run: accelerate's PartialState where it launched several, else `Alone`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isascii() and size.isdecimal()):
+        raise BadInput(f"WORLD_SIZE is {size!r}, which is no number of processes.")
+    if int(size) < 2:
         return Alone()
     from accelerate import PartialState
 
