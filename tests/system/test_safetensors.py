@@ -234,3 +234,21 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.safetensors", Path("/dev/null")):
         with pytest.raises(BadInput):
             SafetensorsFile.open(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+        b'{"__metadata__": {"a": "\\udfff"}}',
+    ],
+)
+def test_half_a_character_in_a_header_is_refused(tmp_path: Path, header: bytes) -> None:
+    path = raw(tmp_path / "a.safetensors", header, bytes(8) if b"dtype" in header else b"")
+    with pytest.raises(BadInput, match="header cannot be read"):
+        SafetensorsFile.open(path)
+
+
+def test_a_whole_character_in_two_halves_is_read(tmp_path: Path) -> None:
+    path = raw(tmp_path / "a.safetensors", b'{"__metadata__": {"a": "\\ud83d\\udd2a"}}')
+    assert SafetensorsFile.open(path).metadata == {"a": "\U0001f52a"}

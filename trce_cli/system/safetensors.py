@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ class SafetensorsFile:
             raise _broken(path, f"its header claims {count:,} tensors; at most {MAX_TENSORS:,} are accepted")
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+            if re.search(rb"\\u[dD][89a-fA-F]", text):  # half of a character, which no file can hold
+                json.dumps(header, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise _broken(path, f"its header cannot be read ({str(error)[:120]})") from error
         if not isinstance(header, dict):
