@@ -273,7 +273,7 @@ def start():
     def run(*args) -> int:
         process = context.Process(target=killed_run, args=args)
         process.start()
-        process.join(120)
+        process.join(600)
         return process.exitcode
 
     return run
