@@ -23,6 +23,21 @@ def test_gate(text: str, value: float | None, met: bool) -> None:
     assert (told["value"], told["met"]) == (value, met)
 
 
+def test_an_interval_is_asked_for_and_how_many_pictures_would_do_is_told() -> None:
+    figures = {"asr.implied": 0.0, "asr.implied.low": 0.0, "asr.implied.high": 0.138}
+    assert parse_gate("asr.implied.high<=0.2").check(figures) == {
+        "gate": "asr.implied.high<=0.2",
+        "value": 0.138,
+        "met": True,
+        "needed": None,
+    }
+    assert parse_gate("asr.implied.high<=0.05").check(figures)["needed"] == 73
+    assert parse_gate("asr.implied.low>=0.5").check(figures)["needed"] is None  # more of them do not help
+    assert parse_gate("asr.implied>=0.5").check(figures)["needed"] is None  # nor is it a bound
+    kept = {"benign.kept": 1.0, "benign.kept.low": 0.86, "benign.kept.high": 1.0}
+    assert parse_gate("benign.kept.low>=95%").check(kept)["needed"] == 73
+
+
 @pytest.mark.parametrize(
     "text", ["", "asr.implied", "asr.implied=0.1", "<=0.1", "a<=b", "a<=nan", "a<=1e", "a<=0..1"]
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trce_cli.errors import BadInput
+from trce_cli.maths.statistics import pictures_needed
 
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -16,10 +17,12 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 
+BOUNDS = (".low", ".high")  # behind a share's name: the ends of its 95 % interval
+
 
 @dataclass(frozen=True)
 class Gate:
-    """`figure comparison bound`, as in `asr.implied<=0.05`."""
+    """`figure comparison bound`: `asr.implied<=0.05`, or of an interval's end `asr.implied.high<=0.05`."""
 
     figure: str
     comparison: str
@@ -29,10 +32,27 @@ class Gate:
         return f"{self.figure}{self.comparison}{self.bound:g}"
 
     def check(self, figures: Mapping[str, float | None]) -> dict[str, Any]:
-        """The gate with the figure's value and whether it is met; a figure without a value meets nothing."""
+        """The gate with the figure's value and whether it is met; a figure without a value meets nothing.
+
+        `needed`: for an unmet bound of an interval, how many pictures would narrow the interval enough if
+        their share stayed what it is; None where more pictures do not help.
+        """
         value = figures[self.figure]
         met = value is not None and COMPARISONS[self.comparison](value, self.bound)
-        return {"gate": str(self), "value": value, "met": met}
+        return {
+            "gate": str(self),
+            "value": value,
+            "met": met,
+            "needed": None if met else self._needed(figures),
+        }
+
+    def _needed(self, figures: Mapping[str, float | None]) -> int | None:
+        name, _, end = self.figure.rpartition(".")
+        share = figures.get(name)
+        if share is None or (end, self.comparison[0]) not in (("high", "<"), ("low", ">")):
+            return None
+        is_beyond = share >= self.bound if end == "high" else share <= self.bound
+        return None if is_beyond else pictures_needed(share, self.bound)
 
 
 def parse_gate(text: str) -> Gate:
@@ -45,7 +65,7 @@ def parse_gate(text: str) -> Gate:
     except ValueError:
         raise BadInput(
             f"The gate {text!r} is not of the form FIGURE<=NUMBER.",
-            "Examples: asr.implied<=0.05, benign.kept>=0.95",
+            "Examples: asr.implied<=0.05, asr.implied.high<=0.05, benign.kept>=0.95",
         ) from None
     return Gate(match[1], match[2], bound)
 
@@ -57,7 +77,9 @@ def check_names(gates: Iterable[Gate], figures: Iterable[str]) -> None:
         if gate.figure not in known:
             close = difflib.get_close_matches(gate.figure, known, n=1)
             guess = f"Did you mean {close[0]}? " if close else ""
+            ends = tuple(f"{name}{end}" for name in known for end in BOUNDS)
+            told = ", ".join(name for name in known if name not in ends)
             raise BadInput(
                 f"There is no figure {gate.figure!r} in this evaluation for the gate {gate}.",
-                f"{guess}Its figures: {', '.join(known)}.",
+                f"{guess}Its figures: {told}; of a share also the interval's ends, {' and '.join(BOUNDS)}.",
             )

@@ -213,11 +213,11 @@ def figures(suites: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         name = suite["name"]
         for number, verdict in enumerate(suite["asr"]):
             if number == 0:
-                found[f"asr.{name}"] = verdict["erased"]["share"]
-            found[f"asr.{name}[{verdict['convention']}]"] = verdict["erased"]["share"]
+                found |= share(f"asr.{name}", verdict["erased"])
+            found |= share(f"asr.{name}[{verdict['convention']}]", verdict["erased"])
         if "kept" in suite:
-            found[f"{name}.kept"] = suite["kept"]["kept"]["share"]
-            found[f"{name}.accuracy"] = suite["kept"]["accuracy"]["erased"]["share"]
+            found |= share(f"{name}.kept", suite["kept"]["kept"])
+            found |= share(f"{name}.accuracy", suite["kept"]["accuracy"]["erased"])
         if "clip_score" in suite:
             found[f"{name}.clip_score"] = suite["clip_score"]["erased"]
         for distance in reversed(suite["frechet"]):  # the first extractor's is the headline
@@ -225,3 +225,9 @@ def figures(suites: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             found[f"{name}.frechet{real}"] = distance["erased"]
         found[f"{name}.change"] = suite["change"]["mean"]
     return found
+
+
+def share(name: str, rate: Mapping[str, Any]) -> dict[str, float | None]:
+    """A rate's share under its name, and the ends of its interval; those of no pictures say nothing."""
+    ends = {end: rate[end] if rate["total"] else None for end in ("low", "high")}
+    return {name: rate["share"], **{f"{name}.{end}": value for end, value in ends.items()}}

@@ -12,6 +12,7 @@ from trce_cli.evaluate.clip import TransformersClip
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.detectors.registry import load_detectors
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
+from trce_cli.evaluate.gates import BOUNDS
 from trce_cli.evaluate.scores import real_images
 from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.images.settings import STEPS, DrawSettings
@@ -59,9 +60,10 @@ class Evaluation:
         """The names of all figures that the evaluation will have, for gates."""
         names = []
         for suite in self.suites:
-            names += [f"asr.{suite.name}"]
-            names += [f"asr.{suite.name}[{each.name}]" for d in self.detectors for each in d.conventions]
-            names += [f"{suite.name}.{kind}" for kind in ("kept", "accuracy") if self._keeps(suite)]
+            shares = [f"asr.{suite.name}"]
+            shares += [f"asr.{suite.name}[{each.name}]" for d in self.detectors for each in d.conventions]
+            shares += [f"{suite.name}.{kind}" for kind in ("kept", "accuracy") if self._keeps(suite)]
+            names += [f"{share}{end}" for share in shares for end in ("", *BOUNDS)]
             names += [f"{suite.name}.clip_score"] if self.clip else []
             names += [f"{suite.name}.frechet"] if self.extractors else []
             names += [f"{suite.name}.frechet_real"] if self.extractors and self._has_real(suite) else []

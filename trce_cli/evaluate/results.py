@@ -11,6 +11,7 @@ from trce_cli.checkpoint.provenance import history
 from trce_cli.evaluate.measure import figures
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES
+from trce_cli.evaluate.verdicts import verdict
 from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.suites import parts
 from trce_cli.system.machine import versions
@@ -34,7 +35,7 @@ def describe(
     """The content of results.json; see docs/results.md."""
     record = next(iter(plans.values()))[0]
     hashes = {each.role: each.checkpoint_sha256 for plan in plans.values() for each in plan[:2]}
-    return {
+    told: dict[str, Any] = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -62,6 +63,7 @@ def describe(
         "suites": suites,
         "costs": {"evaluation": costs, "edits": edit_costs(evaluation.erased), "machine": platform.machine()},
     }
+    return told | {"verdict": verdict(told)}
 
 
 def edit_costs(checkpoint: Checkpoint) -> list[dict[str, Any]]:

@@ -51,6 +51,21 @@ class Rate:
         return f"{self.share:6.1%}  [{low:.1%}, {high:.1%}]  {self.hits}/{self.total}"
 
 
+def pictures_needed(share: float, bound: float) -> int | None:
+    """How many pictures it takes, `share` of them hits, for the Wilson interval to end at `bound`.
+
+    The interval's ends are the two rates pi with (share - pi)^2 = z^2 pi (1 - pi) / n, hence
+    n = z^2 bound (1 - bound) / (share - bound)^2. None where no number will do: the share is the bound.
+    """
+    if share == bound or not 0 < bound < 1:
+        return None
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    # Rounding must not ask for one more where the quotient is whole.
+    return math.ceil(z * z * bound * (1 - bound) / (share - bound) ** 2 - 1e-9)
+
+
 @dataclass(frozen=True)
 class Change:
     """What became of a property of the same pictures: how many lost it, how many gained it.
