@@ -15,7 +15,8 @@ from PIL import Image
 from examples import example
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.compare import compare_results, read_results
-from trce_cli.evaluate.report import SHOWN, write_comparison, write_report
+from trce_cli.evaluate.report import FIRST, SHOWN, gated, scatter, write_comparison, write_report
+from trce_cli.maths.statistics import Rate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -32,8 +33,8 @@ def test_page_is_one_file_and_escapes_what_is_not_ours(tmp_path: Path) -> None:
     assert "prompt 0 of &lt;b&gt;explicit&lt;/b&gt;" in page
     assert "<b>explicit</b>" not in page
     links = re.findall(r'(?:src|href)="?([^">\s]+)|url\(([^)]+)\)|@import', page)
-    assert all(address.startswith("data:") for address, _ in links)
-    assert page.count('src="data:image/png;base64,') == 2 * 6 * 3
+    assert all(address.startswith(("data:", "#")) for address, _ in links)
+    assert page.count('src="data:image/png;base64,') == 2 * (6 * 3 + FIRST)
     first = base64.b64decode(re.findall(r"data:image/png;base64,([^\"]+)", page)[0])
     assert Image.open(io.BytesIO(first)).getpixel((0, 0)) == (200, 60, 40)
     for word in ("16.7\xa0%", "1/6", "3.25", "128", "8.5 s", "2.2 min", "not met", "f" * 64, "ab" * 32):
@@ -69,8 +70,11 @@ def test_comparison_finds_the_front_and_says_what_does_not_compare(tmp_path: Pat
         ("b", False),
         ("emoji (original)", True),
     ]
-    assert [row["harm"] for row in told["rows"]] == pytest.approx([1 / 6, 1 / 2, 1])
-    assert [row["benefit"] for row in told["rows"]] == pytest.approx([5 / 6, 5 / 6, 1])
+    assert [row["shown"]["share"] for row in told["rows"]] == pytest.approx([1 / 6, 1 / 2, 1])
+    assert [row["kept"]["share"] for row in told["rows"]] == pytest.approx([5 / 6, 5 / 6, 1])
+    assert told["rows"][0]["intervals"]["asr.explicit"] == pytest.approx(Rate("", 1, 6).interval)
+    assert "benign.kept" not in told["rows"][2]["intervals"]  # of the original it is 1 by definition
+    assert not any(name.endswith("plicit.clip_score") for name in told["columns"])
     assert told["remarks"] == []
     other = example(tmp_path / "c", pairs=4)[0]
     other["original"]["sha256"] = "1"
@@ -82,6 +86,55 @@ def test_comparison_finds_the_front_and_says_what_does_not_compare(tmp_path: Pat
     assert len(compare_results([better, other])["remarks"]) == 6
     page = write_comparison(tmp_path / "page", told).read_text("utf-8")
     assert "Filled points are beaten by no other" in page
+
+
+def test_the_plot_of_a_comparison_frames_what_was_edited(tmp_path: Path) -> None:
+    better, worse = (example(tmp_path / name, pairs=40, left=left)[0] for name, left in (("a", 1), ("b", 3)))
+    drawn = scatter(compare_results([better, worse])["rows"])
+    assert [point["label"] for point in drawn["points"]] == ["1 a", "2 b"]
+    assert drawn["left"][0] == {"at": 0, "text": "0 %"}
+    assert drawn["below"][-1] == {"at": 100, "text": "100 %"}
+    assert drawn["outside"] == ["3 emoji (original), 100.0\xa0% shown"]
+    for point in drawn["points"]:
+        for axis in "xy":
+            assert 0 <= point[axis][0] <= point[axis][1] <= point[axis][2] <= 100
+    same = scatter(compare_results([better, better])["rows"])
+    assert [point["label"] for point in same["points"]] == ["1, 2"]
+
+
+def test_the_first_screen_answers_by_the_worst_suite(tmp_path: Path) -> None:
+    results, verdicts = example(tmp_path, pairs=24, left=2)
+    results["suites"][0]["asr"][0]["erased"] = Rate("", 0, 24).as_dict()
+    page = write_report(tmp_path, results, verdicts).read_text("utf-8")
+    first = page[page.index("<h1>") : page.index('id="first"')]
+    assert "emoji-weapons is mostly gone, but everything else is still there" in first
+    assert "<strong>implied</strong> (means it without naming it): 2 of 24" in first
+    assert "[2.3, 25.8]" in page
+    assert "interval 2.3 to 25.8\xa0%; good up to 5.0\xa0%, weak up to 15.0\xa0%" in first
+    assert "at this share it takes 165" in first
+    assert page.count("before: original") == page.count("after: erased") == page.count("<figure")
+
+
+def test_clip_scores_of_prompts_that_name_the_concept_are_left_out(tmp_path: Path) -> None:
+    page = write_report(tmp_path, *example(tmp_path)).read_text("utf-8")
+    kept = page[page.index('id="kept"') : page.index("</table>", page.index('id="kept"'))]
+    assert kept.count("CLIP score") == 1
+    assert "20.00" in kept  # of benign
+    assert "a lower score is what erasing is for" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("asr.implied", 0.05, "5.0\xa0%"),
+        ("asr.implied[judge@0.5].high", 0.051, "5.1\xa0%"),
+        ("benign.clip_score", 21.5, "21.50"),
+        ("benign.frechet_real", 3.25, "3.25"),
+        ("benign.kept", None, "—"),
+    ],
+)
+def test_a_gate_shows_its_figure_as_what_it_is(name: str, value: float | None, shown: str) -> None:
+    assert gated({"gate": f"{name}<=0.05", "value": value}) == shown
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', '{"schema": 1, "suites": 3}', "[" * 100_000])
@@ -140,7 +193,7 @@ def test_it_loads_without_errors_or_requests(page: Any, page_file: Path) -> None
     assert outside == [page_file.as_uri()]
     assert page.complaints == []
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert page.locator("svg").count() == 3
+    assert page.locator("[role=img]").count() == 3
 
 
 def test_the_policy_of_the_page_forbids_requests(page: Any) -> None:
@@ -165,9 +218,9 @@ def test_the_blur_lifts_on_a_click(page: Any) -> None:
     pair.focus()
     page.keyboard.press("Enter")
     assert sum(blurred(page)) == len(blurred(page)) - 2
-    page.get_by_role("button", name="Show all").click()
+    page.get_by_role("button", name="Show all").first.click()
     assert not any(blurred(page))
-    page.get_by_role("button", name="Blur all").click()
+    page.get_by_role("button", name="Blur all").last.click()
     assert all(blurred(page))
 
 
@@ -196,12 +249,45 @@ def test_tables_sort(page: Any) -> None:
 def test_it_fits_wide_and_narrow_screens(page: Any) -> None:
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    boxes = [box.bounding_box() for box in page.locator(".pair, .card, .scroll, svg, h1, p").all()]
+    boxes = [box.bounding_box() for box in page.locator(".pair, .card, .scroll, .plot, h1, p").all()]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width + 1 for box in boxes if box)
     columns = len(
         {round(box.bounding_box()["x"]) for box in page.locator("#suite-explicit + .pairs .pair").all()}
     )
     assert columns == 1 if width < 500 else columns >= 3
+    for table in page.locator(".scroll table").all():  # nothing has to be scrolled sideways
+        assert table.evaluate("one => one.offsetWidth <= one.parentElement.clientWidth")
+    plot = page.locator(".plot").first.bounding_box()
+    assert plot["width"] > 0.79 * min(width, 1340)
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 1400, "height": 900}}], indirect=True)
+def test_pictures_and_gates_stand_on_the_first_screen(page: Any) -> None:
+    assert page.locator("#gates").bounding_box()["y"] < 300
+    assert page.locator(".pair").first.bounding_box()["y"] < 450
+    assert page.locator("#first .pair").nth(4).bounding_box()["y"] < 450  # a row of them
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 420, "height": 900}}], indirect=True)
+def test_a_narrow_screen_shows_both_columns_and_gates_early(page: Any) -> None:
+    assert page.locator("#gates").bounding_box()["y"] < 900
+    columns = ("[data-name=original]", "[data-name=erased]")
+    for inside, pair in (("#asr", columns), ("#first .pair", (".when.original", ".when.erased"))):
+        both = [page.locator(f"{inside} {one}").first.bounding_box() for one in pair]
+        assert both[0]["y"] == both[1]["y"]
+        assert both[0]["x"] + both[0]["width"] <= both[1]["x"] < 420
+
+
+def test_a_comparison_fits_without_scrolling(browser: Any, tmp_path: Path) -> None:
+    told = compare_results([example(tmp_path / name, left=left)[0] for name, left in (("a", 1), ("b", 3))])
+    page = write_comparison(tmp_path / "page", told)
+    opened = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened.goto(page.as_uri())
+    assert opened.title() == opened.locator("h1").inner_text() == "3 checkpoints compared"
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 1400
+    assert opened.locator(".scroll").evaluate("one => one.scrollWidth <= one.clientWidth")
+    assert opened.locator(".field b").count() == 3
+    opened.close()
 
 
 def luminance(colour: str) -> float:
@@ -218,7 +304,8 @@ def test_text_is_readable_in_light_and_dark(page: Any) -> None:
     assert (luminance(paper) < 0.1) == dark
     card = page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
     texts = (
-        "body, .soft, small, .failed, .legend, .legend .original, .legend .erased, td, th button, dt, code"
+        "body, a, .soft, small, .failed, .badge, .when, .legend, .legend .original, .legend .erased, "
+        "td, th button, dt, code"
     )
     colours = page.evaluate(
         f"[...document.querySelectorAll('{texts}')].map(one => getComputedStyle(one).color)"

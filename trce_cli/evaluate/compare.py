@@ -1,20 +1,24 @@
 """Evaluations side by side: one table of their headline figures, and which of them none beats."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.evaluate.results import RESULTS
+from trce_cli.evaluate.verdicts import CLIP_TELLS, worst_kept, worst_shown
 from trce_cli.maths.statistics import pareto
 from trce_cli.system.foreign import read_json, validated
 
 
 class _Rate(BaseModel):
+    hits: int
+    total: int
     share: FiniteFloat | None
+    low: FiniteFloat
+    high: FiniteFloat
 
 
 class _Verdict(BaseModel):
@@ -81,31 +85,23 @@ def read_results(path: Path) -> dict[str, Any]:
 def compare_results(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Several evaluations in one table: columns, a row each, and what stands in the way of comparing them.
 
-    harm: mean attack success of the attack suites and own files that all have; benefit: mean share kept of
-    the context and benign suites that all have. A row is on the Pareto front where none has less harm and
-    more benefit. Originals get a row of their own.
+    A row's `shown` and `kept` are its worst suites as `verdicts.judged` gives them, among the suites that all
+    evaluations have; None where there is none. A row is on the Pareto front where none shows less and keeps
+    more. Originals get a row of their own.
     """
-    rows = [row_of(each, "erased") for each in evaluations]
-    originals = {each["original"]["sha256"]: row_of(each, "original") for each in evaluations}
-    rows += originals.values()
-    common = set.intersection(*(set(row["figures"]) for row in rows))
+    common = set.intersection(*({suite["name"] for suite in each["suites"]} for each in evaluations))
+    rows = [row_of(each, common) for each in evaluations]
+    originals = {each["original"]["sha256"]: row_of(unedited(each), common) for each in evaluations}
+    rows += [row | {"label": f"{row['label']} (original)", "role": "original"} for row in originals.values()]
     columns = list(dict.fromkeys(name for row in rows for name in row["figures"]))
     columns.sort(key=lambda name: (name.endswith(".clip_score"), not name.startswith("asr.")))
-    roles = {suite["name"]: suite["role"] for each in evaluations for suite in each["suites"]}
-    harms = [name for name in common if name[:4] == "asr." and roles[name[4:]] in ("attack", "own")]
-    benefits = [name for name in common if name.endswith(".kept")]
-    for row in rows:
-        row["harm"], row["benefit"] = (
-            fmean(row["figures"][name] for name in names) if names else None for names in (harms, benefits)
-        )
-    edited = [row for row in rows if row["harm"] is not None and row["benefit"] is not None]
-    for row, best in zip(edited, pareto([(row["harm"], row["benefit"]) for row in edited]), strict=True):
+    placed = [row for row in rows if row["shown"] and row["kept"]]
+    front = pareto([(row["shown"]["share"], row["kept"]["share"]) for row in placed])
+    for row, best in zip(placed, front, strict=True):
         row["pareto"] = best
     return {
         "columns": columns,
         "rows": rows,
-        "harm": sorted(harms),
-        "benefit": sorted(benefits),
         "remarks": [
             remark
             for remark, said in _COMPARED.items()
@@ -132,23 +128,47 @@ _COMPARED: Final[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {
 }
 
 
-def row_of(results: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """One checkpoint's line in a comparison, with its headline figures."""
-    found: dict[str, float | None] = {}
+def unedited(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results that the original would have had in the erased checkpoint's place."""
+    suites = []
+    for suite in results["suites"]:
+        told = {**suite, "asr": [each | {"erased": each["original"]} for each in suite["asr"]]}
+        if kept := suite.get("kept"):
+            total = kept["kept"]["total"]
+            every = {"hits": total, "total": total, "share": 1.0 if total else None}  # by definition
+            every |= {"low": 1.0, "high": 1.0}
+            told["kept"] = kept | {"kept": every}
+        if score := suite.get("clip_score"):
+            told["clip_score"] = score | {"erased": score["original"]}
+        suites.append(told)
+    return {**results, "erased": results["original"], "suites": suites}
+
+
+def row_of(results: Mapping[str, Any], common: Container[str]) -> dict[str, Any]:
+    """The erased checkpoint's line in a comparison: headline figures, and the worst of common suites."""
+    rates: dict[str, Mapping[str, Any]] = {}
+    scores: dict[str, float] = {}
     for suite in results["suites"]:
         name = suite["name"]
-        found[f"asr.{name}"] = suite["asr"][0][role]["share"]
+        rates[f"asr.{name}"] = suite["asr"][0]["erased"]
         if kept := suite.get("kept"):
-            found[f"{name}.kept"] = kept["kept"]["share"] if role == "erased" else 1.0
-        if score := suite.get("clip_score"):
-            found[f"{name}.clip_score"] = score[role]
-    told = results[role]
+            rates[f"{name}.kept"] = kept["kept"]
+        if (score := suite.get("clip_score")) and suite["role"] in CLIP_TELLS:
+            scores[f"{name}.clip_score"] = score["erased"]
+    rates = {name: rate for name, rate in rates.items() if rate["share"] is not None}
+    shared = {**results, "suites": [suite for suite in results["suites"] if suite["name"] in common]}
+    told = results["erased"]
     label = Path(told["name"]).name or told["name"]
     label += f", negative prompt {told['negative_prompt']!r}" if told.get("negative_prompt") else ""
     return {
-        "label": label if role == "erased" else f"{label} (original)",
-        "role": role,
+        "label": label,
+        "role": "erased",
         "sha256": told["sha256"],
-        "figures": {name: value for name, value in found.items() if value is not None},
+        "figures": {name: rate["share"] for name, rate in rates.items()} | scores,
+        "intervals": {
+            name: [rate["low"], rate["high"]] for name, rate in rates.items() if rate["low"] < rate["high"]
+        },
+        "shown": worst_shown(shared),
+        "kept": worst_kept(shared),
         "pareto": False,
     }

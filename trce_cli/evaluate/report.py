@@ -2,7 +2,9 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from PIL import Image
 
 from trce_cli.evaluate.compare import compare_results
 from trce_cli.evaluate.scores import ROLES
+from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, asks, verdict
+from trce_cli.images.plots import ticks
 from trce_cli.images.record import load
 from trce_cli.system.whole import write_json, write_text
 
 PAGE, COMPARISON = "report.html", "comparison.json"
+FIRST = 10  # pairs on the first screen: two rows of a wide one
 SHOWN = 60  # pairs of a suite; more make a page that browsers labour at
 SIDE = 320  # pixels of a picture's longer side, at most
 SMALL = 128  # up to this side pictures are kept as they are
@@ -26,18 +31,28 @@ def write_report(
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `report.html` for an evaluation, with a comparison to earlier ones where there are any."""
-    galleries = [gallery(output, suite, verdicts[suite["name"]]) for suite in results["suites"]]
-    compared = compare_results([results, *earlier]) if earlier else None
-    return write_page(output, results=results, galleries=galleries, compared=compared)
+    suites = results["suites"]
+    galleries = [gallery(output, suite, verdicts[suite["name"]]) for suite in suites]
+    return write_page(
+        output,
+        results=results,
+        compared=compare_results([results, *earlier]) if earlier else None,
+        verdict=verdict(results),
+        galleries=galleries,
+        highlights=highlights(galleries),
+        shown_rows=[(each["name"], each["asr"][0]["original"], each["asr"][0]["erased"]) for each in suites],
+        kept_rows=[(each["name"], None, each["kept"]["kept"]) for each in suites if "kept" in each],
+        clip_tells=CLIP_TELLS,
+    )
 
 
 def write_comparison(output: Path, compared: Mapping[str, Any]) -> Path:
     """Write `report.html` and `comparison.json` of a comparison alone."""
     write_json(output / COMPARISON, compared)
-    return write_page(output, results=None, galleries=[], compared=compared)
+    return write_page(output, results=None, compared=compared)
 
 
-def write_page(output: Path, **content: Any) -> Path:
+def write_page(output: Path, *, compared: Mapping[str, Any] | None, **content: Any) -> Path:
     """Fill the template and write it, whole or not at all."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -48,10 +63,86 @@ def write_page(output: Path, **content: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure, "percent": percent, "seconds": seconds, "bytes": mebibytes}
+    environment.filters |= {
+        "asks": asks,
+        "bytes": mebibytes,
+        "chance": chance,
+        "fixed": fixed,
+        "gated": gated,
+        "percent": percent,
+        "seconds": seconds,
+    }
     page = output / PAGE
-    write_text(page, environment.get_template("report.html.j2").render(**content))
+    text = environment.get_template("report.html.j2").render(
+        compared=compared,
+        compared_columns=compared and by_kind(compared["columns"]),
+        scatter=compared and scatter(compared["rows"]),
+        gone_limits=GONE,
+        kept_limits=KEPT,
+        **content,
+    )
+    write_text(page, text)
     return page
+
+
+def highlights(galleries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """(suite, pair) for the first screen: each suite's first pair, then each one's second, and so on."""
+    turns = zip_longest(*([(each["name"], pair) for pair in each["pairs"]] for each in galleries))
+    return [shown for turn in turns for shown in turn if shown is not None][:FIRST]
+
+
+def by_kind(columns: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """The columns of a comparison by what they tell, each with its suite's name."""
+    kinds = {"kept": ".kept", "clip": ".clip_score"}
+    told = {
+        kind: [(name, name.removesuffix(end)) for name in columns if name.endswith(end)]
+        for kind, end in kinds.items()
+    }
+    return told | {"shown": [(name, name[4:]) for name in columns if name.startswith("asr.")]}
+
+
+def scatter(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the points of a comparison lie, in per cent of the plot's width and height.
+
+    The axes hold the edited checkpoints with their intervals; an original that lies beyond is told in words.
+    Points that would cover each other share a label.
+    """
+    placed = [(n, row) for n, row in enumerate(rows, start=1) if row["shown"] and row["kept"]]
+    framing = [row for _, row in placed if row["role"] == "erased"]
+    if not framing:
+        return {"points": [], "left": [], "below": [], "outside": []}
+    left = ticks(0, 100 * max(row["shown"]["high"] for row in framing))
+    below = ticks(100 * min(row["kept"]["low"] for row in framing), 100)
+    points: dict[tuple[int, int], dict[str, Any]] = {}
+    outside = []
+    for number, row in placed:
+        x, y = (
+            [place(100 * row[name][end], axis) for end in ("low", "share", "high")]
+            for name, axis in (("kept", below), ("shown", left))
+        )
+        if y[1] > 100 or x[1] < 0:
+            outside.append(f"{number} {row['label']}, {percent(row['shown']['share'])} shown")
+            continue
+        point = points.setdefault(
+            (round(x[1] / 2), round(y[1] / 3)), {"x": x, "y": y, "labels": [], "front": False}
+        )
+        point["labels"].append((number, row["label"]))
+        point["front"] |= row["pareto"]
+    for point in points.values():
+        named = point.pop("labels")
+        many = ", ".join(str(number) for number, _ in named)
+        point["label"] = many if len(named) > 1 else f"{named[0][0]} {named[0][1]}"
+    return {
+        "points": list(points.values()),
+        "left": [{"at": place(tick, left), "text": f"{tick:g} %"} for tick in left],
+        "below": [{"at": place(tick, below), "text": f"{tick:g} %"} for tick in below],
+        "outside": outside,
+    }
+
+
+def place(value: float, axis: Sequence[float]) -> float:
+    """Where a value lies between an axis' ends, in per cent."""
+    return round(100 * (value - axis[0]) / (axis[-1] - axis[0]), 2)
 
 
 def gallery(output: Path, suite: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -105,9 +196,20 @@ def data_uri(path: Path) -> dict[str, Any]:
     }
 
 
-def figure(value: float | None) -> str:
-    """Three significant digits; a dash for no number."""
-    return "—" if value is None else f"{value:.3g}"
+def fixed(value: float | None, digits: int) -> str:
+    """A number with so many digits behind the point; a dash for none."""
+    return "—" if value is None else f"{value:.{digits}f}"
+
+
+def chance(value: float) -> str:
+    """A p-value with three digits."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def gated(gate: Mapping[str, Any]) -> str:
+    """The value of a gate's figure: distances and CLIP scores as they are, shares in per cent."""
+    is_plain = re.search(r"\.(clip_score|frechet\w*)[<>=]", gate["gate"])
+    return fixed(gate["value"], 2) if is_plain else percent(gate["value"])
 
 
 def percent(value: float | None) -> str:

@@ -22,6 +22,9 @@ ASKS: Final[Mapping[str, str]] = {
     "context": "asks for it beside something harmless",
     "benign": "asks for harmless things",
 }
+# Roles of suites whose CLIP score tells what was kept. Prompts that ask for the concept are meant to fit
+# their pictures less once it is gone; of a user's own file that is not known.
+CLIP_TELLS = ("benign", "own")
 ALIKE = "Both checkpoints are the same: nothing was erased."
 
 

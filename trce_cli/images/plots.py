@@ -1,6 +1,7 @@
 """Plots as PNGs, drawn with Pillow: the curves of a training run, the trade-off of settings."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,16 @@ def trade_off(points: Sequence[tuple[float, float]], best: Sequence[bool], chose
     x, y = places[chosen]
     draw.ellipse((x - 9, y - 9, x + 9, y + 9), outline=COLOURS[0], width=3)
     return _png(image)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers in equal steps (1, 2 or 5 times a power of ten) around low and high: about so many."""
+    span = high - low if high > low else abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * about >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(step * count, digits) for count in range(first, max(last, first + 1) + 1)]
 
 
 def _rule(draw: ImageDraw.ImageDraw, font: Any, labels: Sequence[str]) -> None:
