@@ -174,8 +174,8 @@ def test_clip_scores_and_distances_are_the_model_s_own(finished: Finished, tiny_
 def test_gates_are_told_with_their_values(finished: Finished) -> None:
     own, benign = finished.suites["own"], finished.suites["benign"]
     assert finished.printed["gates"] == [
-        {"gate": "asr.own<=1", "value": own["asr"][0]["erased"]["share"], "met": True},
-        {"gate": "benign.kept>=0", "value": benign["kept"]["kept"]["share"], "met": True},
+        {"gate": "asr.own<=1", "value": own["asr"][0]["erased"]["share"], "met": True, "needed": None},
+        {"gate": "benign.kept>=0", "value": benign["kept"]["kept"]["share"], "met": True, "needed": None},
     ]
 
 

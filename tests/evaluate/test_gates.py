@@ -3,7 +3,7 @@
 import pytest
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.gates import check_names, parse_gate
+from trce_cli.evaluate.gates import check_names, parse_gate, value_of
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,17 @@ def test_unknown_figure_is_refused_with_a_guess() -> None:
         check_names([parse_gate("asr.impled<=0.1")], ["asr.implied", "benign.kept"])
     assert "asr.impled" in caught.value.message
     assert "Did you mean asr.implied?" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("asr.implied", 0.05, "5.0 %"),
+        ("asr.implied[judge@0.5].high", 0.051, "5.1 %"),
+        ("benign.clip_score", 21.5, "21.50"),
+        ("benign.frechet_real", 3.25, "3.25"),
+        ("benign.kept", None, "undefined"),
+    ],
+)
+def test_a_gate_shows_its_figure_as_what_it_is(name: str, value: float | None, shown: str) -> None:
+    assert value_of({"gate": f"{name}<=0.05", "value": value}) == shown

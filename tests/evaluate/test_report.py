@@ -15,7 +15,7 @@ from PIL import Image
 from examples import example
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.compare import compare_results, read_results
-from trce_cli.evaluate.report import FIRST, SHOWN, gated, scatter, write_comparison, write_report
+from trce_cli.evaluate.report import FIRST, SHOWN, scatter, write_comparison, write_report
 from trce_cli.maths.statistics import Rate
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -121,20 +121,6 @@ def test_clip_scores_of_prompts_that_name_the_concept_are_left_out(tmp_path: Pat
     assert kept.count("CLIP score") == 1
     assert "20.00" in kept  # of benign
     assert "a lower score is what erasing is for" in page
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("asr.implied", 0.05, "5.0\xa0%"),
-        ("asr.implied[judge@0.5].high", 0.051, "5.1\xa0%"),
-        ("benign.clip_score", 21.5, "21.50"),
-        ("benign.frechet_real", 3.25, "3.25"),
-        ("benign.kept", None, "—"),
-    ],
-)
-def test_a_gate_shows_its_figure_as_what_it_is(name: str, value: float | None, shown: str) -> None:
-    assert gated({"gate": f"{name}<=0.05", "value": value}) == shown
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', '{"schema": 1, "suites": 3}', "[" * 100_000])

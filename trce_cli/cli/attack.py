@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
-from trce_cli.cli.evaluate import rate
+from trce_cli.cli.evaluated import rate
 from trce_cli.cli.options import (
     AGAINST,
     Answer,

@@ -1,10 +1,11 @@
 """`trce evaluate`: is it really gone, and is everything else still there?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from trce_cli.cli import evaluated
 from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
     AGAINST,
@@ -16,12 +17,9 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.evaluate.gates import check_names, parse_gate
+from trce_cli.evaluate.gates import check_names, parse_gate, value_of
 from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.prompts.presets import load_presets
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @with_options
@@ -56,7 +54,8 @@ def evaluate(
         typer.Option(
             "--gate",
             metavar="FIGURE<=NUMBER",
-            help="Exit with 1 unless it is met, as in asr.implied<=0.05 or benign.kept>=0.95.",
+            help="Exit with 1 unless it is met, as in asr.implied<=0.05 or benign.kept>=0.95; of a 95 % "
+            "interval's end asr.implied.high<=0.05. May be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -69,6 +68,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Show every figure in the terminal, not the summary alone.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the pictures of another evaluation in the output folder.")
     ] = False,
@@ -81,7 +83,7 @@ def evaluate(
     gates = [parse_gate(text) for text in gate or ()]
     names, others = split_compared(checkpoint or [], compare or [])
     if not names and others:
-        compare_only(others, output, answer.console())
+        compare_only(others, output, answer.console(), details)
         return
     if len(names) != 1 or not against or not preset:
         raise BadInput(
@@ -123,11 +125,14 @@ def evaluate(
         return
     results, verdicts = outcome
     page = write_report(output, results, verdicts, earlier)
-    console.show(results_table(results))
+    for part in evaluated.summary(results):
+        console.show(part)
+    if details:
+        console.show(evaluated.details(results))
     console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
     console.result({"output": output, "report": page, **results})
     if failed := [told for told in results["gates"] if not told["met"]]:
-        said = ", ".join(f"{told['gate']} is not met: it is {percent(told['value'])}" for told in failed)
+        said = ", ".join(f"{told['gate']} is not met: it is {value_of(told)}" for told in failed)
         raise TrceError(f"{said}.", f"What was drawn is in {page}, failures first.")
 
 
@@ -139,88 +144,15 @@ def split_compared(arguments: list[str], compared: list[Path]) -> tuple[list[str
     return [text for text in arguments if not text.endswith(".json")], [*compared, *files]
 
 
-def compare_only(paths: list[Path], output: Path, console: Console) -> None:
+def compare_only(paths: list[Path], output: Path, console: Console, details: bool) -> None:
     """One table and one plot of earlier results."""
     from trce_cli.evaluate.compare import compare_results, read_results
     from trce_cli.evaluate.report import write_comparison
 
     told = compare_results([read_results(path) for path in paths])
     page = write_comparison(output, told)
-    console.show(comparison_table(told))
+    console.show(evaluated.compared(told))
+    if details:
+        console.show(evaluated.compared_details(told))
     console.show(f"Page to show: {page}")
     console.result({"output": output, "report": page, **told})
-
-
-def results_table(results: dict[str, Any]) -> "Table":
-    """The main figures, original beside erased, with intervals."""
-    from rich.table import Table
-
-    table = Table("suite", "figure", "original", "erased", "change")
-    for suite in results["suites"]:
-        for verdict in suite["asr"]:
-            change = verdict["change"]
-            table.add_row(
-                suite["name"],
-                f"shows it ({verdict['convention']})",
-                rate(verdict["original"]),
-                rate(verdict["erased"]),
-                f"-{change['lost']} +{change['gained']}, p {change['p_value']:.2g}",
-            )
-        if suite["role"] == "attack":  # the rest is about what should survive
-            continue
-        if kept := suite.get("kept"):
-            accuracy, change = kept["accuracy"], kept["change"]
-            table.add_row(
-                suite["name"],
-                "shows what it should",
-                rate(accuracy["original"]),
-                rate(accuracy["erased"]),
-                f"-{change['lost']} +{change['gained']}, p {change['p_value']:.2g}",
-            )
-            table.add_row(suite["name"], "of that kept", "", rate(kept["kept"]), "")
-        if score := suite.get("clip_score"):
-            table.add_row(
-                suite["name"],
-                "CLIP score",
-                f"{score['original']:.2f}",
-                f"{score['erased']:.2f}",
-                f"{score['change']['mean']:+.2f}",
-            )
-        for distance in suite["frechet"]:
-            table.add_row(
-                suite["name"],
-                f"Fréchet distance ({distance['features']}) to {distance['reference']}",
-                number(distance.get("original")),
-                number(distance["erased"]),
-                f"{distance['samples']['drawn']} and {distance['samples']['reference']} images",
-            )
-    return table
-
-
-def comparison_table(told: dict[str, Any]) -> "Table":
-    """A line an evaluation."""
-    from rich.table import Table
-
-    table = Table("checkpoint", *told["columns"], "best")
-    for row in told["rows"]:
-        values = [number(row["figures"].get(column)) for column in told["columns"]]
-        table.add_row(row["label"], *values, "yes" if row["pareto"] else "")
-    return table
-
-
-def rate(told: dict[str, Any]) -> str:
-    """`3.5 % [1.7, 7.0] 7/200`"""
-    if told["share"] is None:
-        return "none"
-    low, high = 100 * told["low"], 100 * told["high"]
-    return f"{100 * told['share']:.1f} % [{low:.1f}, {high:.1f}] {told['hits']}/{told['total']}"
-
-
-def number(value: float | None) -> str:
-    """Three digits, nothing where there is no number."""
-    return "" if value is None else f"{value:.3g}"
-
-
-def percent(value: float | None) -> str:
-    """A figure for a gate's failure."""
-    return "undefined" if value is None else f"{value:.4g}"

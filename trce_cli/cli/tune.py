@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trce_cli.cli.evaluate import rate
+from trce_cli.cli.evaluated import rate
 from trce_cli.cli.options import (
     Answer,
     CheckpointName,

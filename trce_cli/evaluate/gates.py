@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from trce_cli.errors import BadInput
-from trce_cli.maths.statistics import pictures_needed
 
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -51,6 +50,8 @@ class Gate:
         share = figures.get(name)
         if share is None or (end, self.comparison[0]) not in (("high", "<"), ("low", ">")):
             return None
+        from trce_cli.maths.statistics import pictures_needed  # numpy, which --help does without
+
         is_beyond = share >= self.bound if end == "high" else share <= self.bound
         return None if is_beyond else pictures_needed(share, self.bound)
 
@@ -68,6 +69,14 @@ def parse_gate(text: str) -> Gate:
             "Examples: asr.implied<=0.05, asr.implied.high<=0.05, benign.kept>=0.95",
         ) from None
     return Gate(match[1], match[2], bound)
+
+
+def value_of(told: Mapping[str, Any]) -> str:
+    """The value of a checked gate's figure: distances and CLIP scores as they are, shares in per cent."""
+    value, is_plain = told["value"], re.search(r"\.(clip_score|frechet\w*)\s*[<>]", told["gate"])
+    if value is None:
+        return "undefined"
+    return f"{value:.2f}" if is_plain else f"{100 * value:.1f} %"
 
 
 def check_names(gates: Iterable[Gate], figures: Iterable[str]) -> None:

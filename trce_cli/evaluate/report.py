@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from trce_cli.evaluate.compare import compare_results
+from trce_cli.evaluate.gates import value_of
 from trce_cli.evaluate.scores import ROLES
 from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, asks, verdict
 from trce_cli.images.plots import ticks
@@ -68,7 +68,7 @@ def write_page(output: Path, *, compared: Mapping[str, Any] | None, **content: A
         "bytes": mebibytes,
         "chance": chance,
         "fixed": fixed,
-        "gated": gated,
+        "gated": value_of,
         "percent": percent,
         "seconds": seconds,
     }
@@ -204,12 +204,6 @@ def fixed(value: float | None, digits: int) -> str:
 def chance(value: float) -> str:
     """A p-value with three digits."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def gated(gate: Mapping[str, Any]) -> str:
-    """The value of a gate's figure: distances and CLIP scores as they are, shares in per cent."""
-    is_plain = re.search(r"\.(clip_score|frechet\w*)[<>=]", gate["gate"])
-    return fixed(gate["value"], 2) if is_plain else percent(gate["value"])
 
 
 def percent(value: float | None) -> str:

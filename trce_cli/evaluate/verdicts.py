@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, Final
 
-from trce_cli.maths.statistics import pictures_needed
 from trce_cli.maths.verdict import Limits
 
 # Of the pictures that still show it. In the method's paper stage 1 alone leaves 5 % on I2P and 8 to 12 %
@@ -72,6 +71,8 @@ def judged(limits: Limits, suite: str, rate: Mapping[str, Any]) -> dict[str, Any
     sure: whether the whole 95 % interval lies on the same side of the good limit. needed: where it does not,
     how many pictures would tell if their share stayed the same; None where the share is the limit itself.
     """
+    from trce_cli.maths.statistics import pictures_needed  # numpy, which --help does without
+
     is_good = [limits.word(rate[each]) == "good" for each in ("low", "share", "high")]
     sure = len(set(is_good)) == 1
     return {
