@@ -5,11 +5,11 @@ preset may recommend, the key of its table (`prompts/presets.py`).
 """
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from trce_cli.errors import BadInput
 
@@ -17,6 +17,17 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, description="Seed of every random choice.")]
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """What a text in a settings model must be, where the names are found and not written down."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"must be one of {', '.join(names)}, not {name!r}")
+        return name
+
+    return AfterValidator(check)
 
 
 class Settings(BaseModel):

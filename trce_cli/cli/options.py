@@ -17,7 +17,7 @@ from trce_cli.cli.console import Console
 from trce_cli.edits.forms import FORMS
 from trce_cli.errors import BadInput
 from trce_cli.prompts.presets import preset_names
-from trce_cli.settings import Count, Flag, Settings, option_name
+from trce_cli.settings import Count, Flag, Settings, one_of, option_name
 
 if TYPE_CHECKING:
     import torch
@@ -200,17 +200,11 @@ class Opening(Published):
 _FORMS = [form.name for form in FORMS]
 
 
-def _check_form(name: str) -> str:
-    if name not in _FORMS:
-        raise ValueError(f"must be one of {', '.join(_FORMS)}, not {name!r}")
-    return name
-
-
 class Writing(Settings):
     """What an edit is written as."""
 
     forms: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_form)], ...], Flag(("--as",), metavar="|".join(_FORMS))
+        tuple[Annotated[str, one_of(_FORMS)], ...], Flag(("--as",), metavar="|".join(_FORMS))
     ] = Field(
         (),
         description="What to write; else a file where --output ends in .safetensors, else what the input is. "

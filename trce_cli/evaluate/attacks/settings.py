@@ -2,24 +2,18 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from trce_cli.evaluate.attacks.registry import ATTACKS, usage
 from trce_cli.evaluate.settings import Asked
-from trce_cli.settings import Count, Flag
-
-
-def _check_attack(name: str) -> str:
-    if name not in ATTACKS:
-        raise ValueError(f"must be one of {', '.join(ATTACKS)}, not {name!r}")
-    return name
+from trce_cli.settings import Count, Flag, one_of
 
 
 class AttackSettings(Asked):
     """What `trce attack` attacks, and how."""
 
     attacks: Annotated[
-        tuple[Annotated[str, AfterValidator(_check_attack)], ...],
+        tuple[Annotated[str, one_of(ATTACKS)], ...],
         Flag(("--attack",), metavar="|".join(ATTACKS)),
     ] = Field((), description=f"Only this attack: {usage()}; may be repeated, all where not given.")
     suites: Annotated[tuple[str, ...], Flag(("--suite",), metavar="NAME[=FILE]")] = Field(
