@@ -85,7 +85,7 @@ def steer(
     from trce_cli.erase.working_folder import tidy
 
     source = opening.open(erased)
-    original = _teacher(console, source, teacher, opening.config)
+    original, original_hashes = _teacher(console, source, teacher, opening.config)
     check_same_model(original, source)
     outputs = writing.outputs(source, output, force)
     outputs.refuse(is_map=False)
@@ -121,6 +121,7 @@ def steer(
             max_drift=running.max_drift,
             force=force,
             outputs=outputs,
+            teacher_hashes=original_hashes,
             task=progress.task,
         )
     with redirect_stdout(sys.stderr):
@@ -145,8 +146,13 @@ def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:
     )
 
 
-def _teacher(console: Console, source: "Checkpoint", name: str | None, config: Path | None) -> "Checkpoint":
-    """The checkpoint of `--teacher`, or the first base of the history; ERASED itself where it has none."""
+def _teacher(
+    console: Console, source: "Checkpoint", name: str | None, config: Path | None
+) -> tuple["Checkpoint", list[str] | None]:
+    """The checkpoint of `--teacher`, or the first base of the history; ERASED itself where it has none.
+
+    With it the hashes of its denoiser, where the history has some to compare them with.
+    """
     from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.checkpoint.provenance import history
     from trce_cli.erase.trajectory_set import denoiser_hashes
@@ -155,7 +161,7 @@ def _teacher(console: Console, source: "Checkpoint", name: str | None, config: P
     if not any(entry["edit"] in ("map", "apply") for entry in entries):
         console.note(f"{source.name} has not been mapped: stage 2 alone is the weaker half of the method.")
     if name is None and not entries:
-        return source
+        return source, None
     base = entries[0]["base"] if entries else {}
     if name is None:
         try:
@@ -167,13 +173,14 @@ def _teacher(console: Console, source: "Checkpoint", name: str | None, config: P
             ) from None
     else:
         opened = open_checkpoint(name, config=config)
-    if base and not set(base["files"].values()) & set(denoiser_hashes(opened)):
+    hashes = denoiser_hashes(opened) if base else None
+    if hashes is not None and not set(base["files"].values()) & set(hashes):
         differing = f"its {opened.family.network}'s weights differ"
         message = f"{opened.name} is not the original that {source.name} was made from: {differing}."
         if name is None:
             raise BadInput(message, "Name the original with --teacher.")
         console.warn(message)
-    return opened
+    return opened, hashes
 
 
 def _size(count: int) -> str:

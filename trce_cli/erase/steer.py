@@ -112,12 +112,14 @@ def steer(
     max_drift: float = 0.2,
     force: bool = False,
     outputs: Outputs | None = None,
+    teacher_hashes: Sequence[str] | None = None,
     task: Task = no_task,
 ) -> dict[str, Any]:
     """Prepare, train, measure and write `output`; returns the entry that was added to its history.
 
     outputs: what to write and where, else `output` as a checkpoint in the layout of `erased`. A LoRA among
     them is for the teacher, of both stages; its figures are returned as `lora` beside the entry.
+    teacher_hashes: `denoiser_hashes` of the teacher, where the caller had to read it whole already.
 
     Killed at any moment and called again with the same arguments, it goes on where it was. Only the main
     process touches files. Raises BadInput and TrceError, in the end also where the model drifted more than
@@ -137,7 +139,7 @@ def steer(
             check_finite(checkpoint)  # now, and not after hours with the other one
         hashes = erased.hashes()
         precision = training.mixed_precision
-        return hashes, identify(teacher, erased, presets, plan.recipe, precision, hashes)
+        return hashes, identify(teacher, erased, presets, plan.recipe, precision, hashes, teacher_hashes)
 
     hashes, made_from = on_main(accelerator, read)
     chosen = outputs or choose_outputs(erased, output, None, force=force)

@@ -32,13 +32,16 @@ def identify(
     recipe: Recipe,
     mixed_precision: str,
     hashes: Mapping[str, str],
+    teacher_hashes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """All that a set depends on: hashes of the models and presets, and the recipe.
 
-    hashes: of the files of `erased`.
+    hashes: of the files of `erased`. teacher_hashes: `denoiser_hashes` of the teacher, if known.
     """
+    if teacher_hashes is None:
+        teacher_hashes = denoiser_hashes(teacher, hashes if teacher is erased else None)
     return {
-        "teacher": denoiser_hashes(teacher, hashes if teacher is erased else None),
+        "teacher": list(teacher_hashes),
         "stage 1": denoiser_hashes(erased, hashes),
         "text encoder": erased.text_encoder_hash(),
         "presets": [preset.sha256() for preset in presets],
