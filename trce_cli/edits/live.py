@@ -1,4 +1,4 @@
-"""Maps on live diffusers pipelines: a hook on the denoiser gives it M e in place of each text embedding e.
+"""Maps on live diffusers pipelines: a hook where prompts enter gives the doors M e in place of each text embedding e.
 
 W (M e) = (W M) e, so the pictures are those of an edited checkpoint, and taking the hook off restores the
 pipeline exactly: no weight is touched. Switching costs microseconds, a map in use two small products a step.
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """What runs before the denoiser: the maps by stream, in float32, at their present strength."""
+    """What runs before the denoiser's entrance: the maps by stream, in float32, at their present strength."""
 
     def __init__(self, family: Family, streams: Mapping[str, LinearMap], strength: float) -> None:
         self.family, self.streams, self.strength = family, dict(streams), strength
         self.handle: RemovableHandle | None = None
 
     def __call__(
-        self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, entrance: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.family.mapped(args, kwargs, self._mapped)
 
@@ -63,7 +63,7 @@ def apply(
         return
     hook = Hook(family, streams, strength)
     # On weights a later map acts on embeddings first: W M_a M_b e.
-    hook.handle = denoiser.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+    hook.handle = family.entrance(denoiser).register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
     hooks[denoiser] = hook
 
 

@@ -6,7 +6,7 @@ as its end, whose embedding a pair of prompts maps.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -101,10 +101,15 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What enters the denoiser of each prompt by each stream, (prompts, ...) float32 on the run's device."""
+    """What enters the denoiser of each prompt by each stream, (prompts, ...) float32 on the run's device.
+
+    lengths: of streams of tokens of which prompts have not all as many, how many each has, (prompts,) int64;
+    what is behind them is padding that the denoiser never sees.
+    """
 
     prompts: tuple[str, ...]
     streams: Mapping[str, "Tensor"]
+    lengths: Mapping[str, "Tensor"] = field(default_factory=dict)
 
     @property
     def device(self) -> "torch.device":
@@ -118,8 +123,9 @@ class Conditioning:
         return torch.tensor([self.prompts.index(prompt) for prompt in prompts])
 
     def told(self, rows: "Tensor") -> dict[str, "Tensor"]:
-        """What enters for a batch of these rows."""
-        return {stream: every[rows.to(every.device)] for stream, every in self.streams.items()}
+        """What enters for a batch of these rows, and `STREAM.length` where prompts differ in it."""
+        every = {**self.streams, **{f"{stream}.length": each for stream, each in self.lengths.items()}}
+        return {name: each[rows.to(each.device)] for name, each in every.items()}
 
 
 @dataclass(frozen=True)
@@ -240,7 +246,8 @@ class Text(Protocol):
         ...
 
     def content(self, prompts: Collection[str]) -> Wanted:
-        """The positions at which the prompts say something: all but padding and what every prompt has."""
+        """The positions at which the prompts say something: all but padding. What prompts have in common, as
+        a template's beginning, counts in one of them only."""
         ...
 
     def slots(
@@ -302,7 +309,8 @@ class Names(Protocol):
         ...
 
     def from_file(self, shapes: Mapping[str, Shape]) -> Mapping[str, Mapping[str, Stored]]:
-        """Where a single file with tensors of these shapes keeps each weight: part -> name -> place."""
+        """Where a single file with tensors of these shapes keeps each weight: part -> name -> place. A part
+        that such files never hold is absent: it comes from the folder with the configurations."""
         ...
 
     def copies(self, names: Collection[str]) -> Mapping[str, Mapping[str, str]]:
@@ -375,7 +383,7 @@ class Denoiser(Protocol):
     ) -> "Tensor":
         """The denoiser's output, float32, at latents (batch, *latent shape) and timesteps (batch,).
 
-        told: what enters by each stream, (batch, ...).
+        told: what enters by each stream, (batch, ...), as `Conditioning.told` gives it.
         """
         ...
 
@@ -437,7 +445,8 @@ class Family(Protocol):
         ...
 
     def base_folder(self) -> Path:
-        """A diffusers folder with the configurations and tokenizers of the family's base."""
+        """A diffusers folder with the configurations and tokenizers of the family's base; BadInput where none
+        is at hand, so that a single file needs one of its own."""
         ...
 
     def check(self, config: "Configs") -> None:
@@ -457,7 +466,8 @@ class Family(Protocol):
         ...
 
     def text_weights(self, config: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Shape]]:
-        """The weights of the text encoders that are used, and their shapes: part -> name -> shape."""
+        """The weights that text embeddings depend on, and their shapes: part -> name -> shape. The text
+        encoders' that are used, and of the denoiser a norm before a door."""
         ...
 
     def tuned(self, key: str) -> bool:
@@ -523,11 +533,15 @@ class Family(Protocol):
         """The text encoders of a pipeline for attacks; None where attacks cannot search in them."""
         ...
 
+    def entrance(self, denoiser: "nn.Module") -> "nn.Module":
+        """The module of a denoiser, or all of it, whose arguments are what meets the doors."""
+        ...
+
     def mapped(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         change: Callable[[str, "Tensor"], "Tensor"],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call of the denoiser, as the pipeline calls it, with every stream changed."""
+        """The arguments of a call of the entrance, as the pipeline calls it, with every stream changed."""
         ...

@@ -16,7 +16,7 @@ from trce_cli.families.sd.names import UNET, Names, is_tuned
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from trce_cli.families.clip.text import ClipText
     from trce_cli.families.clip.words import ClipWords
@@ -132,6 +132,10 @@ class StableDiffusion:
     def widths(self, config: Mapping[str, Any]) -> dict[str, int]:
         """See `Family`."""
         return widths(config, self.pooled)
+
+    def entrance(self, denoiser: "nn.Module") -> "nn.Module":
+        """See `Family`: the U-Net itself."""
+        return denoiser
 
     def mapped(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[str, "Tensor"], "Tensor"]
