@@ -23,6 +23,7 @@ def solve_map(
     presets: str | Path | Sequence[str | Path],
     *,
     preserve: float | None = None,
+    ridge: float | None = None,
     token_weights: Sequence[float] | Mapping[str, float] | None = None,
     strength: float | None = None,
     pooled: bool = True,
@@ -41,7 +42,13 @@ def solve_map(
     names = [presets] if isinstance(presets, str | Path) else presets
     chosen = load_presets([str(name) for name in names])
     weights = tuple(token_weights) if isinstance(token_weights, list) else token_weights
-    given = {"preserve": preserve, "token_weights": weights, "strength": strength, "pooled": pooled}
+    given = {
+        "preserve": preserve,
+        "ridge": ridge,
+        "token_weights": weights,
+        "strength": strength,
+        "pooled": pooled,
+    }
     settings, _ = choose_map_settings(given, chosen, source.family)
     benign = choose_prior(source, None if prior is None else Path(prior))
     solution = solve(source, prompt_pairs(chosen), benign, settings, device, dtype)

@@ -83,7 +83,7 @@ class Plain:
         return self.forward(prompt)[0][1].text_embeds[0].double()
 
     def edit(
-        self, weight: Tensor, pairs: list[PromptPair], preserve: float, w: Any, strength: float
+        self, weight: Tensor, pairs: list[PromptPair], preserve: float, w: Any, strength: float, ridge: float
     ) -> Tensor:
         dim = weight.shape[1]
         left, A = torch.zeros(2, dim, dim, dtype=torch.float64)
@@ -105,11 +105,19 @@ class Plain:
             states, length = self.encode(caption)
             P += states[:length].T @ states[:length] / len(PRIOR.captions)
         W = weight.double()
-        # W' = (W B + lambda W P) (A + lambda P)^+, and W itself where no embedding reaches.
+        # W' = W (B + lambda P + r) (A + lambda P + r)^+, and W itself where no embedding reaches.
         G = A + preserve * P
-        inverse = torch.linalg.pinv(G, rtol=1e-10, hermitian=True)
-        full = W @ (left + preserve * P) @ inverse + W @ (torch.eye(dim, dtype=torch.float64) - G @ inverse)
+        inside = G @ torch.linalg.pinv(G, rtol=1e-10, hermitian=True)
+        r = ridge_of(G, ridge) * inside
+        inverse = torch.linalg.pinv(G + r, rtol=1e-10, hermitian=True)
+        full = W @ (left + preserve * P + r) @ inverse + W @ (torch.eye(dim, dtype=torch.float64) - inside)
         return W + strength * (full - W)
+
+
+def ridge_of(G: Tensor, ridge: float) -> float:
+    """A share of the mean of the eigenvalues that are not zero, without the largest."""
+    eigenvalues = torch.linalg.svdvals(G)
+    return ridge * float(eigenvalues[eigenvalues > 1e-10 * eigenvalues[0]][1:].mean())
 
 
 plain_of = cache(Plain)
@@ -125,12 +133,13 @@ def slots(text: ClipText, pair: PromptPair, weights: Any) -> list[Slot]:
 
 @pytest.mark.parametrize("family", ["tiny_sd1", "tiny_sd2", "tiny_sdxl"])  # the latter pad not with EoT
 @pytest.mark.parametrize("token_weights", WEIGHTS)
-@pytest.mark.parametrize(("preserve", "strength"), [(0.5, 1.0), (20.0, 0.7)])
+@pytest.mark.parametrize(("preserve", "strength", "ridge"), [(0.5, 1.0, 0.0), (20.0, 0.7, 1e-3)])
 def test_equals_the_plain_procedure(
     family: str,
     token_weights: Any,
     preserve: float,
     strength: float,
+    ridge: float,
     request: pytest.FixtureRequest,
 ) -> None:
     folder = request.getfixturevalue(family)
@@ -139,20 +148,20 @@ def test_equals_the_plain_procedure(
         checkpoint,
         PAIRS,
         PRIOR,
-        MapSettings(preserve=preserve, token_weights=token_weights, strength=strength),
+        MapSettings(preserve=preserve, token_weights=token_weights, strength=strength, ridge=ridge),
     )
     plain = plain_of(folder)
     for key in (checkpoint.door_weights()["context"][0], checkpoint.door_weights()["context"][-1]):
         weight = checkpoint.read("denoiser", key)
-        expected = plain.edit(weight, PAIRS, preserve, token_weights, strength)
+        expected = plain.edit(weight, PAIRS, preserve, token_weights, strength, ridge)
         error = (solution.streams["context"].edit(weight) - expected).norm() / expected.norm()
         assert error < 4e-6
         assert (expected - weight).norm() / expected.norm() > 1e-3
 
 
-@pytest.mark.parametrize(("preserve", "strength"), [(0.5, 1.0), (20.0, 0.7)])
+@pytest.mark.parametrize(("preserve", "strength", "ridge"), [(0.5, 1.0, 0.0), (20.0, 0.7, 1e-3)])
 def test_the_pooled_embedding_is_mapped_where_it_enters(
-    tiny_sdxl: Path, preserve: float, strength: float
+    tiny_sdxl: Path, preserve: float, strength: float, ridge: float
 ) -> None:
     checkpoint, plain = open_checkpoint(str(tiny_sdxl)), plain_of(tiny_sdxl)
     # Whatever the weights of the other embeddings are.
@@ -160,7 +169,7 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
         checkpoint,
         PAIRS,
         PRIOR,
-        MapSettings(preserve=preserve, token_weights=(0, 0, 0, 1), strength=strength),
+        MapSettings(preserve=preserve, token_weights=(0, 0, 0, 1), strength=strength, ridge=ridge),
     )
     W = checkpoint.read("denoiser", POOLED_KEY).double()
     own = W[:, :40]  # what follows belongs to the picture's sizes
@@ -174,8 +183,10 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
         c = plain.pooled(caption)
         left += preserve * torch.outer(own @ c, c) / len(PRIOR.captions)
         right += preserve * torch.outer(c, c) / len(PRIOR.captions)
-    inverse = torch.linalg.pinv(right, rtol=1e-10, hermitian=True)
-    full = left @ inverse + own - own @ right @ inverse
+    inside = right @ torch.linalg.pinv(right, rtol=1e-10, hermitian=True)
+    r = ridge_of(right, ridge) * inside
+    inverse = torch.linalg.pinv(right + r, rtol=1e-10, hermitian=True)
+    full = (left + own @ r) @ inverse + own - own @ inside
     expected = torch.cat([own + strength * (full - own), W[:, dim:]], dim=1)
     error = (solution.streams["pooled"].edit(W) - expected).norm() / expected.norm()
     assert error < 5e-5  # few captions in 40 dimensions: condition number 3e6, by which float32 is felt

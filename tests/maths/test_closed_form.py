@@ -38,13 +38,18 @@ def fitter() -> MapFitter:
     return MapFitter(DIM, PAIRS).update(*pairs())
 
 
-def plain_layer_edit(weight: Tensor, preserve: float) -> Tensor:
-    """W' of one layer by least squares for the change, rows scaled by the roots of the weights."""
+def plain_layer_edit(weight: Tensor, preserve: float, r: float = 0.0) -> Tensor:
+    """W' of one layer by least squares for the change, rows scaled by the roots of the weights.
+
+    r: the ridge, as further rows that ask the change to be zero, in the plane that embeddings are in.
+    """
     unsafe, safe, weights = (x.double() for x in pairs())
     benign_tokens = embeddings(TOKENS, seed=3).double()
     pair_root, prior_root = (weights / PAIRS).sqrt()[:, None], (preserve / MANY) ** 0.5
-    inputs = torch.cat([pair_root * unsafe, prior_root * benign_tokens])
-    targets = torch.cat([pair_root * (safe - unsafe), torch.zeros_like(benign_tokens)]) @ weight.double().mT
+    ridge_rows = r**0.5 * (torch.eye(DIM, dtype=torch.float64) - torch.outer(normal(), normal()))
+    inputs = torch.cat([pair_root * unsafe, prior_root * benign_tokens, ridge_rows])
+    nothing = torch.zeros(len(benign_tokens) + len(ridge_rows), DIM, dtype=torch.float64)
+    targets = torch.cat([pair_root * (safe - unsafe), nothing]) @ weight.double().mT
     solution = torch.linalg.lstsq(
         inputs, targets, rcond=CUT_OFF**0.5, driver="gelsd"
     ).solution  # minimum norm
@@ -59,6 +64,56 @@ def test_equals_a_plain_least_squares_solution_for_each_layer(preserve: float) -
         expected = plain_layer_edit(weight, preserve)
         error = (linear.edit(weight) - expected).norm() / expected.norm()
         assert error < 1e-8
+
+
+@pytest.mark.parametrize("preserve", [0.0, 1.0])
+@pytest.mark.parametrize("ridge", [1e-6, 1e-4, 1e-2])
+def test_the_ridge_equals_a_plain_least_squares_solution_with_rows_for_it(
+    preserve: float, ridge: float
+) -> None:
+    unsafe, _, weights = (x.double() for x in pairs())
+    tokens = embeddings(TOKENS, seed=3).double()
+    G = unsafe.mT @ (weights[:, None] * unsafe) / PAIRS + preserve * tokens.mT @ tokens / MANY
+    inside = torch.linalg.eigvalsh(G)[-(PAIRS if preserve == 0 else DIM - 1) : -1]  # without the largest
+    linear = fitter().solve(benign().P, preserve, ridge).map
+    weight = torch.randn(40, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = plain_layer_edit(weight, preserve, ridge * float(inside.mean()))
+    assert (linear.edit(weight) - expected).norm() < 1e-7 * expected.norm()
+    without = fitter().solve(benign().P, preserve).map
+    assert (linear.edit(weight) - without.edit(weight)).norm() > 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("preserve", [0.0, 0.01, 1.0])
+def test_the_ridge_bounds_the_change_whatever_the_embeddings(preserve: float) -> None:
+    # Pairs in directions that hardly vary: without a bound the change is as large as they are small.
+    thin = torch.logspace(0, -4, DIM)
+    unsafe, safe, weights = (pairs()[0] * thin, pairs()[1], pairs()[2])
+    fit = MapFitter(DIM, PAIRS).update(unsafe, safe, weights)
+    P = SecondMoment(DIM, MANY).update(embeddings(TOKENS, seed=3) * thin, torch.ones(TOKENS)).P
+    rms = float((weights.double() @ (safe - unsafe).double().square().sum(1)) / PAIRS) ** 0.5
+    norms = []
+    for ridge in (0.0, 1e-4, 1e-2, 1.0):
+        norms.append(fit.solve(P, preserve, ridge).map.norm)
+        eigenvalues = torch.linalg.eigvalsh(fit.A + preserve * P)
+        kept = eigenvalues[eigenvalues > CUT_OFF * eigenvalues[-1]]
+        if ridge:
+            assert norms[-1] <= rms / (2 * (ridge * float(kept[:-1].mean())) ** 0.5)
+    assert norms == sorted(norms, reverse=True)
+    assert norms[0] > 2 * norms[-1]
+
+
+def test_the_ridge_does_not_depend_on_how_long_the_start_token_is() -> None:
+    start = torch.zeros(DIM)
+    start[0] = 1.0
+    others = torch.nn.functional.pad(embeddings(TOKENS, seed=3)[:, 1:], (1, 0))
+    unsafe, safe = (torch.nn.functional.pad(each[:, 1:], (1, 0)) for each in pairs()[:2])
+    changes = []
+    for length in (30.0, 3000.0):
+        P = SecondMoment(DIM, MANY).update(others, torch.ones(TOKENS))
+        P.update(length * start[None], torch.tensor([MANY]))
+        fit = MapFitter(DIM, PAIRS).update(unsafe, safe, pairs()[2])
+        changes.append(fit.solve(P.P, 1.0, ridge=1e-2, cut_off=0.0).map.change)
+    torch.testing.assert_close(*changes, rtol=1e-8, atol=1e-10)
 
 
 def test_is_the_minimum_of_the_objective() -> None:

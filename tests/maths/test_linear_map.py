@@ -78,3 +78,11 @@ def test_it_is_kept_in_any_dtype_and_knows_what_is_not_finite(linear: LinearMap)
 def test_what_is_no_square_matrix_is_refused(shapes: list[tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="square"):
         LinearMap(tuple(torch.zeros(shape) for shape in shapes))
+
+
+def test_norm_is_the_largest_singular_value_of_the_change() -> None:
+    whole = LinearMap.of(factored().change)
+    expected = float(torch.linalg.matrix_norm(whole.change, 2))
+    assert factored().norm == pytest.approx(expected, rel=1e-12)
+    assert whole.norm == pytest.approx(expected, rel=1e-6)
+    assert whole.scaled(-0.5).norm == pytest.approx(expected / 2, rel=1e-6)

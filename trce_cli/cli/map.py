@@ -113,6 +113,7 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     for name in ("keys", "values"):
         row = f"Change of {name} on {figures['canaries']} canary captions, mean (largest) of the layers"
         table.add_row(row, "", f"{change[name]['mean']:.2%} ({change[name]['max']:.2%})")
+    table.add_row("Spectral norm of the change", "", f"{figures['norm']:.3g}")
     table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
     if pooled := figures.get("pooled"):
         before, after = (pooled["cosine_to_safe"][when] for when in ("before", "after"))
@@ -122,6 +123,7 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         table.add_row("... lowest", f"{before['min']:.3f}", f"{after['min']:.3f}")
         table.add_row("... targets moved", "", f"{pooled['moved']:.1%}")
         table.add_row("... change of canary captions in add_embedding", "", f"{pooled['canary_change']:.2%}")
+        table.add_row("... spectral norm of the change", "", f"{pooled['norm']:.3g}")
         row = f"... condition number, within rank {pooled['rank']} of {pooled['dim']}"
         table.add_row(row, "", f"{pooled['condition']:.2g}")
     return table

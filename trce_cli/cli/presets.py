@@ -50,6 +50,7 @@ safe = "a bicycle wheel"
 # Recommended settings; every key may be left out, options on the command line come before them.
 [map]
 # preserve = 0.1                 # lambda: larger keeps more of everything else, smaller erases more
+# ridge = 1e-4                   # bounds the edit, so that it survives rounded weights; 0 for no bound
 # token_weights = [0, 1, 0, 0]   # SD: start of text, first and last end of text, keyword
 # strength = 1.0                 # 1 is the full edit
 

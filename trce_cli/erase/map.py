@@ -155,11 +155,12 @@ def fit(
     # Rounding in `dtype` puts noise of some ulp in every direction alike.
     cut_off = max(CUT_OFF, (16 * eps) ** 2 / len(P))
     fitter = targets.fitter()
-    found = fitter.solve(P, settings.preserve, cut_off)
+    found = fitter.solve(P, settings.preserve, settings.ridge, cut_off)
     linear = found.map.scaled(settings.strength)
     moved = check_moves(linear, fitter, weights)
     return linear, {
         "moved": moved,
+        "norm": linear.norm,
         "condition": found.condition,
         "rank": found.rank,
         "dim": len(P),

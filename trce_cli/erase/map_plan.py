@@ -36,6 +36,7 @@ def plan(
         "captions": len(prior.captions),
         "canaries": len(prior.canaries),
         "preserve": settings.preserve,
+        "ridge": settings.ridge,
         "token_weights": list(slot_weights(checkpoint.family, settings.token_weights).values()),
         "strength": settings.strength,
         "memory_bytes": _memory(checkpoint),

@@ -17,9 +17,9 @@ from trce_cli.settings import Flag, Seed, Settings, option_name
 class MapSettings(MapTable):
     """How to solve stage 1.
 
-    preserve: lambda. token_weights: w in the order of the family's slots, or by their names; None: the
-    family's. strength: s in M_s = I + s (M - I), 1 is the full edit. pooled: whether SDXL's pooled embedding
-    is mapped as well; other families have none.
+    preserve: lambda. ridge: r as a share of the mean eigenvalue. token_weights: w in the order of the
+    family's slots, or by their names; None: the family's. strength: s in M_s = I + s (M - I), 1 is the full
+    edit. pooled: whether SDXL's pooled embedding is mapped as well; other families have none.
     """
 
     pooled: Annotated[bool, Flag(("--pooled/--no-pooled",))] = Field(

@@ -6,8 +6,18 @@ Every cross-attention key and value projection W sees the same text embeddings, 
 
 is W' = W M with one and the same matrix for all of them:
 
-    M = I + (B - A) (A + lambda P)^+
+    M = I + (B - A) G^+,   G = A + lambda P
     A = 1/pairs sum w o o^T,   B = 1/pairs sum w n o^T,   P = 1/captions sum c c^T
+
+That is the paper's. Text embeddings hardly vary in most of their directions, and along these G^+ is huge: the
+map is small on every prompt, yet its norm is 600 and more, and what rounding adds to a weight, as in 4 bits,
+comes out as many times larger. So the change is bounded by a ridge, which asks for a small change as well:
+
+    + r ||W' - W||^2     M = I + (B - A) (G + r)^-1 on the range of G,   r = ridge * mean eigenvalue
+
+With D the columns n - o, weighted as O, the change is 1/pairs D O^T (A + lambda P + r)^-1, and 1/pairs O O^T
+= A is at most G: so ||M - I|| <= rms |n - o| / (2 sqrt r), whatever the embeddings. The ridge is on G and not
+on P alone, or there would be none where lambda is 0.
 """
 
 import math
@@ -30,7 +40,7 @@ class Fit:
     """The map that the closed form gives.
 
     rank: directions that the statistics reach, of the width; the change is zero in all others.
-    condition: largest over smallest eigenvalue of A + lambda P among those directions.
+    condition: largest over smallest eigenvalue of what was inverted, G + r, among those directions.
     """
 
     map: LinearMap
@@ -88,9 +98,12 @@ class MapFitter:
         """1/pairs sum w (n - o) o^T."""
         return self._no / self.pairs
 
-    def solve(self, P: Tensor, preserve: float, cut_off: float = CUT_OFF) -> Fit:
-        """M = I + (B - A) (A + lambda P)^+ with lambda = `preserve` >= 0 and P (dim, dim)."""
-        inverse, rank, condition = pseudo_inverse(self.A + preserve * P, cut_off)
+    def solve(self, P: Tensor, preserve: float, ridge: float = 0.0, cut_off: float = CUT_OFF) -> Fit:
+        """M = I + (B - A) (A + lambda P + r)^-1 with lambda = `preserve` >= 0 and P (dim, dim).
+
+        ridge: r as a share of the mean eigenvalue, see `pseudo_inverse`; 0 is the paper's form.
+        """
+        inverse, rank, condition = pseudo_inverse(self.A + preserve * P, cut_off, ridge)
         return Fit(LinearMap.of(self.B_minus_A @ inverse), rank, condition)
 
     @property
@@ -106,15 +119,20 @@ class MapFitter:
         return linear_map.inner(self._no) / self._distance
 
 
-def pseudo_inverse(moment: Tensor, cut_off: float) -> tuple[Tensor, int, float]:
-    """G^+ of a symmetric positive semi-definite G, its rank, and its condition number within that rank.
+def pseudo_inverse(moment: Tensor, cut_off: float, ridge: float = 0.0) -> tuple[Tensor, int, float]:
+    """(G + r)^-1 on the range of a symmetric positive semi-definite G, its rank, its condition number there.
 
     Eigenvalues up to `cut_off` times the largest count as zero. The final LayerNorm of a text encoder puts
-    embeddings in a hyperplane, where G is singular up to rounding noise: a ridge would turn that noise into a
-    large change; with a cut-off the change is that of minimum norm, zero in directions that no embedding has.
+    embeddings in a hyperplane, where G is singular up to rounding noise, which is not to be mapped: the
+    change is that of minimum norm, zero in directions that no embedding has.
+
+    r is `ridge` times the mean of the other eigenvalues but the largest, which is often the start token's:
+    it is the same in every prompt, and without a final LayerNorm its states are far longer than others.
     """
     eigenvalues, vectors = torch.linalg.eigh(moment)
     kept = eigenvalues > cut_off * eigenvalues[-1].clamp(min=0)
     eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    if len(eigenvalues) > 1:
+        eigenvalues = eigenvalues + ridge * eigenvalues[:-1].mean()
     condition = float(eigenvalues[-1] / eigenvalues[0]) if len(eigenvalues) else 1.0
     return vectors / eigenvalues @ vectors.mT, len(eigenvalues), condition

@@ -49,6 +49,14 @@ class LinearMap:
         """Whether it holds neither NaN nor infinity."""
         return all(bool(torch.isfinite(factor).all()) for factor in self.factors)
 
+    @property
+    def norm(self) -> float:
+        """The spectral norm of the change: by how much it lengthens an embedding at most."""
+        if len(self.factors) > 1:
+            return float(self.svd()[1][0])
+        gram = self.factors[0].mT @ self.factors[0]  # far faster than an SVD, and exact enough for a figure
+        return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
+
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> "LinearMap":
         """In another dtype, on another device; itself where it is there already."""
         factors = tuple(factor.to(device, dtype) for factor in self.factors)

@@ -60,6 +60,11 @@ class MapTable(Settings):
         description="lambda: how much a benign caption counts against a prompt pair; else the preset's, else "
         "{default}.",
     )
+    ridge: NotNegative = Field(
+        1e-4,  # the largest that cost no erasure on the embedded checkpoint, see docs/method.md
+        description="Bounds the edit, so that it survives rounded weights: how much a change counts, as a "
+        "share of the mean variance of embeddings, 0 for no bound; else the preset's, else {default}.",
+    )
     token_weights: Annotated[
         TokenWeights | None, Flag(metavar="W,W,...|SLOT=W,...", parse=parse_token_weights)
     ] = Field(
