@@ -31,6 +31,7 @@ safe = "an apple"
 steps = 4
 trajectories_per_concept = 5
 unconditional = 18
+benign = 17
 lr = 1e-3
 batch_size = 2
 max_steps = 5
@@ -125,7 +126,7 @@ def test_both_stages_are_in_the_history_and_the_guard_is_shown(trce, mapped, pre
     assert result["settings"]["teacher"] == str(tiny_sd1)
     assert result["figures"]["unconditional"]["drift"] < 0.2
     lines = told.err.splitlines()
-    assert lines[0].startswith("20 unsafe and 18 unconditional states: ")  # the size comes first
+    assert lines[0].startswith("20 unsafe, 18 unconditional and 17 benign states: ")  # the size comes first
     assert "from reject (0) to prefer (1)" in told.err
     history = json.loads((tmp_path / "out/trce.json").read_text())["history"]
     assert [entry["edit"] for entry in history] == ["map", "steer"]
@@ -312,6 +313,7 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(start, mapped, 
     kills = [
         ("unsafe-", 1, True),
         ("unconditional-", 2, False),
+        ("benign-0", 1, False),
         ("stage1-", 1, True),
         ("state", 2, False),
         ("state", 2, True),

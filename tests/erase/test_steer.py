@@ -10,6 +10,7 @@ import tiny
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import steer as stage2
 from trce_cli.erase import training as loop
+from trce_cli.erase.prior import Prior
 from trce_cli.erase.sampling import Predictor
 from trce_cli.erase.settings import Recipe, Training, choose_steer_settings
 from trce_cli.erase.steer import make_accelerator, steer
@@ -21,8 +22,8 @@ from trce_cli.families.sd.denoiser import UNet
 from trce_cli.families.sd.names import is_tuned
 from trce_cli.prompts.presets import load_preset
 
-BENIGN = ["a dog in the garden", "two red apples on a plate"]
-RECIPE = Recipe(steps=4, early_steps=2, trajectories_per_concept=1, unconditional=3)
+PRIOR = Prior("test", ("a fish", "a pig"), ("a dog in the garden", "two red apples on a plate"))
+RECIPE = Recipe(steps=4, early_steps=2, trajectories_per_concept=1, unconditional=3, benign=3)
 TRAINING = Training(lr=1e-3, batch_size=2, epochs=None, max_steps=4)
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 PRESET = """
@@ -51,7 +52,7 @@ def run(preset, tiny_sd1):
 
     def steered(output, folder=tiny_sd1, teacher=None, training=TRAINING, recipe=RECIPE, **options):
         erased = open_checkpoint(str(folder))
-        plan = plan_trajectories(erased, [preset], BENIGN, recipe)
+        plan = plan_trajectories(erased, [preset], PRIOR, recipe)
         accelerator = make_accelerator(torch.device("cpu"), "no")
         original = open_checkpoint(str(teacher or folder))
         return steer(erased, original, [preset], plan, training, output, accelerator, **options)
@@ -93,13 +94,16 @@ def test_a_step_is_one_pass_whose_loss_and_gradients_equal_a_naive_computation(f
     conditioning = denoiser.condition(["a knife", "a pistol"], torch.device("cpu"))
     model = denoiser.load(torch.device("cpu"), train=True)
     unsafe, prefer, reject = batch(1, 3, targets=True)
-    held = batch(2, 2, targets=False)
+    held, benign = batch(2, 2, targets=False), batch(4, 2, targets=False)
+    benign["rows"] = torch.tensor([2, 1])
     passes = []
     hook = model.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
-    contrast, _, kept = losses(Predictor(denoiser, model, conditioning), unsafe, held, 0.3)
+    states = {"unsafe": unsafe, "unconditional": held, "benign": benign}
+    found = losses(Predictor(denoiser, model, conditioning), states, 0.3)
     hook.remove()
-    assert passes == [3 + 3 + 2]
-    loss = contrast.mean() + 7.0 * kept.mean()
+    assert passes == [3 + 3 + 2 + 2]
+    training = Training(regularisation=7.0, retention=5.0)
+    loss = loop.weighted([part.mean() for part in found], training)
     loss.backward()
     ours = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
 
@@ -121,6 +125,8 @@ def test_a_step_is_one_pass_whose_loss_and_gradients_equal_a_naive_computation(f
             total = total + torch.relu(value) / 6
     for n in range(2):
         total = total + 7.0 * ((predict(held, n, 0) - held["prediction"][n]) ** 2).mean() / 2
+        p = predict(benign, n, int(benign["rows"][n]))
+        total = total + 5.0 * ((p - benign["prediction"][n]) ** 2).mean() / 2
     total.backward()
     assert loss.item() == pytest.approx(total.item(), rel=1e-4)
     wanted = {key: p.grad for key, p in plain.named_parameters() if p.grad is not None}
@@ -213,7 +219,9 @@ def test_only_the_visual_attention_changes_and_the_output_loads(run, tiny_sd1, t
     log = [json.loads(line) for line in (tmp_path / "out/steer.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert log[0]["regulariser"] < 1e-5  # the student begins as stage 1
-    assert log[3]["loss"] == pytest.approx(log[3]["contrast"] + 100 * log[3]["regulariser"])
+    assert log[0]["retention"] < 1e-5  # and stage 1 is the original here
+    held = 100 * (log[3]["regulariser"] + log[3]["retention"])
+    assert log[3]["loss"] == pytest.approx(log[3]["contrast"] + held)
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -255,7 +263,7 @@ def test_every_copy_of_the_weights_gets_the_change(run, tmp_path):
 def test_a_single_file_is_steered_to_a_single_file(run, preset, tiny_sd1, tmp_path):
     path = tiny.single_file("sd1", tiny_sd1, tmp_path / "model.safetensors")
     erased = open_checkpoint(str(path), config=tiny_sd1)
-    plan = plan_trajectories(erased, [preset], BENIGN, RECIPE)
+    plan = plan_trajectories(erased, [preset], PRIOR, RECIPE)
     accelerator = make_accelerator(torch.device("cpu"), "no")
     output = tmp_path / "steered.safetensors"
     steer(erased, erased, [preset], plan, TRAINING, output, accelerator)
@@ -330,7 +338,7 @@ def test_mixed_precision_keeps_what_is_tuned_in_fp32(preset, tiny_sdxl, tmp_path
     AcceleratorState._reset_state(True)
     try:
         erased = open_checkpoint(str(tiny_sdxl))
-        plan = plan_trajectories(erased, [preset], BENIGN, RECIPE)
+        plan = plan_trajectories(erased, [preset], PRIOR, RECIPE)
         accelerator = make_accelerator(torch.device("cpu"), "bf16")
         # With so wide a margin every state has a loss.
         training = Training(
@@ -346,12 +354,13 @@ def test_mixed_precision_keeps_what_is_tuned_in_fp32(preset, tiny_sdxl, tmp_path
     assert {tensor.dtype for tensor in new.values()} == {torch.float32}
 
 
-def test_without_unconditional_states_there_is_no_regulariser(run, tmp_path):
-    recipe = Recipe(steps=4, early_steps=1, trajectories_per_concept=1, unconditional=0)
+def test_without_states_to_hold_there_is_contrast_alone(run, tmp_path):
+    recipe = Recipe(steps=4, early_steps=1, trajectories_per_concept=1, unconditional=0, benign=0)
     figures = run(tmp_path / "out", recipe=recipe)["figures"]
     assert figures["unconditional"]["states"] == 32  # now that nothing else holds them
     log = [json.loads(line) for line in (tmp_path / "out/steer.jsonl").read_text().splitlines()]
-    assert {line["regulariser"] for line in log} == {0.0}
+    assert {line["regulariser"] for line in log} == {line["retention"] for line in log} == {0.0}
+    assert log[-1]["loss"] == log[-1]["contrast"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(run, tmp_path, monkeypatch):
@@ -360,9 +369,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(run, tmp_path,
     calls = []
 
     def broken(*args):
-        contrast, position, kept = real(*args)
+        found = real(*args)
         calls.append(1)
-        return (contrast * math.nan if len(calls) == 3 else contrast), position, kept
+        return found._replace(contrast=found.contrast * math.nan) if len(calls) == 3 else found
 
     monkeypatch.setattr(loop, "losses", broken)
     with pytest.raises(TrceError, match="not finite at step 3 of 4"):
@@ -413,6 +422,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(preset, tiny_sd1, tmp_path):
         num_processes = 3
 
     erased = open_checkpoint(str(tiny_sd1))
-    plan = plan_trajectories(erased, [preset], BENIGN, RECIPE)
+    plan = plan_trajectories(erased, [preset], PRIOR, RECIPE)
     with pytest.raises(BadInput, match="batch of 4 cannot be shared by 3 processes"):
         steer(erased, erased, [preset], plan, Training(), tmp_path / "out", Three())

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import sampling
 from trce_cli.erase.prepare import prepare
+from trce_cli.erase.prior import Prior
 from trce_cli.erase.sampling import Predictor
 from trce_cli.erase.settings import Recipe
 from trce_cli.erase.trajectories import plan_trajectories
@@ -22,9 +23,19 @@ from trce_cli.families.clip import models
 from trce_cli.prompts.presets import load_preset
 
 RECIPE = Recipe(
-    steps=4, early_steps=2, trajectories_per_concept=2, unconditional=6, guidance_scale=3, steering_guidance=5
+    steps=4,
+    early_steps=2,
+    trajectories_per_concept=2,
+    unconditional=6,
+    benign=5,
+    guidance_scale=3,
+    steering_guidance=5,
 )
-BENIGN = ["a dog in the garden", "two red apples on a plate", "a cat on a chair"]
+PRIOR = Prior(
+    "test",
+    ("a fish beside a pig", "a watermelon"),
+    ("a dog in the garden", "two red apples on a plate", "a cat on a chair"),
+)
 PRESET = """
 name = "toy"
 description = "For tests"
@@ -59,7 +70,7 @@ class Made:
     """A prepared set, and how many samples each model evaluated for it."""
 
     def __init__(self, checkpoint, preset, folder, accelerator, recipe=RECIPE):
-        self.plan = plan_trajectories(checkpoint, [preset], BENIGN, recipe)
+        self.plan = plan_trajectories(checkpoint, [preset], PRIOR, recipe)
         self.identity = identity(checkpoint, checkpoint, preset, recipe)
         self.set = TrajectorySet(folder, self.plan, self.identity)
         self.denoiser = checkpoint.family.denoise(checkpoint)
@@ -176,7 +187,7 @@ def test_states_and_targets_equal_a_naive_computation(made):
 def test_other_trajectories_are_kept_at_their_one_state(made):
     made, folder = made
     naive = Naive(folder)
-    for kind in ("unconditional", "benign-check"):
+    for kind in ("unconditional", "benign", "benign-check"):
         shard = made.plan.of(kind)[0]
         states = made.set.read(shard)
         row = len(shard.trajectories) - 1  # the longest
@@ -193,6 +204,11 @@ def test_other_trajectories_are_kept_at_their_one_state(made):
             stage1 = made.set.read(made.plan.of("stage1")[0])["prediction"][row]
             wanted = naive.prediction(states["latents"][row], naive.timesteps[trajectory.first], "")
             assert close(stage1, wanted)
+        else:  # what the original predicts there under that caption
+            wanted = naive.prediction(
+                states["latents"][row], naive.timesteps[trajectory.first], trajectory.prompt
+            )
+            assert close(states["prediction"][row], wanted)
 
 
 def test_nothing_is_computed_that_is_not_kept(made):
@@ -202,7 +218,8 @@ def test_nothing_is_computed_that_is_not_kept(made):
     early = 2 * (plan.states("unsafe") + plan.states("unsafe-check"))  # what sampling with guidance takes
     safe = plan.states("unsafe") + plan.states("unsafe-check")
     single = sum(t.first for k in ("unconditional", "unconditional-check") for t in plan.trajectories[k])
-    guided = 2 * sum(t.first for t in plan.trajectories["benign-check"])
+    benign = [t for kind in ("benign", "benign-check") for t in plan.trajectories[kind]]
+    guided = sum(2 * t.first + 1 for t in benign)  # and what is held there
     assert made.samples["teacher"] == early + safe + single + guided
     assert made.done == sum(len(shard.trajectories) for shard in plan.shards)
 
@@ -256,6 +273,13 @@ def test_a_shard_says_what_it_was_made_of(sd1):
     assert (first["prompt"], first["safe"]) == ("a knife", "a tulip")
 
 
+def test_benign_trajectories_take_the_captions_of_the_prior_in_turn(sd1):
+    trajectories = sd1.plan.trajectories["benign"]
+    counts = sorted([one.prompt for one in trajectories].count(caption) for caption in PRIOR.captions)
+    assert counts == [2, 3]
+    assert {one.prompt for one in sd1.plan.trajectories["benign-check"]} == set(PRIOR.canaries)
+
+
 def test_templates_and_noise_differ_between_the_trajectories_of_a_concept(sd1):
     trajectories = sd1.plan.trajectories["unsafe"]
     assert [one.prompt for one in trajectories] == [
@@ -276,7 +300,7 @@ def test_the_papers_set_stays_under_a_gigabyte_for_sd1(preset, tiny_sd1):
         for n in range(20)
     )
     many = preset.model_copy(update={"concepts": concepts})
-    plan = plan_trajectories(open_checkpoint(str(tiny_sd1)), [many], BENIGN, Recipe())
+    plan = plan_trajectories(open_checkpoint(str(tiny_sd1)), [many], PRIOR, Recipe())
     plan = replace(plan, shape=(4, 64, 64))
     assert (plan.states("unsafe"), plan.states("unconditional")) == (2500, 2000)
     assert plan.total_bytes < 1e9
@@ -320,7 +344,7 @@ def test_only_what_is_missing_is_made(sd1, preset, accelerator, tiny_sd1, tmp_pa
 def test_a_set_made_for_other_settings_is_refused(sd1, preset, tiny_sd1, change, named):
     checkpoint = open_checkpoint(str(tiny_sd1))
     recipe = RECIPE.model_copy(update=change)
-    plan = plan_trajectories(checkpoint, [preset], BENIGN, recipe)
+    plan = plan_trajectories(checkpoint, [preset], PRIOR, recipe)
     with pytest.raises(BadInput, match=named):
         TrajectorySet(sd1.set.folder, plan, identity(checkpoint, checkpoint, preset, recipe))
 

@@ -92,7 +92,7 @@ def steer(
     if main:
         tidy(output)
         outputs.check(source, files_read(presets, original.path, opening.config))
-    plan = plan_trajectories(source, chosen, choose_prior(source).canaries, recipe)
+    plan = plan_trajectories(source, chosen, choose_prior(source), recipe)
     planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
         result = {"teacher": original.name, "output": str(output), **planned}
@@ -140,7 +140,8 @@ def _show(console: Console, output: Path, outputs: "Outputs", original: str, ent
 
 def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:
     return (
-        f"{planned['unsafe_states']:,} unsafe and {planned['unconditional_states']:,} unconditional states: "
+        f"{planned['unsafe_states']:,} unsafe, {planned['unconditional_states']:,} unconditional and "
+        f"{planned['benign_states']:,} benign states: "
         f"{_size(planned['trajectory_bytes'])} in {trajectories or 'a working folder beside the output'}; "
         f"{planned['steps']:,} steps."
     )
@@ -213,6 +214,8 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     for name in ("unconditional", "benign"):
         row = f"Change of {name} predictions, {figures[name]['states']} held-out states"
         table.add_row(row, "", f"{figures[name]['drift']:.2%}")
+    before, after = (f"{figures['benign'][f'from_original_{when}']:.2%}" for when in ("before", "after"))
+    table.add_row("Distance of benign predictions from the original's", before, after)
     table.add_row("Tuned weights that changed, as they are saved", "", f"{weights['changed_share']:.1%}")
     first, last = (training[when]["loss"] for when in ("first", "last"))
     table.add_row(f"Loss over the first and last of {training['steps']} steps", f"{first:.4g}", f"{last:.4g}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.erase.settings import Recipe
-from trce_cli.erase.trajectories import STORED, Shard, Trajectory
+from trce_cli.erase.trajectories import PREDICTED, STORED, Shard, Trajectory
 from trce_cli.errors import TrceError
 from trce_cli.families.base import EMPTY, Conditioning, Denoiser, Schedule, Shape
 from trce_cli.maths.contrastive import Contrast, targets
@@ -49,9 +49,9 @@ def sample(
 ) -> dict[str, Tensor]:
     """Run a shard's trajectories with the original model and return its tensors, on the CPU.
 
-    latents, direction: (states, *latent shape) fp16. timesteps: (states,) int64. offset: (states,)
-    fp32. rows: (states,) int64, the prompts' rows of the conditioning. Raises TrceError for a result that is
-    not finite.
+    latents, direction: (states, *latent shape) fp16, and so is prediction, what the original predicts at a
+    benign state under its prompt. timesteps: (states,) int64. offset: (states,) fp32. rows: (states,) int64,
+    the prompts' rows of the conditioning. Raises TrceError for a result that is not finite.
     """
     states = _unsafe_states if shard.kind in ("unsafe", "unsafe-check") else _single_states
     made = []
@@ -59,7 +59,11 @@ def sample(
         for start in range(0, len(shard.trajectories), AT_ONCE):
             batch = shard.trajectories[start : start + AT_ONCE]
             made.append(states(predict, schedule, batch, recipe, shape))
-    return finite(shard, {name: torch.cat([one[name] for one in made]).cpu() for name in made[0]})
+    tensors = {name: torch.cat([one[name] for one in made]).cpu() for name in made[0]}
+    if shard.kind in PREDICTED:
+        (prediction,) = predictions_at(predict, tensors, [tensors["rows"]])
+        tensors["prediction"] = prediction.to(STORED)
+    return finite(shard, tensors)
 
 
 def _unsafe_states(

@@ -23,7 +23,7 @@ from trce_cli.erase.prepare import prepare
 from trce_cli.erase.sampling import Predictor
 from trce_cli.erase.settings import Training
 from trce_cli.erase.steer_guard import CHECKED, guard, guard_evaluations, weight_change
-from trce_cli.erase.training import train, tuned
+from trce_cli.erase.training import SOURCES, train, tuned
 from trce_cli.erase.trajectories import Kind, Plan
 from trce_cli.erase.trajectory_set import States, TrajectorySet, identify
 from trce_cli.erase.working_folder import LOG, WorkingFolder
@@ -77,16 +77,18 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
     Memory is that of weights, gradients and optimizer; activations come on top, with the batch.
     """
     steps = training.steps_over(plan.states("unsafe"))
-    samples = (3 if plan.states("unconditional") else 2) * training.batch_size
+    held = sum(plan.states(kinds[0]) > 0 for name, kinds in SOURCES.items() if name != "unsafe")
+    samples = (2 + held) * training.batch_size
     sizes = {key: math.prod(erased.shape("denoiser", key)) for key in erased.keys("denoiser")}
     trained = sum(size for key, size in sizes.items() if erased.family.tuned(key))
     frozen = sum(sizes.values()) - trained
     state = 12 * trained  # weights and two moments in fp32
     return {
         "concepts": len(plan.trajectories["unsafe"]) // plan.recipe.trajectories_per_concept,
-        "trajectories": len(plan.trajectories["unsafe"]) + len(plan.trajectories["unconditional"]),
+        "trajectories": sum(len(plan.trajectories[kinds[0]]) for kinds in SOURCES.values()),
         "unsafe_states": plan.states("unsafe"),
         "unconditional_states": plan.states("unconditional"),
+        "benign_states": plan.states("benign"),
         "evaluations": {**plan.evaluations, "training": steps * samples, "guard": guard_evaluations(plan)},
         "steps": steps,
         "tuned_weights": trained,
@@ -207,10 +209,7 @@ class Run:
         report = self.task("Training", total, "steps")
         report(start)
         saved = time.monotonic()
-        unsafe, held = (
-            _open(self.accelerator, self.stored, *kinds)
-            for kinds in (("unsafe",), ("unconditional", "stage1"))
-        )
+        sources = {name: _open(self.accelerator, self.stored, *kinds) for name, kinds in SOURCES.items()}
         with self.work.log(self.accelerator, start) as log:
 
             def keep(entry: Mapping[str, Any]) -> None:
@@ -222,7 +221,7 @@ class Run:
                     saved = time.monotonic()
 
             for entry in train(
-                self.accelerator, predict, prepared, unsafe, held, self.stored.plan, self.training, start
+                self.accelerator, predict, prepared, sources, self.stored.plan, self.training, start
             ):
                 self.accelerator.log(
                     {key: value for key, value in entry.items() if key != "step"}, step=entry["step"]
@@ -230,9 +229,8 @@ class Run:
                 on_main(self.accelerator, partial(keep, entry))
                 report(
                     1,
-                    "loss {loss:.4f} (contrast {contrast:.4f}, regulariser {regulariser:.2g})".format(
-                        **entry
-                    ),
+                    "loss {loss:.4f} (contrast {contrast:.4f}, regulariser {regulariser:.2g}, retention "
+                    "{retention:.2g})".format(**entry),
                 )
 
     def finish(
@@ -253,8 +251,8 @@ class Run:
                 raise TrceError(
                     f"The {name} predictions moved by {figures[name]['drift']:.3g} of their size, more than "
                     f"the --max-drift of {max_drift:g}, so nothing was written.",
-                    "Lower --lr or --max-steps, raise --regularisation, or accept it with a higher "
-                    "--max-drift.",
+                    "Lower --lr or --max-steps, raise --regularisation or --retention, or accept it with a "
+                    "higher --max-drift.",
                 )
         log = self.work.records()
         figures["training"] = {"steps": len(log), "first": _ends(log[:20]), "last": _ends(log[-20:])}
@@ -280,7 +278,7 @@ class Run:
 
         files = {
             LOG: (self.work.folder / LOG).read_bytes(),
-            CURVES: loss_curves(log, self.training.regularisation),
+            CURVES: loss_curves(log, self.training.regularisation, self.training.retention),
         }
         report = self.task("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
         lora = write_outputs(
@@ -325,5 +323,5 @@ def _open(accelerator: "Accelerator", stored: TrajectorySet, *kinds: Kind) -> St
 
 def _ends(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean losses over the first or last records."""
-    names = ("loss", "contrast", "regulariser")
+    names = ("loss", "contrast", "regulariser", "retention")
     return {name: sum(record[name] for record in records) / max(1, len(records)) for name in names}

@@ -58,7 +58,7 @@ def guard(
 
     unsafe: where predictions under the unsafe and the empty prompt lie between reject (0) and prefer (1),
     before and after, on average. unconditional, benign: drift, rms of the change of the predictions over
-    their rms.
+    their rms; of benign ones also how far from the original's they are, before and after, likewise.
     """
     found: list[dict[Kind, list[Tensor]]] = []
     for weights in (before, after):
@@ -72,9 +72,16 @@ def guard(
     drifting: dict[str, Kind] = {"unconditional": "unconditional-check", "benign": "benign-check"}
     for name, kind in drifting.items():
         (old,), (new,) = (one[kind] for one in found)
-        drift = float((new - old).square().mean().sqrt() / old.square().mean().sqrt())
-        figures[name] = {"states": len(old), "drift": drift}
+        figures[name] = {"states": len(old), "drift": _distance(new, old)}
+    originals = torch.cat([stored.read(shard)["prediction"] for shard in stored.plan.of("benign-check")])
+    for name, one in zip(("before", "after"), found, strict=True):
+        figures["benign"][f"from_original_{name}"] = _distance(one["benign-check"][0], originals.float())
     return figures
+
+
+def _distance(predictions: Tensor, others: Tensor) -> float:
+    """How far predictions are from others: rms of the difference over the others' rms."""
+    return float((predictions - others).square().mean().sqrt() / others.square().mean().sqrt())
 
 
 def _measured(

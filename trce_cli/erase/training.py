@@ -6,17 +6,17 @@ from a set of trajectories.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trce_cli.erase.sampling import Predictor
 from trce_cli.erase.settings import Training
-from trce_cli.erase.trajectories import Plan
+from trce_cli.erase.trajectories import Kind, Plan
 from trce_cli.erase.trajectory_set import States
 from trce_cli.errors import TrceError
 from trce_cli.maths.contrastive import Contrast, contrastive_loss, regulariser
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 WARM_UP: Final = 0.05  # of the steps, over which the learning rate rises; a usual share
 MAX_NORM: Final = 1.0  # norm of the gradient, diffusers' training scripts' value
+# The states of a batch by name, and the kinds of shards that they lie in.
+SOURCES: Final[Mapping[str, tuple[Kind, ...]]] = {
+    "unsafe": ("unsafe",),
+    "unconditional": ("unconditional", "stage1"),
+    "benign": ("benign",),
+}
 SKIPS: Final = 20  # steps in a row that fp16's loss scaling may skip while it finds its scale
 
 
@@ -35,12 +41,24 @@ def tuned(module: nn.Module) -> dict[str, nn.Parameter]:
     return {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+class Losses(NamedTuple):
+    """The parts of the loss, a value a state: of unsafe states the contrastive loss and where predictions lie
+    between reject and prefer, of unconditional and of benign ones what holds them.
+
+    Without states to hold a part is 0.
+    """
+
+    contrast: Tensor
+    position: Tensor
+    regulariser: Tensor
+    retention: Tensor
+
+
 def train(
     accelerator: "Accelerator",
     predict: Predictor,
     optimizer: Any,
-    unsafe: States | None,
-    held: States | None,
+    sources: Mapping[str, States | None],
     plan: Plan,
     training: Training,
     start: int = 0,
@@ -48,14 +66,15 @@ def train(
     """The loop: one batched forward and backward a step, on [unsafe states x {prompt, empty}] + [held
     states].
 
-    predict, optimizer: as Accelerate prepared them. unsafe, held: in the main process, the states with their
-    targets and the unconditional states with stage 1's predictions. Yields a record after each step: its
-    number counted from 1, loss and its parts (contrast and regulariser, unweighted), the share of unsafe
-    states with a loss (active), where predictions lie between reject and prefer (position), learning rate,
-    gradient norm before clipping (None where fp16's scaling skipped the step), seconds. Raises TrceError as
-    soon as loss or gradient is not finite; that step is not made.
+    predict, optimizer: as Accelerate prepared them. sources: by the names of `SOURCES`, in the main process
+    the states, with their targets or with the predictions that they are held to; None where there are none.
+    Yields a record after each step: its number counted from 1, loss and its parts (contrast, regulariser and
+    retention, unweighted), the share of unsafe states with a loss (active), where predictions lie between
+    reject and prefer (position), learning rate, gradient norm before clipping (None where fp16's scaling
+    skipped the step), seconds. Raises TrceError as soon as loss or gradient is not finite; that step is not
+    made.
     """
-    counts = {"unsafe": plan.states("unsafe"), "held": plan.states("unconditional")}
+    counts = {name: plan.states(kinds[0]) for name, kinds in SOURCES.items()}
     total, size = training.steps_over(counts["unsafe"]), training.batch_size
     share = size // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
@@ -66,29 +85,26 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step, total)
 
-        def read(step: int = step) -> list[dict[str, Tensor]]:
-            sources = {"unsafe": unsafe, "held": held}
-            return [
-                states[order(counts[name], size, step, f"{training.seed}/{name}")]
+        def read(step: int = step) -> dict[str, dict[str, Tensor]]:
+            return {
+                name: states[order(counts[name], size, step, f"{training.seed}/{name}")]
                 for name, states in sources.items()
                 if states is not None
-            ]
+            }
 
-        batch = [
-            {name: tensor[mine].to(accelerator.device) for name, tensor in states.items()}
-            for states in on_main(accelerator, read)
-        ]
-        contrast, position, kept = losses(
-            predict, batch[0], batch[1] if len(batch) > 1 else None, training.margin
-        )
+        batch = {
+            name: {key: tensor[mine].to(accelerator.device) for key, tensor in states.items()}
+            for name, states in on_main(accelerator, read).items()
+        }
+        found = losses(predict, batch, training.margin)
+        means = [part.mean() for part in found]
         # Every process has the same share of the batch, so the mean over processes is that over the batch.
-        accelerator.backward(contrast.mean() + training.regularisation * kept.mean())
+        accelerator.backward(weighted(means, training))
         norm = float(accelerator.clip_grad_norm_(parameters, MAX_NORM))
-        parts = torch.stack(
-            [contrast.mean(), kept.mean(), (contrast > 0).float().mean(), position.mean()]
-        ).detach()
-        contrast_mean, kept_mean, active, place = accelerator.reduce(parts, "mean").tolist()
-        loss = contrast_mean + training.regularisation * kept_mean
+        parts = torch.stack([*means, (found.contrast > 0).float().mean()]).detach()
+        *reduced, active = accelerator.reduce(parts, "mean").tolist()
+        contrast, position, kept, retained = reduced
+        loss = weighted(reduced, training)
         skipped = 0 if math.isfinite(norm) else skipped + 1
         if not math.isfinite(loss) or skipped > (SKIPS if training.mixed_precision == "fp16" else 0):
             what = "loss" if not math.isfinite(loss) else "gradient"
@@ -101,39 +117,43 @@ def train(
         yield {
             "step": step + 1,
             "loss": loss,
-            "contrast": contrast_mean,
-            "regulariser": kept_mean,
+            "contrast": contrast,
+            "regulariser": kept,
+            "retention": retained,
             "active": active,
-            "position": place,
+            "position": position,
             "lr": learning_rate(training, step, total),
             "gradient_norm": norm if math.isfinite(norm) else None,  # fp16 skips the step
             "seconds": time.perf_counter() - began,
         }
 
 
-def losses(
-    predict: Predictor,
-    unsafe: Mapping[str, Tensor],
-    held: Mapping[str, Tensor] | None,
-    margin: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(contrastive loss, position) of each unsafe state and the regulariser of each held one, in one pass.
+def losses(predict: Predictor, batch: Mapping[str, Mapping[str, Tensor]], margin: float) -> Losses:
+    """The parts of the loss of a batch, in one pass.
 
-    unsafe: latents, timesteps, rows, direction, offset. held: latents, timesteps, rows, prediction; none
-    counts as a regulariser of 0.
+    batch: by the names of `SOURCES`; unsafe states have latents, timesteps, rows, direction and offset, the
+    others, which may be missing, a prediction in place of the last two.
     """
-    parts = [unsafe, unsafe] if held is None else [unsafe, unsafe, held]
+    unsafe, held = batch["unsafe"], [name for name in ("unconditional", "benign") if name in batch]
+    parts = [unsafe, unsafe, *(batch[name] for name in held)]
     latents, timesteps = (torch.cat([part[name] for part in parts]) for name in ("latents", "timesteps"))
-    rows = [
-        unsafe["rows"],
-        *(torch.zeros_like(part["rows"]) for part in parts[1:]),
-    ]  # row 0 is the empty prompt
+    rows = [part["rows"] for part in parts]
+    rows[1] = torch.zeros_like(rows[1])  # row 0 is the empty prompt
     prediction = predict(latents.float(), timesteps, torch.cat(rows))
     prompted, empty, *rest = prediction.split([len(part["latents"]) for part in parts])
     contrast = Contrast(unsafe["direction"], unsafe["offset"])
     loss = contrastive_loss(prompted, empty, contrast, margin)
-    kept = regulariser(rest[0], held["prediction"]) if held is not None else torch.zeros_like(loss)
-    return loss, contrast.position(prompted), kept
+    kept = {name: regulariser(p, batch[name]["prediction"]) for name, p in zip(held, rest, strict=True)}
+    none = torch.zeros_like(loss)
+    return Losses(
+        loss, contrast.position(prompted), kept.get("unconditional", none), kept.get("benign", none)
+    )
+
+
+def weighted(parts: Sequence[Any], training: Training) -> Any:
+    """The loss of parts in the order of `Losses`."""
+    contrast, _, kept, retained = parts
+    return contrast + training.regularisation * kept + training.retention * retained
 
 
 def learning_rate(training: Training, step: int, total: int) -> float:

@@ -2,14 +2,16 @@
 
 arXiv 2503.07389, denoising trajectory steering. A state is a latent z_t before the sampler's step at timestep
 t. Of an unsafe trajectory the early states are kept, each with the contrast of its targets; of every other
-trajectory one state. What the model after stage 1 predicts at the unconditional states is stored beside them,
-so that training needs no model but the one that is trained.
+trajectory one state. Stored beside them is what training holds on to, so that it needs no model but the one
+that is trained: at benign states what the original predicts, at unconditional ones what the model after stage
+1 does.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,9 +19,11 @@ import torch
 
 from trce_cli.erase.settings import Recipe
 from trce_cli.families.base import EMPTY, Shape
+from trce_cli.prompts.suites import rounds
 
 if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.erase.prior import Prior
     from trce_cli.prompts.presets import Preset
 
 # Trajectories a shard: a kill costs at most these.
@@ -34,7 +38,10 @@ CHECKED_OTHERS: Final = 32
 STORED: Final = torch.float16  # of latents, directions and predictions
 _WIDE: Final = {"timesteps": 8, "rows": 8, "offset": 4}  # bytes an element of the others
 
-Kind = Literal["unsafe", "unconditional", "stage1", "unsafe-check", "unconditional-check", "benign-check"]
+Kind = Literal[
+    "unsafe", "unconditional", "benign", "stage1", "unsafe-check", "unconditional-check", "benign-check"
+]
+PREDICTED: Final[tuple[Kind, ...]] = ("benign", "benign-check")  # with what the original predicts there
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class Shard:
         tensors |= {"timesteps": (self.states,), "rows": (self.states,)}
         if self.kind in ("unsafe", "unsafe-check"):
             tensors |= {"direction": (self.states, *shape), "offset": (self.states,)}
+        if self.kind in PREDICTED:
+            tensors["prediction"] = (self.states, *shape)
         return tensors
 
     def size(self, shape: Shape) -> int:
@@ -88,7 +97,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trajectories of a set by kind, a pure function of recipe, presets and benign captions.
+    """All trajectories of a set by kind, a pure function of recipe, presets and prior.
 
     shape: of a latent image.
     """
@@ -131,7 +140,7 @@ class Plan:
         """Evaluations of a denoiser on one sample that making the set takes, by model."""
         teacher = 3 * (self.states("unsafe") + self.states("unsafe-check"))
         teacher += sum(t.first for kind in _UNCONDITIONAL for t in self.trajectories[kind])
-        teacher += 2 * sum(t.first for t in self.trajectories["benign-check"])
+        teacher += sum(2 * t.first + 1 for kind in PREDICTED for t in self.trajectories[kind])
         return {"teacher": teacher, "stage 1": self.states("stage1")}
 
 
@@ -139,13 +148,13 @@ _UNCONDITIONAL: Final[tuple[Kind, ...]] = ("unconditional", "unconditional-check
 
 
 def plan_trajectories(
-    checkpoint: "Checkpoint", presets: Sequence["Preset"], benign: Sequence[str], recipe: Recipe
+    checkpoint: "Checkpoint", presets: Sequence["Preset"], prior: "Prior", recipe: Recipe
 ) -> Plan:
     """Choose prompts, seeds and steps of all trajectories.
 
     A concept's trajectories take its preset's templates in turn, concept by concept one further on; those of
-    the guard take the next one. benign: captions of which the guard's are chosen. Raises BadInput for a
-    recipe that the checkpoint cannot be sampled with.
+    the guard take the next one. Benign trajectories take the prior's captions, those of the guard its
+    canaries. Raises BadInput for a recipe that the checkpoint cannot be sampled with.
     """
     denoiser = checkpoint.family.denoise(checkpoint)
     denoiser.schedule(recipe.steps)  # refuses what cannot be sampled
@@ -174,15 +183,17 @@ def plan_trajectories(
     numbers = [place * len(concepts) // checked for place in range(checked)]
     checks = min(CHECKED_OTHERS, recipe.unconditional or CHECKED_OTHERS)
     unconditional = others("unconditional", [EMPTY] * recipe.unconditional)
+    kept = islice(rounds(prior.captions, Random(f"{recipe.seed}/captions")), recipe.benign)
     return Plan(
         recipe,
         denoiser.latent_shape,
         {
             "unsafe": tuple(trained),
             "unconditional": unconditional,
+            "benign": others("benign", list(kept)),
             "unsafe-check": tuple(unsafe(n, count, seeds.getrandbits(32)) for n in numbers),
             "unconditional-check": others("unconditional-check", [EMPTY] * checks),
-            "benign-check": others("benign-check", benign[:checks]),
+            "benign-check": others("benign-check", prior.canaries[:checks]),
             "stage1": unconditional,
         },
     )

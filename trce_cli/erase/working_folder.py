@@ -233,7 +233,7 @@ class WorkingFolder:
                 record = validated(Record, parse_json(line, str(path)), str(path))
             except BadInput:
                 break
-            if not record.keys() >= {"step", "loss", "contrast", "regulariser"}:
+            if not record.keys() >= {"step", "loss", "contrast", "regulariser", "retention"}:
                 break
             records.append(record)
         return records

@@ -8,14 +8,15 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 900, 420, 80, 20, 50, 50
-COLOURS = ("#c44e52", "#4c72b0")
+COLOURS = ("#c44e52", "#4c72b0", "#55a868")
 
 
-def loss_curves(records: Sequence[Mapping[str, Any]], regularisation: float) -> bytes:
-    """The two parts of the loss against the step, each smoothed over a fiftieth of the run."""
+def loss_curves(records: Sequence[Mapping[str, Any]], regularisation: float, retention: float) -> bytes:
+    """The parts of the loss against the step, each smoothed over a fiftieth of the run."""
     series = {
         "contrast": [float(entry["contrast"]) for entry in records],
         f"regulariser x {regularisation:g}": [regularisation * entry["regulariser"] for entry in records],
+        f"retention x {retention:g}": [retention * entry["retention"] for entry in records],
     }
     smooth = {name: _smoothed(values, max(1, len(values) // 50)) for name, values in series.items()}
     top = max((max(values, default=0.0) for values in smooth.values()), default=0.0) or 1.0

@@ -67,9 +67,13 @@ def contrastive_loss(prompted: Tensor, empty: Tensor, contrast: Contrast, margin
     return (contrast.hinge(prompted, margin) + contrast.hinge(empty, margin)) / 2
 
 
-def regulariser(prediction: Tensor, stage1: Tensor) -> Tensor:
-    """mse(p, prediction after stage 1) of each unconditional state; (states,) float32."""
-    return _mean((prediction.float() - stage1.float()).square())
+def regulariser(prediction: Tensor, wanted: Tensor) -> Tensor:
+    """mse(p, wanted) of each state; (states,) float32.
+
+    wanted: at an unconditional state what the model after stage 1 predicts, the paper's; at a benign state
+    what the original does, which takes back what stage 1 did to prompts that nobody asked to change.
+    """
+    return _mean((prediction.float() - wanted.float()).square())
 
 
 def _mean(values: Tensor) -> Tensor:

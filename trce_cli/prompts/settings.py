@@ -100,6 +100,11 @@ class TrajectoryTable(Settings):
         description="Unconditional states that hold everything else in place; else the preset's, else "
         "{default}.",
     )
+    benign: Annotated[int, Field(ge=0)] = Field(
+        1000,
+        description="States under benign prompts, held to what the original predicts there; 0 is the paper's "
+        "own loss; else the preset's, else {default}.",
+    )
     guidance_scale: NotNegative = Field(
         3.0, description="Guidance of the trajectories; else the preset's, else {default}."
     )
@@ -122,6 +127,9 @@ class TrainingTable(Settings):
     regularisation: NotNegative = Field(
         100.0, description="Weight of the unconditional states; else the preset's, else {default}."
     )
+    retention: NotNegative = Field(
+        100.0, description="Weight of the states under benign prompts; else the preset's, else {default}."
+    )
     lr: Positive = Field(1e-6, description="Learning rate; else the preset's, else {default}.")
     epochs: Count | None = Field(
         3, description="Passes over the unsafe states; else the preset's, else {default}."
@@ -129,8 +137,8 @@ class TrainingTable(Settings):
     max_steps: Count | None = Field(None, description="Optimisation steps, instead of epochs.")
     batch_size: Count = Field(
         4,
-        description="Unsafe states a step, over all processes, and as many unconditional ones; else the "
-        "preset's, else {default}.",
+        description="Unsafe states a step, over all processes, and as many unconditional and benign ones; "
+        "else the preset's, else {default}.",
     )
 
 
