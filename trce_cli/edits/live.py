@@ -1,4 +1,4 @@
-"""Maps on live diffusers pipelines: a hook where prompts enter gives the doors M e in place of each text embedding e.
+"""Maps on live diffusers pipelines: a hook where prompts enter gives the doors M e for each text embedding e.
 
 W (M e) = (W M) e, so the pictures are those of an edited checkpoint, and taking the hook off restores the
 pipeline exactly: no weight is touched. Switching costs microseconds, a map in use two small products a step.
