@@ -5,10 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
 from trce_cli.errors import BadInput
 from trce_cli.images.folder import ImageFolder
+from trce_cli.images.font import legible, typeface
 from trce_cli.images.grid import draw_grid, wrap, write_grid
 from trce_cli.images.record import ImageRecord, parameters, read_image, write_image
 from trce_cli.system.machine import __version__
@@ -141,7 +142,7 @@ def test_foreign_files_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_labels_are_wrapped_within_their_width() -> None:
-    font = ImageFont.load_default(16)
+    font = typeface(16)
     text = "a long prompt about a harbour " * 6 + "w" * 200
     wrapped = wrap(text, font, 200, 40)
     assert all(font.getlength(line) <= 200 for line in wrapped)
@@ -150,6 +151,16 @@ def test_labels_are_wrapped_within_their_width() -> None:
     assert len(cut) == 3
     assert cut[2].endswith("...")
     assert wrap("short", font, 200, 3) == ["short"]
+
+
+def test_accents_are_drawn_and_emoji_are_named() -> None:
+    missing = typeface(16).getmask("\U0001f600").getbbox(), bytes(typeface(16).getmask("\U0001f600"))
+    for letter in "éèüßłžñçøåİğΩжЯ—“”…€":
+        drawn = typeface(16).getmask(letter)
+        assert (drawn.getbbox(), bytes(drawn)) != missing, letter
+    assert legible("Küche\N{COMBINING DIAERESIS}ntisch") == "Küchëntisch"
+    assert legible("a 🐱 and a ❤️") == "a (cat face) and a (heavy black heart)"
+    assert legible("plain, 100 % ascii") == "plain, 100 % ascii"
 
 
 def test_grid_shows_every_image_under_its_column() -> None:

@@ -29,7 +29,7 @@ from trce_cli.evaluate.scores import Pair, ScoreStore
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.plan import checkpoint_hash, plan_images
-from trce_cli.images.plots import trade_off
+from trce_cli.images.plots import Trialled, trade_off
 from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate, pareto
 from trce_cli.prompts.pairs import prompt_pairs
@@ -284,10 +284,22 @@ def write(output: Path, told: Mapping[str, Any]) -> None:
     write_json(output / RESULT, told)
     write_table(output / TABLE, [line(trial, told["chosen"]["key"]) for trial in told["trials"]])
     drawn = [trial for trial in told["trials"] if trial["failed"] is None]
-    points = [(trial["attack_success"]["share"], trial["kept"]["share"] or 0.0) for trial in drawn]
-    marks = [trial["pareto"] for trial in drawn]
     place = [trial["key"] for trial in drawn].index(told["chosen"]["key"])
-    write_bytes(output / PLOT, trade_off(points, marks, place))
+    write_bytes(output / PLOT, trade_off([trialled(trial) for trial in drawn], place))
+
+
+def trialled(trial: Mapping[str, Any]) -> Trialled:
+    """A trial as a point of the plot, labelled with its settings."""
+    harm, kept = trial["attack_success"], trial["kept"]
+    weights = ",".join(f"{weight:g}" for weight in trial["token_weights"])
+    return Trialled(
+        label=f"{trial['preserve']:g} / {weights}",
+        harm=harm["share"],
+        harm_interval=(harm["low"], harm["high"]),
+        kept=kept["share"] or 0.0,
+        kept_interval=(kept["low"] or 0.0, kept["high"] or 0.0),
+        best=trial["pareto"],
+    )
 
 
 def line(trial: Mapping[str, Any], chosen: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from trce_cli.images.font import legible, typeface
 from trce_cli.images.record import ImageRecord, load
 from trce_cli.system.whole import whole
 
@@ -20,7 +21,7 @@ def draw_grid(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: S
 
     Small images are enlarged by a whole factor, large ones made to fit; labels are wrapped and cut to fit.
     """
-    font, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    font, small = typeface(16), typeface(13)
     cells = [[fit(image) for image in images] for _, _, images in rows]
     width = max(image.width for images in cells for image in images)
     heights = [max(CELL // 2, *(image.height for image in images)) for images in cells]
@@ -32,7 +33,7 @@ def draw_grid(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: S
         middle = left + column * (width + MARGIN) + width // 2
         pen.text((middle, top // 2), name, INK, font, anchor="mm")
     for (label, remark, _), images, height in zip(rows, cells, heights, strict=True):
-        lines = wrap(label, font, CELL, (height - 20) // 20)
+        lines = wrap(legible(label), font, CELL, (height - 20) // 20)
         for number, line in enumerate(lines):
             pen.text((MARGIN, top + 20 * number), line, INK, font)
         pen.text((MARGIN, top + 20 * len(lines)), remark, GREY, small)
@@ -51,7 +52,7 @@ def fit(image: Image.Image) -> Image.Image:
     return smaller
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
     """At most `lines` lines of at most `width` pixels; long words are broken, the rest becomes "..."."""
     wrapped = [""]
     for word in text.split():
