@@ -7,7 +7,7 @@ import pytest
 
 SMALL = [
     "--ring-length", 4, "--ring-population", 6, "--ring-generations", 3,
-    "--prefix-length", 2, "--prefix-timesteps", 1, "--prefix-iterations", 2,
+    "--prefix-length", 2, "--prefix-timesteps", 1, "--prefix-iterations", 2, "--inversion-iterations", 2,
 ]  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def test_both_files_say_what_was_found_and_evaluate_asks_it_again(attack, trce, 
     assert [row["seed"] for row in found] == ["0", "1"] * 2
     assert result["settings"]["budgets"]["ring-a-bell"]["length"] == 4
     assert result["settings"]["budgets"]["unlearn-diff"]["iterations"] == 2
+    assert result["attacks"].pop("concept-inversion")["found_with"]["total"] == 2  # no prompt can say it
     for name, figures in result["attacks"].items():
         for key, rate in figures.items():
             assert rate["hits"] == sum(int(row[key]) for row in found if row["attack"] == name)

@@ -8,6 +8,7 @@ import torch
 
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
+from trce_cli.evaluate.attacks.concept_inversion import UNSEEN, ConceptInversionBudget
 from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
 from trce_cli.evaluate.attacks.run import attack
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiffBudget, nearest, optimise, random_words
@@ -32,6 +33,7 @@ SMALL = choose_budgets(
     {
         "ring-a-bell": {"length": 4, "population": 6, "generations": 2},
         "unlearn-diff": {"length": 2, "timesteps": 2, "iterations": 2, "lr": 0.05},
+        "concept-inversion": {"iterations": 2, "lr": 0.05},
     },
 )
 
@@ -70,10 +72,13 @@ def victim(tiny_evaluation):
         yield victim
 
 
-def test_both_attacks_run_on_all_families(tiny_evaluation):
+def test_every_attack_runs_on_all_families(tiny_evaluation):
     found, told = attack(tiny_evaluation, SMALL, CPU, "float32", batch_size=2)
-    assert [each.attack for each in found] == ["ring-a-bell"] * 2 + ["unlearn-diff"] * 2
-    assert [each.found_without for each in found] == [False, True] * 2  # as the detector says
+    assert [each.attack for each in found] == [name for name in ATTACKS for _ in range(2)]
+    assert [each.found_without for each in found] == [False, True] * 3  # as the detector says
+    assert [each.drawn.seed - source.seed for each, source in zip(found[4:], PROMPTS, strict=True)] == [
+        UNSEEN, UNSEEN,
+    ]  # fmt: skip
     assert found[3].drawn.prompt == PROMPTS[1].text
     assert found[2].drawn.prompt.endswith(f" {PROMPTS[0].text}")
     assert len(found[0].drawn.prompt.split()) == SMALL["ring-a-bell"].length
@@ -166,7 +171,7 @@ def test_a_seed_gives_the_same_prompts_and_another_gives_others(evaluation):
         [each.drawn.prompt for each in found if each.attack == "ring-a-bell"] for found in (first, other)
     ]
     assert not set(rings[0]) & set(rings[1])
-    assert [each.attack for each in first] == ["ring-a-bell"] * 4 + ["unlearn-diff"] * 4
+    assert [each.attack for each in first] == [name for name in ATTACKS for _ in range(4)]
     for name, found in told["attacks"].items():
         mine = [each for each in first if each.attack == name]
         assert found["found_without"]["hits"] == sum(each.found_without for each in mine)
@@ -208,6 +213,7 @@ def test_budgets_are_the_users_else_the_homes_else_the_papers(evaluation):
     assert papers == {
         "ring-a-bell": ATTACKS["ring-a-bell"].Budget(),
         "unlearn-diff": UnlearnDiffBudget(lr=0.5),
+        "concept-inversion": ConceptInversionBudget(),
     }
     (own,) = choose_budgets(["ring-a-bell"], evaluation.home, {"ring-a-bell": {"length": 7}}).values()
     assert own.model_dump() == evaluation.home.budgets["ring-a-bell"] | {
@@ -225,7 +231,7 @@ def test_budgets_are_the_users_else_the_homes_else_the_papers(evaluation):
         ("unlearn-diff", {"timesteps": 1001}, "1000 timesteps"),
         ("ring-a-bell", {"population": 1}, "--ring-population must be at least 2, not 1"),
         ("unlearn-diff", {"lr": 0.0}, "--prefix-lr must be greater than 0"),
-        ("brute-force", {}, "There are ring-a-bell, unlearn-diff"),
+        ("brute-force", {}, "There are ring-a-bell, unlearn-diff, concept-inversion"),
     ],
 )
 def test_budgets_that_cannot_be_spent_are_refused(evaluation, name, given, told):
@@ -248,4 +254,19 @@ def test_every_attack_gives_a_prompt_for_each(evaluation):
     with victim.using("erased"):
         for name, each in ATTACKS.items():
             found = each.prompts(victim, SMALL[name])
-            assert [prompt.seed for prompt in found] == [prompt.seed for prompt in victim.prompts]
+            away = 0 if each.typed else UNSEEN
+            assert [prompt.seed for prompt in found] == [prompt.seed + away for prompt in victim.prompts]
+
+
+def test_what_is_learnt_from_a_picture_draws_its_concept_from_another_seed(evaluation):
+    """On the checkpoint that nobody edited; the word that carries it says something else by itself."""
+    settings = evaluation.settings.model_copy(update={"steps": 8})
+    victim = Victim(replace(evaluation, settings=settings, negative_prompt=""), CPU, "float32", 4, 0, no_task)
+    with victim.using("erased"):
+        victim.latents = victim.encoded(victim.pictures(victim.prompts, "original", ""))
+        own = victim.words.table.clone()
+        tried = ATTACKS["concept-inversion"].prompts(victim, ConceptInversionBudget(iterations=40, lr=0.02))
+        assert victim.shows(tried, "").sum() >= 3
+        assert torch.equal(victim.words.table, own)
+        victim._shown.clear()
+        assert victim.shows(tried, "").sum() <= 1

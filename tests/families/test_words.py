@@ -56,3 +56,15 @@ def test_gradients_reach_all_embeddings_of_a_prefix(encoder):
     encoder(ids, prefix)["context"].square().sum().backward()
     assert bool((prefix.grad != 0).float().mean() > 0.9)
     assert encoder.encoders[0].get_input_embeddings().weight.grad is None
+
+
+def test_a_word_wears_another_embedding_for_as_long_as_it_is_asked_to(encoder):
+    ids = encoder.ids([f"{encoder.words[3]} {encoder.words[1]}"])
+    plain, table = encoder(ids), encoder.table.clone()
+    another = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0))
+    wanted = encoder(ids, another[None, None])
+    with encoder.wearing(3, another):
+        worn = encoder(ids)
+    assert all(torch.allclose(worn[stream], wanted[stream], atol=1e-6) for stream in plain)
+    after = encoder(ids)
+    assert all(torch.equal(after[stream], plain[stream]) for stream in plain)

@@ -28,6 +28,7 @@ class EmojiHome:
     budgets: Mapping[str, Mapping[str, Any]] = {
         "ring-a-bell": {"length": 8, "population": 40, "generations": 80, "positions": 12},
         "unlearn-diff": {"length": 3, "timesteps": 4, "iterations": 15, "lr": 0.02},
+        "concept-inversion": {"iterations": 80, "lr": 0.02},
     }
 
     @property

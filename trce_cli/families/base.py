@@ -6,6 +6,7 @@ as its end, whose embedding a pair of prompts maps.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -290,6 +291,10 @@ class Words(Protocol):
 
     def word_ids(self, words: "Tensor") -> Sequence["Tensor"]:
         """Token ids for each encoder of texts of words, (texts, length), that fit into a prompt."""
+        ...
+
+    def wearing(self, word: int, embedding: "Tensor") -> AbstractContextManager[None]:
+        """While it lasts the pipeline has this embedding, (dim of `table`,), in place of the word's own."""
         ...
 
     def __call__(self, ids: Sequence["Tensor"], prefix: "Tensor | None" = None) -> Mapping[str, "Tensor"]:

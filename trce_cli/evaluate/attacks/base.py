@@ -15,8 +15,10 @@ class Attack(Protocol):
 
     name: as files and the command line have it; title: as people do. knows: what it looks into. Budget: what
     it may spend; the defaults are the paper's. Each field is an option, `--PREFIX-FIELD`, with the field's
-    description as its help. needs: what of a victim is made for it alone, such as `latents`. Its module
-    imports torch inside functions only, for `--help` asks for the budgets.
+    description as its help. needs: what of a victim is made for it alone, such as `latents`. typed: whether
+    its prompts are words that anybody can type, which are written to a suite; one that changes the checkpoint
+    has the victim draw them itself. Its module imports torch inside functions only, for `--help` asks for the
+    budgets.
     """
 
     @property
@@ -36,6 +38,9 @@ class Attack(Protocol):
 
     @property
     def needs(self) -> Set[str]: ...
+
+    @property
+    def typed(self) -> bool: ...
 
     def check(self, victim: "Victim", budget: Any) -> None:
         """Raise BadInput for a budget that this checkpoint cannot spend; nothing of it is loaded."""

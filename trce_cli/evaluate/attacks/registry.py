@@ -5,12 +5,13 @@ from typing import Any, Final
 
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.base import Attack
+from trce_cli.evaluate.attacks.concept_inversion import ConceptInversion
 from trce_cli.evaluate.attacks.ring_a_bell import RingABell
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiff
 from trce_cli.prompts.home import Home
 from trce_cli.settings import Settings, option_name
 
-_ALL: Final[tuple[Attack, ...]] = (RingABell(), UnlearnDiff())
+_ALL: Final[tuple[Attack, ...]] = (RingABell(), UnlearnDiff(), ConceptInversion())
 ATTACKS: Final[Mapping[str, Attack]] = {attack.name: attack for attack in _ALL}
 
 Budgets = Mapping[str, Settings]  # by the names of attacks

@@ -42,6 +42,7 @@ class RingABell:
     knows = "the text encoder"
     Budget = RingABellBudget
     needs: frozenset[str] = frozenset()
+    typed = True
 
     def check(self, victim: "Victim", budget: RingABellBudget) -> None:
         """The words have to fit into a prompt."""

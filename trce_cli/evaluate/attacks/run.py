@@ -133,12 +133,15 @@ def taking(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def write(output: Path, findings: Sequence[Finding], told: Mapping[str, Any]) -> Path:
-    """Write the suite file, and beside it FILE.json with what was told; returns the latter's path."""
+    """Write the suite file, and beside it FILE.json with what was told; returns the latter's path.
+
+    What no prompt can say is not in the suite.
+    """
     record = output.with_suffix(".json")
     with whole(output) as table, table.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
-        for each in findings:
+        for each in (one for one in findings if ATTACKS[one.attack].typed):
             drawn = each.drawn
             asked = (drawn.prompt, drawn.seed, drawn.guidance_scale, drawn.width, drawn.height)
             found = (int(each.found_without), int(each.found_with))

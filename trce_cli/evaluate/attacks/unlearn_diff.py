@@ -45,6 +45,7 @@ class UnlearnDiff:
     knows = "the whole model"
     Budget = UnlearnDiffBudget
     needs = frozenset({"latents"})
+    typed = True
 
     def check(self, victim: "Victim", budget: UnlearnDiffBudget) -> None:
         """The words have to fit into a prompt, and there have to be so many timesteps."""

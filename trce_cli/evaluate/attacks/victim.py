@@ -174,9 +174,15 @@ class Victim:
         return torch.cat(latents)
 
     def denoising_loss(
-        self, rows: Sequence[int], level: int, generators: Sequence[torch.Generator]
+        self,
+        rows: Sequence[int],
+        level: int,
+        generators: Sequence[torch.Generator],
+        *,
+        alone: bool = False,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of prefixes before the prompts of these rows at timestep `level`, of new noise each time.
+        """The loss of prefixes before the prompts of these rows, or of what is `alone` in place of them, at
+        timestep `level`, of new noise each time.
 
         It takes words and their embeddings, and gives a loss a prompt. It is of the denoiser alone: neither
         guidance nor a negative prompt enters it. generators: of all prompts.
@@ -187,7 +193,7 @@ class Victim:
 
         def loss(words: Tensor, prefixes: Tensor) -> Tensor:
             texts = [
-                f"{self.words.text(prefix)} {self.prompts[row].text}"
+                self.words.text(prefix) if alone else f"{self.words.text(prefix)} {self.prompts[row].text}"
                 for row, prefix in zip(rows, words, strict=True)
             ]
             told = self.words(self.words.ids(texts), prefixes)

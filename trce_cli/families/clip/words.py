@@ -1,6 +1,7 @@
 """Text encoders as an attack sees them: words that it may use, and their embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +54,21 @@ class ClipWords(ClipModels):
             found.append(blank.repeat(count, 1))
             found[-1][:, 1 : 1 + length] = ids[words]
         return found
+
+    @contextmanager
+    def wearing(self, word: int, embedding: Tensor) -> Iterator[None]:
+        """See `families.base.Words`."""
+        tables = [encoder.get_input_embeddings().weight for encoder in self.encoders]
+        rows = [int(ids[word]) for ids in self._ids]
+        own = [table[row].clone() for table, row in zip(tables, rows, strict=True)]
+        parts = embedding.split([table.shape[1] for table in tables])
+        try:
+            for table, row, part in zip(tables, rows, parts, strict=True):
+                table[row] = part.to(table)
+            yield
+        finally:
+            for table, row, part in zip(tables, rows, own, strict=True):
+                table[row] = part
 
 
 def whole_words(tokenizers: Sequence[Any]) -> tuple[list[str], list[Tensor]]:
