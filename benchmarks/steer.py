@@ -157,13 +157,17 @@ def ours(
     import torch
 
     from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.erase import steer
+    from trce_cli.erase.prepare import prepare
+    from trce_cli.erase.prior import Prior
+    from trce_cli.erase.sampling import Predictor
     from trce_cli.erase.settings import Recipe, Training
-    from trce_cli.erase.trajectories import TrajectorySet, plan_trajectories, prepare
-    from trce_cli.families.sd.denoiser import ddim, encode, load_unet, trainable
+    from trce_cli.erase.steer import make_accelerator
+    from trce_cli.erase.training import SOURCES, train, tuned
+    from trce_cli.erase.trajectories import plan_trajectories
+    from trce_cli.erase.trajectory_set import TrajectorySet
     from trce_cli.prompts.presets import Concept, Preset
 
-    accelerator = steer.make_accelerator(torch.device(DEVICE), "no")
+    accelerator = make_accelerator(torch.device(DEVICE), "no")
     checkpoint = open_checkpoint(str(folder))
     concept = Concept(unsafe=UNSAFE, safe=SAFE)
     preset = Preset(name="benchmark", description="-", kind="object", templates=("{}",), concepts=(concept,))
@@ -172,35 +176,38 @@ def ours(
         early_steps=options.steps // 2,
         trajectories_per_concept=options.trajectories,
         unconditional=20 * options.trajectories,
+        benign=0,  # which the paper does not have
         guidance_scale=GUIDANCE,
         steering_guidance=STEERING,
     )
-    plan = plan_trajectories(checkpoint, [preset], [UNSAFE], recipe)
-    kinds = ("unsafe", "unconditional", "stage1")
+    plan = plan_trajectories(checkpoint, [preset], Prior("benchmark", (), (UNSAFE,)), recipe)
+    kinds = ("unsafe", "unconditional", "benign", "stage1")
     plan = replace(plan, trajectories={kind: plan.trajectories[kind] for kind in kinds})
     stored = TrajectorySet(work, plan, {})
-    conditioning = encode(checkpoint, plan.prompts, accelerator.device)
+    denoiser = checkpoint.family.denoise(checkpoint)
+    conditioning = denoiser.condition(plan.prompts, accelerator.device)
 
     start = time.perf_counter()
 
     def load(train: bool = False):
-        return load_unet(checkpoint, accelerator.device, train=train)
+        return Predictor(denoiser, denoiser.load(accelerator.device, train=train), conditioning)
 
-    for _ in prepare(stored, accelerator, conditioning, ddim(checkpoint, options.steps), load, load):
+    for _ in prepare(stored, accelerator, denoiser.schedule(options.steps), load, load):
         pass
     prepared = time.perf_counter() - start
 
-    model = load(train=True)
+    predict = load(train=True)
     if gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=LR, weight_decay=0.0)
-    model, optimizer = accelerator.prepare(model, optimizer)
+        predict.module.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(tuned(predict.module).values(), lr=LR, weight_decay=0.0)
+    model, optimizer = accelerator.prepare(predict.module, optimizer)
+    predict = replace(predict, module=model)
     steps = -(-options.samples // options.batch_size)
     training = Training(lr=LR, batch_size=options.batch_size, epochs=None, max_steps=steps)
-    held = stored.states("unconditional", "stage1")
-    loop = steer.train(
-        accelerator, model, optimizer, stored.states("unsafe"), held, plan, conditioning, training
-    )
+    sources = {
+        name: stored.states(*kinds) if plan.states(kinds[0]) else None for name, kinds in SOURCES.items()
+    }
+    loop = train(accelerator, predict, optimizer, sources, plan, training)
     seconds = [entry["seconds"] / options.batch_size for entry in loop]
     return measured(work, options, prepared, median(seconds))
 
@@ -284,7 +291,7 @@ def show(folder: Path, options: argparse.Namespace, figures: dict[str, dict[str,
     from trce_cli.checkpoint.open import open_checkpoint
 
     checkpoint = open_checkpoint(str(folder))
-    weights = sum(info.end - info.begin for info in checkpoint.unet_files[0].tensors.values())
+    weights = sum(info.end - info.begin for info in checkpoint.denoiser[0].files[0].tensors.values())
     name = options.checkpoint or f"random weights (width {options.width}, latents of {options.size})"
     batches = f"{options.steps} DDIM steps, batches of {options.batch_size}"
     machine = f"{platform.processor() or platform.machine()}, {options.threads} threads"
