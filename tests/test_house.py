@@ -98,3 +98,31 @@ def test_only_the_command_line_knows_typer_and_rich_and_only_its_console_prints(
         assert room(name) == "cli" or not tops & {"typer", "rich"}, name
         called = {node.func for node in nodes if isinstance(node, ast.Call)}
         assert not any(isinstance(function, ast.Name) and function.id == "print" for function in called), name
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every function of the package, with the name of its module."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                yield name, node
+
+
+def test_a_command_is_short() -> None:
+    commands = {
+        f"{module}.{node.name}": (node.end_lineno or 0) - node.decorator_list[0].lineno + 1
+        for module, node in functions()
+        if any(isinstance(each, ast.Name) and each.id == "with_options" for each in node.decorator_list)
+    }
+    assert len(commands) >= 13
+    assert {name: lines for name, lines in commands.items() if lines > 65} == {}
+
+
+def test_no_function_takes_more_than_eight_arguments_by_place() -> None:
+    commands = {module for module in modules() if module.startswith("trce_cli.cli.")}
+    long = [
+        f"{module}.{node.name}"
+        for module, node in functions()
+        if len(node.args.args) > 8 and module not in commands  # Typer hands a command's over by name
+    ]
+    assert long == []

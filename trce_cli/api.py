@@ -8,14 +8,11 @@ import torch
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.checkpoint.provenance import record
-from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
-from trce_cli.erase.map import Solution, solve
-from trce_cli.erase.prior import Prior, choose_prior
-from trce_cli.erase.settings import MapSettings, choose_map_settings
-from trce_cli.prompts.pairs import prompt_pairs
-from trce_cli.prompts.presets import Preset, load_presets
+from trce_cli.erase.erasure import Erasure
+from trce_cli.erase.prior import choose_prior
+from trce_cli.erase.settings import choose_map_settings
+from trce_cli.prompts.presets import load_presets
 
 
 def solve_map(
@@ -51,31 +48,6 @@ def solve_map(
     }
     settings, _ = choose_map_settings(given, chosen, source.family)
     benign = choose_prior(source, None if prior is None else Path(prior))
-    solution = solve(source, prompt_pairs(chosen), benign, settings, device, dtype)
-    seconds = perf_counter() - start
-    return solved_map(source, chosen, settings, benign, solution, device, dtype, seconds, source.hashes())
-
-
-def solved_map(
-    checkpoint: Checkpoint,
-    presets: Sequence[Preset],
-    settings: MapSettings,
-    prior: Prior,
-    solution: Solution,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    seconds: float,
-    files: Mapping[str, str],
-) -> Map:
-    """A solution as a map that says how it was made; files: the checkpoint's, by name with their hashes."""
-    resolved = settings.model_dump() | {
-        "prior": prior.source,
-        "prior_sha256": prior.sha256(),
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    if len(checkpoint.family.streams) == 1:
-        del resolved["pooled"]
-    entry = record("map", checkpoint, presets, resolved, solution.figures, seconds, files)
-    made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
-    return Map(made, solution.streams)
+    erasure = Erasure(source, chosen, settings, benign, device, dtype)
+    solution = erasure.solve()
+    return erasure.map(solution, perf_counter() - start, source.hashes())

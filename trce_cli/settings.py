@@ -60,13 +60,15 @@ class Settings(BaseModel):
 class Flag:
     """How a setting is spelt on the command line, where that does not follow from its name and type.
 
-    names: such as `--output` and `-o`; `--pooled/--no-pooled` for a setting that can be taken back. metavar:
-    what stands for its value in the help. parse: makes the value of the text.
+    names: such as `--output` and `-o`; `--grid/--no-grid` for a setting that can be taken back. metavar:
+    what stands for its value in the help. parse: makes the value of the text. gone: why an option of old
+    command lines has no effect any more; it is still taken, with a remark, and not in the help.
     """
 
     names: tuple[str, ...] = ()
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
+    gone: str | None = None
 
 
 def option_name(name: str) -> str:

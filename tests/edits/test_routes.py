@@ -16,6 +16,7 @@ from trce_cli import BadInput, Map, load_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.files import combine
+from trce_cli.edits.forms import Edited
 from trce_cli.edits.outputs import choose_outputs, write_outputs
 from trce_cli.maths.low_rank import Size
 
@@ -64,7 +65,7 @@ class Routes:
             )
             outputs.check(checkpoint)
             edits, text_map = combine([self.map], checkpoint)
-            self.figures = write_outputs(checkpoint, edits, self.map.made, outputs, text_map)
+            self.figures = write_outputs(Edited(checkpoint, edits, self.map.made, text_map), outputs)
             self.paths[name] = dict(outputs.paths)
         self.edited = draw(load(self.paths["folder"]["diffusers"], family, folder))
 
@@ -144,7 +145,9 @@ def test_a_truncated_lora_in_diffusers_is_off_by_the_error_that_is_told(
     outputs = choose_outputs(checkpoint, tmp_path / "lora.safetensors", ["lora"], rank=1, dtype="float16")
     edits, _ = combine([text_map], checkpoint)
     assert outputs.how.size == Size(rank=1)
-    error = write_outputs(checkpoint, edits, text_map.made, outputs, text_map)["truncation_error"]["change"]
+    error = write_outputs(Edited(checkpoint, edits, text_map.made, text_map), outputs)["truncation_error"][
+        "change"
+    ]
     pipe = load(tiny_sd1, "sd1", tiny_sd1)
     pipe.load_lora_weights(str(outputs.paths["lora"]))
     pipe.fuse_lora()
@@ -170,7 +173,7 @@ def edited_picture(folder: Path, where: Path, maps: list[Map], strength: float) 
     checkpoint = open_checkpoint(str(folder))
     outputs = choose_outputs(checkpoint, where, None)
     edits, text_map = combine(maps, checkpoint, strength)
-    write_outputs(checkpoint, edits, maps[0].made, outputs, text_map)
+    write_outputs(Edited(checkpoint, edits, maps[0].made, text_map), outputs)
     return draw(load(where, "sd1", folder))
 
 

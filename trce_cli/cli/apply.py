@@ -5,6 +5,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 
 from trce_cli.cli.options import (
     Answer,
@@ -16,11 +17,25 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import bytes_written, hash_original, show_written
+from trce_cli.cli.written import hash_original, show_written, write
+from trce_cli.settings import NotNegative, Settings
 from trce_cli.system.foreign import identities
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+class Fitting(Settings):
+    """How edits are put on a checkpoint."""
+
+    strength: NotNegative = Field(
+        1.0, description="How much of each edit to apply: 0 is nothing, 1 all of it, 1.5 beyond."
+    )
+    allow_other_text_encoder: bool = Field(
+        False,
+        description="Apply an edit of another text encoder, such as the original of a fine-tuned one, and "
+        "show what it does there.",
+    )
 
 
 @with_options
@@ -35,41 +50,29 @@ def apply(
     ],
     checkpoint: CheckpointName,
     output: Output,
+    fitting: Fitting,
     writing: Writing,
     opening: Opening,
     answer: Answer,
-    strength: Annotated[
-        float, typer.Option(help="How much of each edit to apply: 0 is nothing, 1 all of it, 1.5 beyond.")
-    ] = 1.0,
-    allow_other_text_encoder: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-text-encoder",
-            help="Apply an edit of another text encoder, such as the original of a fine-tuned one, and show "
-            "what it does there.",
-        ),
-    ] = False,
     force: Force = False,
 ) -> None:
     """Put maps and LoRAs on a checkpoint with the same text encoder.
 
     Several are applied one after the other; of maps that is the product of their matrices.
     """
-    from trce_cli.edits.edit import Made, check_strength
+    from trce_cli.edits.edit import Made
     from trce_cli.edits.files import check_fits, combine, open_edit, record_apply
-    from trce_cli.edits.outputs import notes, write_outputs
+    from trce_cli.edits.forms import Edited
+    from trce_cli.edits.outputs import notes
     from trce_cli.erase.map_guard import concept_pairs, measure
 
-    start = perf_counter()
-    console = answer.console()
-    check_strength(strength)
-    opened = [open_edit(path) for path in edits]
-    read = identities(edits)
+    start, console = perf_counter(), answer.console()
+    opened, read = [open_edit(path) for path in edits], identities(edits)
     source = opening.open(checkpoint)
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read([], *edits, opening.config))
-    fits = [check_fits(edit, source, allow_other_text_encoder) for edit in opened]
-    combined, text_map = combine(opened, source, strength)
+    fits = [check_fits(edit, source, fitting.allow_other_text_encoder) for edit in opened]
+    combined, text_map = combine(opened, source, fitting.strength)
     history = [entry for edit in opened if edit.made for entry in edit.made.history]
     for note in notes(source, outputs):
         console.note(note)
@@ -81,11 +84,10 @@ def apply(
     if not all(fits):
         console.show(_guard_table(figures))
         console.warn(f"{source.name} has another text encoder than the edit was made for.")
-    entry = record_apply(source, edits, opened, strength, figures, perf_counter() - start, hashes)
+    seconds = perf_counter() - start
+    entry = record_apply(source, edits, opened, fitting.strength, figures, seconds, hashes)
     made = Made(source.family, source.text_encoder_hash(), (*history, entry))
-    with console.progress() as progress:
-        report = bytes_written(source, outputs, progress)
-        lora = write_outputs(source, combined, made, outputs, text_map, report, read=read)
+    lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
     show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start)
 
 

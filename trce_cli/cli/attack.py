@@ -1,7 +1,6 @@
 """`trce attack`: prompts that look for what is left of the erased concepts."""
 
 import inspect
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -24,11 +23,9 @@ from trce_cli.cli.options import (
     with_options,
     with_signature,
 )
-from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
 from trce_cli.evaluate.attacks.settings import AttackSettings
 from trce_cli.prompts.presets import load_presets
-from trce_cli.prompts.suites import NONE
 from trce_cli.settings import Count
 
 if TYPE_CHECKING:
@@ -91,42 +88,24 @@ def attack(
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
     not given are the papers', for `emoji` small ones.
     """
-    if output.suffix.lower() != ".csv":
-        raise BadInput(f"{output} is no .csv file.", "Give --output a name that ends in .csv.")
-    if not output.absolute().parent.is_dir():
-        raise BadInput(f"There is no folder {output.absolute().parent}.", "Make it first.")
-    if not os.access(output.absolute().parent, os.W_OK | os.X_OK):
-        raise BadInput(f"{output} cannot be written: no permission there.", "Choose another --output.")
-    for path in (output, output.with_suffix(".json")):
-        if path.is_dir() or (path.exists() and not force):
-            raise BadInput(
-                f"{path} is there already.", "Choose another --output, or replace it with --force."
-            )
     presets = load_presets(preset)
 
     from trce_cli.evaluate.attacks import run as red_team
     from trce_cli.evaluate.question import prepare
 
     console = answer.console()
-    original = opening.open_other(against)
-    erased = opening.open(checkpoint)
+    red_team.check_output(output, force)
+    original, erased = opening.open_other(against), opening.open(checkpoint)
     check_outside(output, (original, erased))
-    torch_device = drawing.place()
-    question = asked.evaluation()
-    if all("=" in name for name in asked.suites):  # only files: none of the built-in ones beside them
-        question = question.model_copy(update={"suites": (*asked.suites, NONE)})
+    where = drawing.place()
     with console.progress() as progress:
         progress.task("Loading detectors")
-        evaluation = prepare(original, erased, presets, torch_device, question, note=console.note)
+        evaluation = prepare(original, erased, presets, where, asked.evaluation(), note=console.note)
+        spent = choose_budgets(asked.attacks, evaluation.home, budgets)
         findings, told = red_team.attack(
-            evaluation,
-            choose_budgets(asked.attacks, evaluation.home, budgets),
-            torch_device,
-            drawing.precision(torch_device),
-            batch_size=drawing.batch_size,
-            seed=asked.seed,
-            task=progress.task,
-        )
+            evaluation, spent, where, drawing.precision(where),
+            batch_size=drawing.batch_size, seed=asked.seed, task=progress.task,
+        )  # fmt: skip
     record = red_team.write(output, findings, told)
     console.show(attack_table(told))
     console.show(f"Suite: {output}\nFigures, budgets, seeds and hashes: {record}")

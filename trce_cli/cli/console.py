@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 240
 
 _LESS_MEMORY = (
-    "Use a smaller --batch-size or half precision (--dtype; of trce steer --mixed-precision, and "
-    "--gradient-checkpointing), or --device cpu."
+    "Use half precision (--dtype; of trce steer --mixed-precision, and --gradient-checkpointing), a smaller "
+    "--batch-size where there is one, or --device cpu."
 )
 
 # What the operating system refuses for reasons that lie outside the program, in words of ours.

@@ -1,5 +1,6 @@
 """`trce evaluate`: is it really gone, and is everything else still there?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,86 +12,71 @@ from trce_cli.cli.options import (
     AGAINST,
     Answer,
     Drawing,
+    ForcePictures,
     Opening,
     Output,
     check_outside,
+    complete_preset,
     with_options,
 )
-from trce_cli.errors import BadInput, TrceError
-from trce_cli.evaluate.gates import check_names, parse_gate, value_of
-from trce_cli.evaluate.settings import EvaluationSettings
+from trce_cli.errors import BadInput
+from trce_cli.evaluate.gates import check_met, check_names
+from trce_cli.evaluate.settings import Checks, EvaluationSettings
 from trce_cli.prompts.presets import load_presets
+
+Erased = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]",
+        help="The erased one: `emoji`, a diffusers folder, a .safetensors file, a hub id. After --compare "
+        "further results.",
+        show_default=False,
+    ),
+]
+Gone = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME|FILE",
+        help="What should be gone: a shipped preset's name or a TOML file; may be repeated.",
+        autocompletion=complete_preset,
+        show_default=False,
+    ),
+]
 
 
 @with_options
 def evaluate(
     output: Output,
     asked: EvaluationSettings,
+    checks: Checks,
     drawing: Drawing,
     opening: Opening,
     answer: Answer,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CHECKPOINT]",
-            help="The erased one: `emoji`, a diffusers folder, a .safetensors file, a hub id. After "
-            "--compare further results.",
-            show_default=False,
-        ),
-    ] = None,
+    checkpoint: Erased = None,
     against: Annotated[str | None, AGAINST] = None,
-    preset: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--preset",
-            "-p",
-            metavar="NAME|FILE",
-            help="What should be gone: a shipped preset's name or a TOML file; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--gate",
-            metavar="FIGURE<=NUMBER",
-            help="Exit with 1 unless it is met, as in asr.implied<=0.05 or benign.kept>=0.95; of a 95 % "
-            "interval's end asr.implied.high<=0.05. May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--compare",
-            metavar="RESULTS.json",
-            help="Results of other evaluations, for one table and one plot; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    presets: Gone = None,
     details: Annotated[
         bool, typer.Option("--details", help="Show every figure in the terminal, not the summary alone.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the pictures of another evaluation in the output folder.")
-    ] = False,
+    force: ForcePictures = False,
 ) -> None:
     """Measure what is left of concepts, and of everything else.
 
     Writes results.json, verdicts.csv and report.html, a page to show. Started again with the same arguments
     it goes on where it was; `accelerate launch -m trce_cli evaluate ...` shares the work among processes.
     """
-    gates = [parse_gate(text) for text in gate or ()]
-    names, others = split_compared(checkpoint or [], compare or [])
+    names, others = split_compared(checkpoint or [], checks.compared)
     if not names and others:
         compare_only(others, output, answer.console(), details)
         return
-    if len(names) != 1 or not against or not preset:
+    if len(names) != 1 or not against or not presets:
         raise BadInput(
             "An evaluation needs one CHECKPOINT, --against ORIGINAL and --preset.",
             "To put results of earlier ones side by side: trce evaluate --compare RESULTS.json ... -o DIR",
         )
-    presets = load_presets(preset)
+    chosen = load_presets(presets)
 
     from trce_cli.evaluate.compare import read_results
     from trce_cli.evaluate.question import prepare
@@ -101,50 +87,36 @@ def evaluate(
     earlier = [read_results(path) for path in others]
     team = join_team(drawing.device)
     console = answer.console(team.is_main_process)
-    original = opening.open_other(against)
-    erased = opening.open(names[0])
+    original, erased = opening.open_other(against), opening.open(names[0])
     check_outside(output, (original, erased))
-    is_shared = drawing.device == "auto" and team.num_processes > 1
-    torch_device = team.device if is_shared else drawing.place()
+    where = team.device if team.num_processes > 1 and drawing.device == "auto" else drawing.place()
     with console.progress() as progress:
         progress.task("Loading detectors")
-        evaluation = prepare(original, erased, presets, torch_device, asked, note=console.note)
-        check_names(gates, evaluation.figure_names())
+        evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
+        check_names(checks.gates, evaluation.figure_names())
         outcome = run(
-            evaluation,
-            output,
-            torch_device,
-            drawing.precision(torch_device),
-            force=force,
-            gates=gates,
-            team=team,
-            task=progress.task,
-            note=console.note,
-        )
+            evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, team=team,
+            task=progress.task, note=console.note,
+        )  # fmt: skip
     if outcome is None:  # the main process tells the rest
         return
     results, verdicts = outcome
     page = write_report(output, results, verdicts, earlier)
-    for part in evaluated.summary(results):
-        console.show(part)
-    if details:
-        console.show(evaluated.details(results))
+    evaluated.show(console, results, details)
     console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
     console.result({"output": output, "report": page, **results})
-    if failed := [told for told in results["gates"] if not told["met"]]:
-        said = ", ".join(f"{told['gate']} is not met: it is {value_of(told)}" for told in failed)
-        raise TrceError(f"{said}.", f"What was drawn is in {page}, failures first.")
+    check_met(results["gates"], page)
 
 
-def split_compared(arguments: list[str], compared: list[Path]) -> tuple[list[str], list[Path]]:
+def split_compared(arguments: Sequence[str], compared: Sequence[Path]) -> tuple[list[str], list[Path]]:
     """Checkpoints, and results: what follows --compare may be several files without repeating the option."""
     if not compared:
-        return arguments, []
+        return list(arguments), []
     files = [Path(text) for text in arguments if text.endswith(".json")]
     return [text for text in arguments if not text.endswith(".json")], [*compared, *files]
 
 
-def compare_only(paths: list[Path], output: Path, console: Console, details: bool) -> None:
+def compare_only(paths: Sequence[Path], output: Path, console: Console, details: bool) -> None:
     """One table and one plot of earlier results."""
     from trce_cli.evaluate.compare import compare_results, read_results
     from trce_cli.evaluate.report import write_comparison

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from trce_cli.cli.console import Console
 from trce_cli.evaluate.gates import value_of
 from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, verdict
 
@@ -14,6 +15,14 @@ LEGEND = (
     f"kept: good from {KEPT.good:.0%}, weak from {KEPT.weak:.0%}.\n"
     "In brackets 95 % intervals; --details shows every figure."
 )
+
+
+def show(console: Console, results: Mapping[str, Any], with_details: bool) -> None:
+    """Tell the results, with every figure where that is asked for."""
+    for part in summary(results):
+        console.show(part)
+    if with_details:
+        console.show(details(results))
 
 
 def summary(results: Mapping[str, Any]) -> Iterator["Table | str"]:

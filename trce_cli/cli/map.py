@@ -20,7 +20,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import bytes_written, hash_original, show_written
+from trce_cli.cli.written import hash_original, show_written, write
 from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_presets
@@ -60,7 +60,8 @@ def map_(
     The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
     or what --as names.
     """
-    from trce_cli.edits.outputs import notes, total_bytes, write_outputs
+    from trce_cli.edits.forms import Edited
+    from trce_cli.edits.outputs import notes, total_bytes
     from trce_cli.erase.map_plan import plan
     from trce_cli.erase.prior import choose_prior
 
@@ -72,11 +73,10 @@ def map_(
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read(presets, prior, opening.config))
     benign = choose_prior(source, prior, console.note)
-    pairs = prompt_pairs(chosen)
     for remark in remarks + notes(source, outputs):
         console.note(remark)
     if dry_run:
-        planned = plan(source, output, pairs, benign, settings)
+        planned = plan(source, output, prompt_pairs(chosen), benign, settings)
         planned["disk_bytes"] = total_bytes(source, outputs)
         console.show(_plan_table(planned))
         console.result({"dry_run": True, "output": output, "outputs": dict(outputs.paths), **planned})
@@ -84,19 +84,16 @@ def map_(
 
     import torch
 
-    from trce_cli.api import solved_map
-    from trce_cli.erase.map import solve
+    from trce_cli.erase.erasure import Erasure
 
-    where, precision = encoding.place(), getattr(torch, encoding.dtype or "float32")
+    precision = getattr(torch, encoding.dtype or "float32")
+    erasure = Erasure(source, chosen, settings, benign, encoding.place(), precision)
     with console.progress() as progress:
-        solution = solve(source, pairs, benign, settings, where, precision, progress.task)
+        solution = erasure.solve(progress.task)
         hashes = hash_original(source, progress)
     console.show(_guard_table(solution.figures))
-    seconds = perf_counter() - start
-    edit = solved_map(source, chosen, settings, benign, solution, where, precision, seconds, hashes)
-    with console.progress() as progress:
-        report = bytes_written(source, outputs, progress)
-        lora = write_outputs(source, edit.weight_edits(source), edit.made, outputs, edit, report)
+    edit = erasure.map(solution, perf_counter() - start, hashes)
+    lora = write(console, Edited(source, edit.weight_edits(source), edit.made, edit), outputs)
     entry, seconds = edit.made.history[-1], perf_counter() - start
     show_written(console, output, outputs, source.name, entry, lora, seconds)
 

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -50,8 +50,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
+        is_quiet = bool(values.get("quiet"))
         for name, (model, is_checked) in models.items():
             told = {field: values.pop(field) for field in model.model_fields}
+            for field in (field for field, value in told.items() if value is not None):
+                if why := _flag(model.model_fields[field]).gone:
+                    Console(quiet=is_quiet).note(f"{option_name(field)} has no effect any more: {why}.")
             given = {field: _frozen(value) for field, value in told.items() if value is not None}
             values[name] = _checked(model, given) if is_checked else given
         command(**values)
@@ -81,6 +85,7 @@ def option_of(name: str, field: FieldInfo, of: str = "") -> inspect.Parameter:
         help=text.format(default=default) + (f"  [{'; '.join(told)}]" if told else ""),
         metavar=flag.metavar,
         parser=flag.parse,
+        hidden=flag.gone is not None,
     )
     default_value = inspect.Parameter.empty if field.is_required() else None
     annotation = Annotated[kind, option]  # type: ignore[valid-type]
@@ -260,7 +265,7 @@ class Computing(Settings):
 class Drawing(Computing):
     """How pictures are drawn; nothing of it changes what is on them but for rounding."""
 
-    batch_size: Count = Field(1, description="Without effect: each image is drawn alone, whatever it is.")
+    batch_size: Annotated[Count | None, Flag(gone="each image is drawn alone")] = None
     dtype: DTypeName | None = Field(
         None, description="fp32, fp16 or bf16 (also float32, ...); else fp16 on CUDA and fp32 elsewhere."
     )
@@ -288,7 +293,8 @@ class Answer(Settings):
 # --- single arguments and options
 
 
-def _complete_preset(incomplete: str) -> list[str]:
+def complete_preset(incomplete: str) -> list[str]:
+    """The shipped presets whose names begin so."""
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
@@ -307,7 +313,7 @@ Presets = Annotated[
         "-p",
         metavar="NAME|FILE",
         help="What to erase: a shipped preset's name or a TOML file; repeat it to erase several jointly.",
-        autocompletion=_complete_preset,
+        autocompletion=complete_preset,
         show_default=False,
     ),
 ]
@@ -316,7 +322,7 @@ PresetName = Annotated[
     typer.Argument(
         metavar="NAME|FILE",
         help="A shipped preset's name or a TOML file.",
-        autocompletion=_complete_preset,
+        autocompletion=complete_preset,
         show_default=False,
     ),
 ]
@@ -338,7 +344,17 @@ PriorFile = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+ForcePictures = Annotated[
+    bool, typer.Option("--force", help="Replace the pictures of another run in the output folder.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+
+
+def spelt(given: Mapping[str, Any]) -> list[str]:
+    """Settings as one types them, without those that are None; a list's option is repeated."""
+    several = {name: each if isinstance(each, list) else [each] for name, each in given.items()}
+    pairs = [(option_name(name), each) for name, values in several.items() for each in values]
+    return [part for name, each in pairs if each is not None for part in (name, str(each))]
 
 
 def files_read(presets: Iterable[str], *others: Path | None) -> list[Path]:

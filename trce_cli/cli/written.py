@@ -1,7 +1,7 @@
 """What the commands that write an edit have in common: hashing the original, writing, and telling of it."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from trce_cli.cli.console import Console, Progress
 
 if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import Outputs
 
 
@@ -18,12 +19,14 @@ def hash_original(source: "Checkpoint", progress: Progress) -> dict[str, str]:
     return source.hashes(lambda count: hashing(count / 1e6))
 
 
-def bytes_written(source: "Checkpoint", outputs: "Outputs", progress: Progress) -> Callable[[int], None]:
-    """The task of writing; call it with the number of bytes just written."""
-    from trce_cli.edits.outputs import total_bytes
+def write(console: Console, edited: "Edited", outputs: "Outputs") -> dict[str, Any]:
+    """Write an edit in every form, and return what `write_outputs` does."""
+    from trce_cli.edits.outputs import total_bytes, write_outputs
 
-    writing = progress.task("Writing", round(total_bytes(source, outputs) / 1e6), "MB")
-    return lambda count: writing(count / 1e6)
+    with console.progress() as progress:
+        total = total_bytes(edited.checkpoint, outputs)
+        writing = progress.task("Writing", round(total / 1e6), "MB")
+        return write_outputs(edited, outputs, lambda count: writing(count / 1e6))
 
 
 def show_written(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.copy import check_output
@@ -12,13 +12,8 @@ from trce_cli.edits.edit import EDIT_DTYPES
 from trce_cli.edits.forms import FORMS, Edited, Form, How
 from trce_cli.errors import BadInput
 from trce_cli.maths.low_rank import Size
-from trce_cli.system.foreign import Identity
 from trce_cli.system.paths import real_path
 from trce_cli.system.progress import Report, no_report
-
-if TYPE_CHECKING:
-    from trce_cli.edits.edit import Made, WeightEdit
-    from trce_cli.edits.map import Map
 
 
 @dataclass(frozen=True)
@@ -104,24 +99,12 @@ def notes(checkpoint: Checkpoint, outputs: Outputs) -> list[str]:
     return [note for form, _ in outputs.forms for note in form.notes(checkpoint)]
 
 
-def write_outputs(
-    checkpoint: Checkpoint,
-    edits: "Mapping[str, WeightEdit]",
-    made: "Made",
-    outputs: Outputs,
-    text_map: "Map | None" = None,
-    report: Report = no_report,
-    original: Checkpoint | None = None,
-    files: Mapping[str, bytes] | None = None,
-    read: Mapping[Path, Identity] | None = None,
-) -> dict[str, Any]:
+def write_outputs(edited: Edited, outputs: Outputs, report: Report = no_report) -> dict[str, Any]:
     """Write the edited checkpoint, or the edit, in every form, each whole or not at all.
 
-    Arguments are those of `Edited`. report: called with bytes written, `total_bytes` in all. Returns the
-    figures of the forms that keep only a part of the edit. Errors are those of `write_patched`, and BadInput
-    for a form that cannot hold the edit.
+    report: called with bytes written, `total_bytes` in all. Returns the figures of the forms that keep only a
+    part of the edit. Errors are those of `write_patched`, and BadInput for a form that cannot hold the edit.
     """
-    edited = Edited(checkpoint, edits, made, text_map, original, files or {}, read or {})
     outputs.refuse(edited.is_map)
     figures: dict[str, Any] = {}
     for form, path in outputs.forms:

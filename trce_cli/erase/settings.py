@@ -1,5 +1,6 @@
 """The settings of both stages: what the user gave, else what the presets recommend, else the defaults."""
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trce_cli.errors import BadInput
 from trce_cli.families.base import Family
 from trce_cli.families.slots import slot_weights
 from trce_cli.prompts.presets import Preset, recommended
@@ -71,6 +73,15 @@ class Running(Settings):
     log_with: Literal["tensorboard", "wandb", "trackio"] | None = Field(
         None, description="Follow the training with this tracker as well."
     )
+
+    def check(self) -> None:
+        """Raise BadInput where the tracker is not installed."""
+        if self.log_with and not importlib.util.find_spec(self.log_with):
+            raise BadInput(f"{self.log_with} is not installed.", f"pip install {self.log_with}")
+
+    def arguments(self) -> dict[str, Any]:
+        """What `steer` is told of these."""
+        return {name: value for name, value in self if name != "log_with"}
 
 
 def choose_map_settings(

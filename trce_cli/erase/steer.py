@@ -18,6 +18,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.provenance import history, record
 from trce_cli.checkpoint.same_model import check_finite, check_same_model
 from trce_cli.edits.edit import Made
+from trce_cli.edits.forms import Edited
 from trce_cli.edits.outputs import Outputs, choose_outputs, total_bytes, write_outputs
 from trce_cli.erase.prepare import prepare
 from trce_cli.erase.sampling import Predictor
@@ -281,15 +282,10 @@ class Run:
             CURVES: loss_curves(log, self.training.regularisation, self.training.retention),
         }
         report = self.task("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
-        lora = write_outputs(
-            self.erased,
-            {key: partial(torch.add, change) for key, change in changes.items()},
-            Made(self.erased.family, self.erased.text_encoder_hash(), (*history(self.erased), entry)),
-            self.work.outputs,
-            report=lambda count: report(count / 1e6),
-            original=self.teacher,
-            files=files,
-        )
+        edits = {key: partial(torch.add, change) for key, change in changes.items()}
+        made = Made(self.erased.family, self.erased.text_encoder_hash(), (*history(self.erased), entry))
+        edited = Edited(self.erased, edits, made, original=self.teacher, files=files)
+        lora = write_outputs(edited, self.work.outputs, lambda count: report(count / 1e6))
         if not self.work.outputs.has_folder:  # a single file has no room for them
             for name, content in files.items():
                 beside = self.work.output.with_name(f"{self.work.output.stem}.{name}")

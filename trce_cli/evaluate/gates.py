@@ -5,9 +5,10 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, TrceError
 
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -92,3 +93,10 @@ def check_names(gates: Iterable[Gate], figures: Iterable[str]) -> None:
                 f"There is no figure {gate.figure!r} in this evaluation for the gate {gate}.",
                 f"{guess}Its figures: {told}; of a share also the interval's ends, {' and '.join(BOUNDS)}.",
             )
+
+
+def check_met(told: Iterable[Mapping[str, Any]], page: Path) -> None:
+    """Raise TrceError where one of the checked gates is not met; page: what shows why."""
+    if failed := [gate for gate in told if not gate["met"]]:
+        said = ", ".join(f"{gate['gate']} is not met: it is {value_of(gate)}" for gate in failed)
+        raise TrceError(f"{said}.", f"What was drawn is in {page}, failures first.")

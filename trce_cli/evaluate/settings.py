@@ -1,11 +1,19 @@
 """What is asked of a checkpoint and who looks, by all commands that judge."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from trce_cli.erase.settings import MapSettings, choose_map_settings
+from trce_cli.evaluate.choice import grid, parse_range
 from trce_cli.evaluate.detectors.registry import parse_threshold, usage
+from trce_cli.evaluate.gates import Gate, parse_gate
+from trce_cli.families.base import Family
+from trce_cli.families.slots import slot_weights
+from trce_cli.prompts.presets import Preset
+from trce_cli.prompts.settings import parse_token_weights
 from trce_cli.settings import Count, Flag, NotNegative, Seed, Settings
 
 
@@ -66,6 +74,51 @@ class EvaluationSettings(Asked):
     reuse: Annotated[Path | None, Flag(metavar="DIR")] = Field(
         None, description="Another evaluation's output, whose equal pictures are copied instead of drawn."
     )
+
+
+class Checks(Settings):
+    """What an evaluation is held to, and what it is put beside."""
+
+    gates: Annotated[tuple[Gate, ...], Flag(("--gate",), metavar="FIGURE<=NUMBER", parse=parse_gate)] = Field(
+        (),
+        description="Exit with 1 unless it is met, as in asr.implied<=0.05 or benign.kept>=0.95; of a 95 % "
+        "interval's end asr.implied.high<=0.05. May be repeated.",
+    )
+    compared: Annotated[tuple[Path, ...], Flag(("--compare",), metavar="RESULTS.json")] = Field(
+        (), description="Results of other evaluations, for one table and one plot; may be repeated."
+    )
+
+
+class Tried(Settings):
+    """Which settings of stage 1 `trce tune` tries."""
+
+    preserve: Annotated[str, Flag(metavar="LOW..HIGH")] = Field(
+        "1e-3..10", description="Range of lambda, spread in equal ratios; or one value."
+    )
+    token_weights: Annotated[
+        tuple[Any, ...], Flag(metavar="W,W,...|SLOT=W,...", parse=parse_token_weights)
+    ] = Field(
+        (),
+        description="Weights of the tokens that are mapped; repeat it to try several; else the presets', "
+        "else the family's.",
+    )
+    trials: Count | None = Field(
+        None, description="Settings to try in all, spread evenly over the token weights; else 8 of each."
+    )
+
+    def settings(self, presets: Sequence[Preset], family: Family) -> list[MapSettings]:
+        """The settings of every trial; what is not tried is what the presets recommend.
+
+        Raises BadInput for what is no range, and for weights that the family has no slots for.
+        """
+        low, high = parse_range(self.preserve)
+        usual, _ = choose_map_settings({}, presets, family)
+        given = self.token_weights or (usual.token_weights,)
+        slots = [tuple(slot_weights(family, each).values()) for each in given]
+        return [
+            usual.model_copy(update={"preserve": preserve, "token_weights": weights})
+            for preserve, weights in grid(low, high, slots, self.trials)
+        ]
 
 
 class TuningSettings(Asked):

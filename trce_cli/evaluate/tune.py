@@ -56,11 +56,18 @@ class Trial:
         return replace(drawn, file=file, role="erased", checkpoint_sha256=self.key)
 
 
+@dataclass(frozen=True)
+class Maps:
+    """The maps that are tried. arguments: what `trce map` is given beside their settings to make one."""
+
+    settings: Sequence[MapSettings]
+    prior: Prior
+    arguments: Sequence[str]
+
+
 def tune(
     evaluation: Evaluation,
-    prior: Prior,
-    settings: Sequence[MapSettings],
-    map_arguments: Sequence[str],
+    maps: Maps,
     output: Path,
     device: torch.device,
     dtype: str,
@@ -71,18 +78,17 @@ def tune(
 ) -> dict[str, Any]:
     """Try each of the settings, choose one, and write `tune.json`, `trials.csv` and `pareto.png`.
 
-    evaluation: of the original against itself, by whose suites maps are judged. map_arguments: what `trce
-    map` is given beside the settings, for the command line in the result. Returns what is in `tune.json`.
-    Raises BadInput where the output holds pictures of something else and `force` is not given, and where
-    nothing can tell what was kept; TrceError where no setting gives a map.
+    evaluation: of the original against itself, by whose suites maps are judged. Returns what is in
+    `tune.json`. Raises BadInput where the output holds pictures of something else and `force` is not given,
+    and where nothing can tell what was kept; TrceError where no setting gives a map.
     """
     check(evaluation)
     evaluation = replace(evaluation, extractors=())
     task("Reading the checkpoint", None, "")
-    told = describe(evaluation, prior, dtype)
+    told = describe(evaluation, maps.prior, dtype)
     sha256, pairs = told["original"]["sha256"], prompt_pairs(evaluation.presets)
-    identity = [sha256, prior.sha256(), list(map(asdict, pairs))]
-    trials = [Trial(each, digest([*identity, each.model_dump()])) for each in settings]
+    identity = [sha256, maps.prior.sha256(), list(map(asdict, pairs))]
+    trials = [Trial(each, digest([*identity, each.model_dump()])) for each in maps.settings]
     plans = {suite.name: list(plan(evaluation, suite, sha256, dtype)) for suite in evaluation.suites}
     told["asked"] = digest(
         [told["detectors"], told["clip"], *(list(map(asdict, each)) for each in plans.values())]
@@ -98,7 +104,7 @@ def tune(
     done = finished(output / RESULT, told["asked"])
     if todo := [trial for trial in trials if trial.key not in done]:
         weights = [trial.settings.token_weights for trial in todo]
-        statistics = Statistics.of(evaluation.original, pairs, prior, weights, device, task=task)
+        statistics = Statistics.of(evaluation.original, pairs, maps.prior, weights, device, task=task)
         stores = {
             each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
         }
@@ -117,7 +123,7 @@ def tune(
             done[trial.key] = found
             write_json(output / RESULT, told | {"trials": list(done.values()), "chosen": None})
     told["trials"] = [done[trial.key] for trial in trials]
-    told["chosen"] = conclude(told["trials"], map_arguments)
+    told["chosen"] = conclude(told["trials"], maps.arguments)
     write(output, told)
     return told
 

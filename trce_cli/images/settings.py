@@ -1,10 +1,13 @@
-"""How pictures are drawn."""
+"""What is drawn, and how."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from trce_cli.prompts.files import MAX_SEED
+from trce_cli.errors import BadInput
+from trce_cli.prompts.files import MAX_SEED, Prompt, read_prompts
 from trce_cli.settings import Count, Flag, NotNegative, Settings
 
 STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
@@ -38,3 +41,28 @@ class DrawSettings(Settings):
     )
     width: Count | None = Field(None, description="Pixels, instead of the file's; else as trained.")
     height: Count | None = Field(None, description="Pixels, instead of the file's; else as trained.")
+
+
+class Rows(Settings):
+    """Prompts of a file."""
+
+    prompt_file: Annotated[Path | None, Flag(("--prompts",), metavar="FILE")] = Field(
+        None,
+        description="More prompts: .txt, one a line, or .csv with a prompt column and, if any, seed, "
+        "guidance, width and height, as I2P, MMA-Diffusion, P4D, Ring-A-Bell, UnlearnDiffAtk and COCO spell "
+        "them.",
+    )
+    where: Annotated[tuple[str, ...], Flag(metavar="NAME=VALUE")] = Field(
+        (),
+        description="Only rows of the file whose cell is, or lists, this value; may be repeated, all must "
+        "hold.",
+    )
+    limit: Count | None = Field(None, description="Take only the first so many of the file.")
+
+    def prompts(self, note: Callable[[str], None]) -> list[Prompt]:
+        """The file's prompts, none without a file; `note` receives remarks. Errors are `read_prompts`'s."""
+        if self.prompt_file:
+            return read_prompts(self.prompt_file, where=self.where, limit=self.limit, note=note)
+        if self.where or self.limit:
+            raise BadInput("--where and --limit choose rows of a file.", "Name it with --prompts.")
+        return []

@@ -5,6 +5,7 @@ is seen without and with them.
 """
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.registry import ATTACKS, Budgets
 from trce_cli.evaluate.attacks.victim import Victim
 from trce_cli.evaluate.question import Evaluation
@@ -122,6 +124,22 @@ def attack(
         },
     }
     return findings, told
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Raise BadInput, before any work, where the suite file or its record cannot be written."""
+    folder = output.absolute().parent
+    if output.suffix.lower() != ".csv":
+        raise BadInput(f"{output} is no .csv file.", "Give --output a name that ends in .csv.")
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder}.", "Make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"{output} cannot be written: no permission there.", "Choose another --output.")
+    for path in (output, output.with_suffix(".json")):
+        if path.is_dir() or (path.exists() and not force):
+            raise BadInput(
+                f"{path} is there already.", "Choose another --output, or replace it with --force."
+            )
 
 
 @contextmanager

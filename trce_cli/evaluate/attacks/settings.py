@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from trce_cli.evaluate.attacks.registry import ATTACKS, usage
-from trce_cli.evaluate.settings import Asked
+from trce_cli.evaluate.settings import Asked, EvaluationSettings
+from trce_cli.prompts.suites import NONE
 from trce_cli.settings import Count, Flag, one_of
 
 
@@ -25,3 +26,10 @@ class AttackSettings(Asked):
     negative_prompt: str = Field(
         "", description="What CHECKPOINT alone is steered away from: the baseline that needs no editing."
     )
+
+    def evaluation(self) -> EvaluationSettings:
+        """See `Asked`; where files are attacked, none of the built-in suites is asked beside them."""
+        question = super().evaluation()
+        if all("=" in name for name in self.suites):
+            return question.model_copy(update={"suites": (*self.suites, NONE)})
+        return question

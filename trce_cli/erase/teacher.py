@@ -1,0 +1,60 @@
+"""The original model that stage 2 learns from: named, or found in the history of what it tunes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.checkpoint.provenance import history
+from trce_cli.erase.trajectory_set import denoiser_hashes
+from trce_cli.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The original. hashes: `denoiser_hashes` of it, where it was read to compare them with the history's."""
+
+    checkpoint: Checkpoint
+    hashes: Sequence[str] | None = None
+
+
+def find_teacher(
+    erased: Checkpoint,
+    name: str | None,
+    config: Path | None,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Teacher:
+    """The checkpoint of that name (None: not given), else the first base of the history, else `erased`.
+
+    config: of single files, as for `open_checkpoint`. `note` and `warn` receive remarks. Raises BadInput
+    where the base cannot be opened, or is no longer what the history says.
+    """
+    entries = history(erased)
+    if not any(entry["edit"] in ("map", "apply") for entry in entries):
+        note(f"{erased.name} has not been mapped: stage 2 alone is the weaker half of the method.")
+    if not entries:
+        return Teacher(erased if name is None else open_checkpoint(name, config=config))
+    base = entries[0]["base"]
+    opened = _base(erased, base, config) if name is None else open_checkpoint(name, config=config)
+    hashes = denoiser_hashes(opened)
+    if not set(base["files"].values()) & set(hashes):
+        differing = f"its {opened.family.network}'s weights differ"
+        message = f"{opened.name} is not the original that {erased.name} was made from: {differing}."
+        if name is None:
+            raise BadInput(message, "Name the original with --teacher.")
+        warn(message)
+    return Teacher(opened, hashes)
+
+
+def _base(erased: Checkpoint, base: Mapping[str, Any], config: Path | None) -> Checkpoint:
+    try:
+        return open_checkpoint(base["name"], base.get("revision"), base.get("variant"), config)
+    except BadInput as error:
+        raise BadInput(
+            f"The original that {erased.name} was made from cannot be opened: {error.message}",
+            "Name it with --teacher.",
+        ) from None
