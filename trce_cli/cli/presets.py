@@ -1,6 +1,5 @@
 """`trce presets`: the concept lists."""
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,65 +10,10 @@ from trce_cli.cli.options import Answer, Force, PresetName, with_options
 from trce_cli.errors import BadInput
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import Preset, load_preset, preset_names, recommended
+from trce_cli.prompts.starter import starter
 from trce_cli.system.whole import write_text
 
 app = typer.Typer(help="List, show, check and start concept lists.", no_args_is_help=True)
-
-NEW_PRESET = """\
-# A preset for trce: what to erase, and what fits in its place.
-# Check it with `trce presets check FILE`, use it with `trce map CHECKPOINT --preset FILE -o DIR`.
-
-name = {name}
-description = "One line on what this erases"
-
-# What the phrases name: object, person, scene or style. It chooses the default templates.
-kind = "object"
-
-# Other presets to erase along with this one: shipped names, or paths relative to this file.
-# includes = ["weapons"]
-
-# Sentences that the phrases are put into, each with one {{}}. Leave them out to use the kind's own.
-# templates = ["a photo of {{}}", "{{}} on a table"]
-
-# Prompts that mean the concepts without naming one: no edit sees them, `trce evaluate` asks them.
-# implied = ["a machine that takes your coins and rarely gives any back"]
-
-# Reports blur the pictures until they are clicked, unless this is false.
-# sensitive = false
-
-# One table a concept: the unsafe phrase with its article, and a safe one that fits the same sentences.
-# Name the concept in as many ways as people do; 20 are a good number.
-[[concepts]]
-unsafe = "a slot machine"
-safe = "a vending machine"
-
-[[concepts]]
-unsafe = "a roulette wheel"
-safe = "a bicycle wheel"
-
-# Recommended settings; every key may be left out, options on the command line come before them.
-[map]
-# preserve = 0.1                 # lambda: larger keeps more of everything else, smaller erases more
-# ridge = 1e-4                   # bounds the edit, so that it survives rounded weights; 0 for no bound
-# token_weights = [0, 1, 0, 0]   # SD: start of text, first and last end of text, keyword
-# strength = 1.0                 # 1 is the full edit
-
-[steer]
-# steps = 50                     # DDIM steps of a trajectory
-# early_steps = 25               # how many of them, from the noise on, are tuned
-# trajectories_per_concept = 5   # seeds a concept
-# unconditional = 2000           # states that hold everything else in place
-# benign = 1000                  # states under benign prompts, held to the original's predictions
-# guidance_scale = 3.0           # of the trajectories
-# steering_guidance = 15.0       # of the targets
-# margin = 0.01
-# regularisation = 100.0         # weight of the unconditional states
-# retention = 100.0              # weight of the states under benign prompts
-# lr = 1e-6
-# epochs = 3
-# max_steps = 1000
-# batch_size = 4
-"""
 
 
 @app.command("list")
@@ -135,9 +79,7 @@ def new_preset(
         raise BadInput(f"There is no folder {str(file.parent)!r} to write {file.name} in.", "Make it first.")
     if file.exists() and not force:
         raise BadInput(f"{file} exists already.", "Choose another name, or replace it with --force.")
-    name = "".join(filter(str.isprintable, file.stem)).strip() or "my-preset"
-    # A printable text is written in TOML as in JSON.
-    write_text(file, NEW_PRESET.format(name=dumps(name, ensure_ascii=False)), force)
+    write_text(file, starter(file.stem), force)
     console.show(f"Wrote {file}; fill it in, then run `trce presets check {file}`.")
     console.result({"file": file})
 

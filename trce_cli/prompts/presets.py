@@ -163,7 +163,7 @@ def recommended(presets: Iterable[Preset], table: Literal["map", "steer"]) -> di
     """What the presets recommend for `trce map` or `trce steer`; of several, the first one's holds."""
     parts = [getattr(part, table).given() for preset in presets for part in preset.walk()]
     merged = ChainMap(*parts)
-    return {name: merged[name] for name in _TABLES[table].model_fields if name in merged}
+    return {name: merged[name] for name in TABLES[table].model_fields if name in merged}
 
 
 def _find(name_or_path: str | Path, folder: Path) -> Path:
@@ -227,7 +227,7 @@ def _with_default_templates(preset: Preset) -> Preset:
 
 
 # The table that a key stands in, to say which keys are allowed there.
-_TABLES: Final[Mapping[str, type[Settings]]] = {
+TABLES: Final[Mapping[str, type[Settings]]] = {
     "": Preset,
     "concepts": Concept,
     "map": MapTable,
@@ -243,7 +243,7 @@ def _explain(error: ValidationError) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     match first["type"]:
         case "extra_forbidden":
-            table = _TABLES[str(outer[0]) if outer else ""]
+            table = TABLES[str(outer[0]) if outer else ""]
             close = difflib.get_close_matches(str(last), table.model_fields, n=1)
             guess = f" (did you mean {close[0]!r}?)" if close else ""
             return f"unknown key {key!r}{guess}; allowed are {', '.join(table.model_fields)}"

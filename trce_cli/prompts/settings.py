@@ -69,6 +69,7 @@ class MapTable(Settings):
         TokenWeights | None, Flag(metavar="W,W,...|SLOT=W,...", parse=parse_token_weights)
     ] = Field(
         None,
+        examples=[{"FIRST_EOT": 1}],
         description="Weights of the tokens that are mapped: of all slots in order, or of some by name (of "
         "SD: SOT, FIRST_EOT, LAST_EOT, KEYWORD); else the preset's, else the family's, which is FIRST_EOT=1.",
     )
@@ -90,6 +91,7 @@ class TrajectoryTable(Settings):
     steps: Count = Field(50, description="DDIM steps of a trajectory; else the preset's, else {default}.")
     early_steps: Count = Field(
         default_factory=_half_of_steps,
+        examples=[25],
         description="How many of them, from the noise on, are tuned; else half.",
     )
     trajectories_per_concept: Count = Field(
@@ -134,7 +136,9 @@ class TrainingTable(Settings):
     epochs: Count | None = Field(
         3, description="Passes over the unsafe states; else the preset's, else {default}."
     )
-    max_steps: Count | None = Field(None, description="Optimisation steps, instead of epochs.")
+    max_steps: Count | None = Field(
+        None, examples=[1000], description="Optimisation steps, instead of epochs."
+    )
     batch_size: Count = Field(
         4,
         description="Unsafe states a step, over all processes, and as many unconditional and benign ones; "
