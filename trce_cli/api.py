@@ -12,6 +12,7 @@ from trce_cli.edits.map import Map
 from trce_cli.erase.erasure import Erasure
 from trce_cli.erase.prior import choose_prior
 from trce_cli.erase.settings import choose_map_settings
+from trce_cli.families.registry import FURTHER_STREAMS
 from trce_cli.prompts.presets import load_presets
 
 
@@ -23,14 +24,15 @@ def solve_map(
     ridge: float | None = None,
     token_weights: Sequence[float] | Mapping[str, float] | None = None,
     strength: float | None = None,
-    pooled: bool = True,
     prior: str | Path | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    **streams: bool,
 ) -> Map:
     """Solve stage 1 for a checkpoint (its name, path, or opened) and presets (names or TOML files), jointly.
 
-    Settings are those of `trce map`: what is not given the presets recommend, else the defaults. Prompts are
+    Settings are those of `trce map`: what is not given the presets recommend, else the defaults. streams: a
+    stream that a family has beside its main one is left alone where it is False by its name. Prompts are
     encoded on `device` in `dtype`; nothing is written but the cached statistics of the prior. The figures of
     the guards are in `map.made.history[-1]["figures"]`. Raises BadInput and TrceError as `trce map` does.
     """
@@ -39,12 +41,14 @@ def solve_map(
     names = [presets] if isinstance(presets, str | Path) else presets
     chosen = load_presets([str(name) for name in names])
     weights = tuple(token_weights) if isinstance(token_weights, list) else token_weights
+    if unknown := streams.keys() - FURTHER_STREAMS:
+        raise TypeError(f"solve_map() got an unexpected keyword argument {min(unknown)!r}")
     given = {
         "preserve": preserve,
         "ridge": ridge,
         "token_weights": weights,
         "strength": strength,
-        "pooled": pooled,
+        "without": tuple(stream for stream, mapped in streams.items() if not mapped),
     }
     settings, _ = choose_map_settings(given, chosen, source.family)
     benign = choose_prior(source, None if prior is None else Path(prior))

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 import trce_cli
-from trce_cli.cli.app import app
+from trce_cli.cli.app import app, main
 
 HEAVY = {
     "torch",
@@ -68,12 +68,22 @@ for line, status in {lines!r}:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_an_option_without_effect_is_told_of_and_taken(tmp_path, capsys):
+    line = ["generate", str(tmp_path / "none"), "a hat", "-o", str(tmp_path / "out"), "--batch-size", "4"]
+    assert main(line) == 2
+    remark, error, *_ = capsys.readouterr().err.splitlines()
+    assert remark == "--batch-size has no effect any more: each image is drawn alone."
+    assert "none" in error
+    assert main([*line, "--quiet"]) == 2
+    assert "--batch-size" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", leaf_commands(), ids=" ".join)
 def test_help_names_every_option_whole_in_a_narrow_terminal(path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     told = CliRunner().invoke(app, [*path, "--help"], prog_name="trce").stdout
     for parameter in leaf_commands()[path].params:
-        if isinstance(parameter, typer.core.TyperOption):
+        if isinstance(parameter, typer.core.TyperOption) and not parameter.hidden:
             assert all(f"{option} " in told or f"{option}," in told for option in parameter.opts), told
     assert max(map(len, told.splitlines())) <= 80
 

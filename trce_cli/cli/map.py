@@ -3,7 +3,7 @@
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from trce_cli.cli.options import (
     Answer,
@@ -21,9 +21,12 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.cli.written import hash_original, show_written, write
-from trce_cli.erase.settings import MapSettings, choose_map_settings
+from trce_cli.erase.settings import choose_map_settings
+from trce_cli.families.registry import FURTHER_STREAMS
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_presets
+from trce_cli.prompts.settings import MapTable
+from trce_cli.settings import Flag, Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,12 +42,24 @@ class Encoding(Computing):
     )
 
 
+_STREAMS: dict[str, Any] = {
+    stream: (
+        Annotated[bool, Flag((f"--{stream}/--no-{stream}",))],
+        Field(True, description=f"Map the {stream} embeddings as well, where the family has them."),
+    )
+    for stream in FURTHER_STREAMS
+}
+# Which streams of embeddings are mapped beside the main one.
+Streams = create_model("Streams", __base__=Settings, **_STREAMS)
+
+
 @with_options
 def map_(
     checkpoint: CheckpointName,
     presets: Presets,
     output: Output,
-    given: Annotated[dict[str, Any], MapSettings],
+    given: Annotated[dict[str, Any], MapTable],
+    streams: Annotated[dict[str, bool], Streams],
     encoding: Encoding,
     writing: Writing,
     opening: Opening,
@@ -56,7 +71,7 @@ def map_(
     """Erase concepts in closed form, in seconds (stage 1).
 
     The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer,
-    and SDXL's pooled embeddings where they enter.
+    and those of further streams where they enter.
     The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
     or what --as names.
     """
@@ -69,7 +84,8 @@ def map_(
     console = answer.console()
     chosen = load_presets(presets)
     source = opening.open(checkpoint)
-    settings, remarks = choose_map_settings(given, chosen, source.family)
+    without = tuple(name for name, mapped in streams.items() if not mapped)
+    settings, remarks = choose_map_settings(given | {"without": without}, chosen, source.family)
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read(presets, prior, opening.config))
     benign = choose_prior(source, prior, console.note)
@@ -112,17 +128,19 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         table.add_row(row, "", f"{change[name]['mean']:.2%} ({change[name]['max']:.2%})")
     table.add_row("Spectral norm of the change", "", f"{figures['norm']:.3g}")
     table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
-    if pooled := figures.get("pooled"):
-        before, after = (pooled["cosine_to_safe"][when] for when in ("before", "after"))
+    for stream in figures.keys() & set(FURTHER_STREAMS):
+        further = figures[stream]
+        before, after = (further["cosine_to_safe"][when] for when in ("before", "after"))
+        name = stream.capitalize()
         table.add_row(
-            "Pooled: cosine of unsafe to safe, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}"
+            f"{name}: cosine of unsafe to safe, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}"
         )
         table.add_row("... lowest", f"{before['min']:.3f}", f"{after['min']:.3f}")
-        table.add_row("... targets moved", "", f"{pooled['moved']:.1%}")
-        table.add_row("... change of canary captions in add_embedding", "", f"{pooled['canary_change']:.2%}")
-        table.add_row("... spectral norm of the change", "", f"{pooled['norm']:.3g}")
-        row = f"... condition number, within rank {pooled['rank']} of {pooled['dim']}"
-        table.add_row(row, "", f"{pooled['condition']:.2g}")
+        table.add_row("... targets moved", "", f"{further['moved']:.1%}")
+        table.add_row("... change of canary captions where it enters", "", f"{further['canary_change']:.2%}")
+        table.add_row("... spectral norm of the change", "", f"{further['norm']:.3g}")
+        row = f"... condition number, within rank {further['rank']} of {further['dim']}"
+        table.add_row(row, "", f"{further['condition']:.2g}")
     return table
 
 

@@ -38,14 +38,13 @@ class Erasure:
 
         seconds: that it took. files: the checkpoint's weights by name, with their hashes.
         """
-        resolved = self.settings.model_dump() | {
+        family = self.checkpoint.family
+        resolved = self.settings.resolved(family) | {
             "prior": self.prior.source,
             "prior_sha256": self.prior.sha256(),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        if len(self.checkpoint.family.streams) == 1:
-            del resolved["pooled"]
         entry = record("map", self.checkpoint, self.presets, resolved, solution.figures, seconds, files)
-        made = Made(self.checkpoint.family, self.checkpoint.text_encoder_hash(), (entry,))
+        made = Made(family, self.checkpoint.text_encoder_hash(), (entry,))
         return Map(made, solution.streams)

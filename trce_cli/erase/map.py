@@ -108,7 +108,7 @@ class Statistics:
         or results are not finite, and where a map would not move its targets.
         """
         family = self.checkpoint.family
-        streams = family.streams if settings.pooled else family.streams[:1]
+        streams = settings.streams(family)
         targets = self.pairs.targets(slot_weights(family, settings.token_weights))
         doors = self.checkpoint.door_weights()
         solved: dict[str, LinearMap] = {}

@@ -23,7 +23,7 @@ def plan(
 ) -> dict[str, Any]:
     """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes."""
     doors = checkpoint.door_weights()
-    streams = doors if settings.pooled else checkpoint.family.streams[:1]
+    streams = settings.streams(checkpoint.family)
     return {
         "family": checkpoint.family.name,
         "weights": [copy.label for copy in checkpoint.denoiser],

@@ -21,12 +21,19 @@ class MapSettings(MapTable):
 
     preserve: lambda. ridge: r as a share of the mean eigenvalue. token_weights: w in the order of the
     family's slots, or by their names; None: the family's. strength: s in M_s = I + s (M - I), 1 is the full
-    edit. pooled: whether SDXL's pooled embedding is mapped as well; other families have none.
+    edit. without: further streams that are left alone.
     """
 
-    pooled: Annotated[bool, Flag(("--pooled/--no-pooled",))] = Field(
-        True, description="SDXL: map the pooled text embedding as well."
-    )
+    without: tuple[str, ...] = ()
+
+    def streams(self, family: Family) -> tuple[str, ...]:
+        """Which of the family's streams are mapped, the main one first."""
+        return tuple(stream for stream in family.streams if stream not in self.without)
+
+    def resolved(self, family: Family) -> dict[str, Any]:
+        """The settings as they are recorded: of each further stream whether it is mapped."""
+        mapped = {stream: stream not in self.without for stream in family.streams[1:]}
+        return self.model_dump(exclude={"without"}) | mapped
 
 
 class Recipe(TrajectoryTable):

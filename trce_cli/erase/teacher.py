@@ -8,6 +8,7 @@ from typing import Any
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history
+from trce_cli.checkpoint.same_model import check_same_model
 from trce_cli.erase.trajectory_set import denoiser_hashes
 from trce_cli.errors import BadInput
 
@@ -31,15 +32,18 @@ def find_teacher(
     """The checkpoint of that name (None: not given), else the first base of the history, else `erased`.
 
     config: of single files, as for `open_checkpoint`. `note` and `warn` receive remarks. Raises BadInput
-    where the base cannot be opened, or is no longer what the history says.
+    where the base cannot be opened, is no longer what the history says, or as `check_same_model` does.
     """
     entries = history(erased)
     if not any(entry["edit"] in ("map", "apply") for entry in entries):
         note(f"{erased.name} has not been mapped: stage 2 alone is the weaker half of the method.")
-    if not entries:
-        return Teacher(erased if name is None else open_checkpoint(name, config=config))
-    base = entries[0]["base"]
+    if name is None and not entries:
+        return Teacher(erased)
+    base = entries[0]["base"] if entries else {}
     opened = _base(erased, base, config) if name is None else open_checkpoint(name, config=config)
+    check_same_model(opened, erased)
+    if not base:
+        return Teacher(opened)
     hashes = denoiser_hashes(opened)
     if not set(base["files"].values()) & set(hashes):
         differing = f"its {opened.family.network}'s weights differ"

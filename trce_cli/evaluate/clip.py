@@ -48,7 +48,7 @@ class TransformersClip:
     def images(self, images: np.ndarray) -> np.ndarray:
         """RGB uint8 (count, height, width, 3) -> features float32 (count, width)."""
         inputs = self._processor(images=list(images), return_tensors="pt").to(self._device)
-        return numpy(pooled(self._model.get_image_features(**inputs)))
+        return numpy(projected(self._model.get_image_features(**inputs)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -58,11 +58,11 @@ class TransformersClip:
             inputs = self._processor(
                 text=list(texts[start : start + 64]), padding=True, truncation=True, return_tensors="pt"
             ).to(self._device)
-            found.append(numpy(pooled(self._model.get_text_features(**inputs))))
+            found.append(numpy(projected(self._model.get_text_features(**inputs))))
         return np.concatenate(found)
 
 
-def pooled(output: Any) -> Tensor:
+def projected(output: Any) -> Tensor:
     """The features: what transformers 4 returns as they are, and 5 inside an output object."""
     features = getattr(output, "pooler_output", output)
     assert isinstance(features, Tensor)

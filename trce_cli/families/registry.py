@@ -8,6 +8,8 @@ from trce_cli.families.base import Configs, Family, Shape
 from trce_cli.families.sd.family import SD1, SD2, SDXL
 
 FAMILIES: Final[tuple[Family, ...]] = (SD1, SD2, SDXL)
+# The streams that some families have beside their main one; each may be left alone by its name.
+FURTHER_STREAMS: Final = tuple(dict.fromkeys(stream for family in FAMILIES for stream in family.streams[1:]))
 
 CHECKPOINT: Final = "model.diffusion_model."  # what names of a denoiser begin with in single files
 _EDITS: Final = {

@@ -1,6 +1,6 @@
 """The objective of stage 2 (pure): away from the unsafe prediction, toward the safe one.
 
-arXiv 2503.07389, denoising trajectory steering. A prediction is what the U-Net puts out at a state z_t:
+arXiv 2503.07389, denoising trajectory steering. A prediction is what the denoiser puts out at a state z_t:
 noise, or v where the checkpoint predicts v. At a fixed z_t and t one is an affine function of the other, so
 guidance and the targets are the same points in either; only the weight of a timestep in the mean squares
 differs. Letters: e_unsafe, e_safe, e_uncond are the original model's predictions under the unsafe, the safe
