@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from trce_cli import Map
+from trce_cli.checkpoint.checkpoint import Hashes
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import Made
@@ -23,8 +24,9 @@ def low_rank(width: int, rank: int, seed: int) -> torch.Tensor:
 def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
     """A map of rank 3 for the checkpoint in the folder."""
     checkpoint = open_checkpoint(str(folder))
-    entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1, {})
-    made = Made(checkpoint.family, checkpoint.text_encoder_hash(), (entry,))
+    hashes = Hashes({}, checkpoint.text_encoder_hash())
+    entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1, hashes)
+    made = Made(checkpoint.family, hashes.text_encoder, (entry,))
     widths = checkpoint.widths
     return Map(
         made,

@@ -38,7 +38,7 @@ def edit_of(source: Path, kind: str = "map") -> tuple[dict[str, bytes], dict]:
         {"preserve": 10.0, "token_weights": [0.0, 1.0, 0.0, 0.0], "strength": 1.0},
         FIGURES,
         seconds=12.3456,
-        files=checkpoint.hashes(),
+        hashes=checkpoint.hashes(),
         seeds={"prior": 7},
     )
     return provenance_files(checkpoint, entry), entry
@@ -60,7 +60,7 @@ def test_the_record_holds_all_that_makes_the_edit_again(source: Path) -> None:
     entry["figures"].pop("moved")
     assert stored_entry == entry
     checkpoint = open_checkpoint(str(source))
-    assert entry["base"]["files"] == checkpoint.hashes()
+    assert entry["base"]["files"] == checkpoint.hashes().files
     assert entry["base"]["text_encoder"] == checkpoint.text_encoder_hash()
     assert entry["base"]["license"] == "creativeml-openrail-m"
     preset = load_preset("weapons")
@@ -120,7 +120,7 @@ def test_a_second_edit_is_added_to_the_history(source: Path, tmp_path: Path) -> 
     assert card.count("**weapons**") == 1
     assert "1. `trce map`" in card
     assert "2. `trce steer`" in card
-    assert second["base"]["files"] == open_checkpoint(str(once)).hashes()
+    assert second["base"]["files"] == open_checkpoint(str(once)).hashes().files
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tiny
-from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history, provenance_files, record
@@ -120,7 +120,7 @@ def test_the_ema_copy_is_edited_too(files: dict, folders: dict, tmp_path: Path) 
 def test_dtype_key_order_and_metadata_are_kept(folders: dict, tmp_path: Path) -> None:
     path = tiny.single_file("sd1", folders["sd1"], tmp_path / "half.safetensors", half=True)
     checkpoint = open_checkpoint(str(path), config=folders["sd1"])
-    entry = record("map", checkpoint, [load_preset("weapons")], {}, {}, 1.0, {})
+    entry = record("map", checkpoint, [load_preset("weapons")], {}, {}, 1.0, Hashes({}, "0" * 64))
     files = provenance_files(checkpoint, entry)
     edits = dict.fromkeys(edited_keys(checkpoint), lambda weight: weight + 1)
     output = write_patched(checkpoint, tmp_path / "out.safetensors", edits, files)

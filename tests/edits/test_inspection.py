@@ -24,7 +24,9 @@ KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 @pytest.fixture
 def edited(tiny_sd1: Path, tmp_path: Path) -> Path:
     checkpoint = open_checkpoint(str(tiny_sd1))
-    files = provenance_files(checkpoint, record("map", checkpoint, [], {"preserve": 1.0}, {}, 1.0, {}))
+    files = provenance_files(
+        checkpoint, record("map", checkpoint, [], {"preserve": 1.0}, {}, 1.0, checkpoint.hashes())
+    )
     return write_patched(checkpoint, tmp_path / "edited", {KEY: lambda weight: weight * 1.5}, files)
 
 

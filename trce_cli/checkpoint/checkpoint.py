@@ -4,7 +4,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -71,6 +70,17 @@ class WeightCopy:
     def files(self) -> list[SafetensorsFile]:
         """The files that hold this copy."""
         return list({place.file.path: place.file for place in self.tensors.values()}.values())
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """What a checkpoint's weights are known by, computed once and passed on; SHA-256 in hex.
+
+    files: of every weight file by its relative name. text_encoder: `Checkpoint.text_encoder_hash`.
+    """
+
+    files: Mapping[str, str]
+    text_encoder: str
 
 
 @dataclass(frozen=True)
@@ -172,12 +182,8 @@ class Checkpoint(ABC):
     def text_encoder_hash(self) -> str:
         """SHA-256 in hex of the text encoders' weights: the same for every layout, for fp16 and fp32 files.
 
-        Hashed are name, shape and fp16 bytes of every weight that the encoders use; read once.
+        Hashed are name, shape and fp16 bytes of every weight that the encoders use. All of them are read.
         """
-        return self._text_encoder_hash
-
-    @cached_property
-    def _text_encoder_hash(self) -> str:
         import torch
 
         digest = hashlib.sha256()
@@ -189,13 +195,17 @@ class Checkpoint(ABC):
                     digest.update(piece.to(torch.float16).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def hashes(self, report: Report = no_report) -> dict[str, str]:
-        """SHA-256 in hex of every weight file of the checkpoint by its relative name; streamed."""
-        return {
+    def hashes(self, report: Report = no_report, text_encoder: str | None = None) -> Hashes:
+        """What its weights are known by; files are streamed, `report` is called with the bytes just read.
+
+        text_encoder: `text_encoder_hash`, where it was computed before.
+        """
+        files = {
             name: hash_file(path, report)
             for name, path in self.files.items()
             if path.suffix == ".safetensors"
         }
+        return Hashes(files, text_encoder or self.text_encoder_hash())
 
     def pipe(self, device: "torch.device", dtype: "torch.dtype") -> "DiffusionPipeline":
         """The pipeline that draws, all in memory; see `Family.pipe`."""

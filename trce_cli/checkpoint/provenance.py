@@ -18,7 +18,7 @@ from trce_cli.system.foreign import parse_json, validated
 from trce_cli.system.machine import __version__, peak_memory_bytes, versions
 
 if TYPE_CHECKING:
-    from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
     from trce_cli.prompts.presets import Preset
 
 SCHEMA = 1
@@ -79,14 +79,13 @@ def record(
     settings: Mapping[str, Any],
     figures: Mapping[str, Any],
     seconds: float,
-    files: Mapping[str, str],
+    hashes: "Hashes",
     seeds: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """One entry of the history: what an edit did, from what, how, and what was measured; plain JSON values.
 
     edit, date (UTC): what and when. versions: of trce, Python and the libraries. base: name, revision,
-    variant, family, layout, licence, hash of the text encoders' weights and SHA-256 of every weight file,
-    which are `files`, as `Checkpoint.hashes` has them.
+    variant, family, layout, licence, and its `hashes`.
     presets: name, kind, hash and the concepts' unsafe and safe phrases. settings, seeds, figures: as given.
     seconds: wall time.
     peak_memory_bytes: of this process.
@@ -102,8 +101,8 @@ def record(
             "family": checkpoint.family.name,
             "layout": checkpoint.layout,
             "license": source_card(checkpoint).get("license"),
-            "text_encoder": checkpoint.text_encoder_hash(),
-            "files": dict(files),
+            "text_encoder": hashes.text_encoder,
+            "files": dict(hashes.files),
         },
         "presets": [
             {

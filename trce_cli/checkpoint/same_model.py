@@ -12,12 +12,15 @@ def check_finite(checkpoint: Checkpoint) -> None:
             raise BadInput(f"{key} in {checkpoint.path} holds NaN or infinite values.")
 
 
-def check_same_model(teacher: Checkpoint, erased: Checkpoint) -> None:
+def check_same_model(teacher: Checkpoint, erased: Checkpoint) -> str:
     """Raise BadInput where `erased` cannot have been made from `teacher`: another architecture, text or
     schedule.
 
-    Reads headers, configs and the text encoders; computes nothing.
+    Reads headers, configs and the text encoders; computes nothing. Returns the text encoders' hash.
     """
+    text_encoder = erased.text_encoder_hash()
+    if teacher is erased:
+        return text_encoder
     both = (teacher, erased)
     shapes = [{key: one.shape("denoiser", key) for key in one.keys("denoiser")} for one in both]
     configs = [
@@ -29,12 +32,12 @@ def check_same_model(teacher: Checkpoint, erased: Checkpoint) -> None:
         difference = f"it is {teacher.family.name}, and {erased.name} is {erased.family.name}"
     elif shapes[0] != shapes[1] or configs[0] != configs[1]:
         difference = f"its {erased.family.network} is of another architecture than that of {erased.name}"
-    elif teacher.text_encoder_hash() != erased.text_encoder_hash():
+    elif teacher.text_encoder_hash() != text_encoder:
         difference = f"its text encoder is not that of {erased.name}"
     elif next(schedules) != next(schedules):
         difference = f"its noise schedule or prediction type is not that of {erased.name}"
     else:
-        return
+        return text_encoder
     raise BadInput(
         f"{teacher.name} cannot be the teacher: {difference}.",
         "--teacher is the original from which the erased checkpoint was made.",

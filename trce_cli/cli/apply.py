@@ -71,7 +71,8 @@ def apply(
     source = opening.open(checkpoint)
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read([], *edits, opening.config))
-    fits = [check_fits(edit, source, fitting.allow_other_text_encoder) for edit in opened]
+    text_encoder = source.text_encoder_hash()
+    fits = [check_fits(edit, source, text_encoder, fitting.allow_other_text_encoder) for edit in opened]
     combined, text_map = combine(opened, source, fitting.strength)
     history = [entry for edit in opened if edit.made for entry in edit.made.history]
     for note in notes(source, outputs):
@@ -80,13 +81,13 @@ def apply(
     with console.progress() as progress:
         if not all(fits):
             figures = measure(source, combined, concept_pairs(history), progress.task)
-        hashes = hash_original(source, progress)
+        hashes = hash_original(source, progress, text_encoder)
     if not all(fits):
         console.show(_guard_table(figures))
         console.warn(f"{source.name} has another text encoder than the edit was made for.")
     seconds = perf_counter() - start
     entry = record_apply(source, edits, opened, fitting.strength, figures, seconds, hashes)
-    made = Made(source.family, source.text_encoder_hash(), (*history, entry))
+    made = Made(source.family, text_encoder, (*history, entry))
     lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
     show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start)
 

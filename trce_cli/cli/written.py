@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from trce_cli.cli.console import Console, Progress
 
 if TYPE_CHECKING:
-    from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import Outputs
 
 
-def hash_original(source: "Checkpoint", progress: Progress) -> dict[str, str]:
-    """The hashes of the checkpoint's files, which its outputs record."""
+def hash_original(source: "Checkpoint", progress: Progress, text_encoder: str | None = None) -> "Hashes":
+    """The hashes of the checkpoint, which its outputs record; text_encoder: where it is known."""
     hashing = progress.task("Hashing the original", round(source.total_bytes() / 1e6), "MB")
-    return source.hashes(lambda count: hashing(count / 1e6))
+    return source.hashes(lambda count: hashing(count / 1e6), text_encoder)
 
 
 def write(console: Console, edited: "Edited", outputs: "Outputs") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint
+from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import WeightEdit
 from trce_cli.edits.lora import LORA, Lora, open_lora
@@ -52,8 +52,12 @@ def open_edit(path: str | Path) -> Edit:
     )
 
 
-def check_fits(edit: Edit, checkpoint: Checkpoint, allow_other_text_encoder: bool = False) -> bool:
+def check_fits(
+    edit: Edit, checkpoint: Checkpoint, text_encoder: str, allow_other_text_encoder: bool = False
+) -> bool:
     """Whether the checkpoint has the very text encoders that the edit was made for.
+
+    text_encoder: the checkpoint's `text_encoder_hash`.
 
     Raises BadInput for another family, and for other or unknown text encoders unless they are allowed.
     """
@@ -62,7 +66,7 @@ def check_fits(edit: Edit, checkpoint: Checkpoint, allow_other_text_encoder: boo
         raise BadInput(
             f"The edit was made for {made.family.name}, and {name} is of the family {checkpoint.family.name}."
         )
-    if made and checkpoint.text_encoder_hash() == made.text_encoder:
+    if made and text_encoder == made.text_encoder:
         return True
     if not allow_other_text_encoder:
         maker = (
@@ -71,7 +75,7 @@ def check_fits(edit: Edit, checkpoint: Checkpoint, allow_other_text_encoder: boo
             else "for a text encoder it does not name"
         )
         raise BadInput(
-            f"The edit was made {maker}, and {name} has {checkpoint.text_encoder_hash()[:12]}.",
+            f"The edit was made {maker}, and {name} has {text_encoder[:12]}.",
             "If that is a fine-tuned one of the same base, add --allow-other-text-encoder.",
         )
     return False
@@ -105,12 +109,12 @@ def record_apply(
     strength: float,
     figures: Mapping[str, Any],
     seconds: float,
-    hashes: Mapping[str, str],
+    hashes: Hashes,
 ) -> dict[str, Any]:
     """The entry for edits that were made before: like `record`'s, with the concepts that they erase.
 
     edits: for each, in the order in which they act, file name, SHA-256, form, and its own history.
-    hashes: of the checkpoint's files.
+    hashes: of the checkpoint.
     """
     histories = [list(edit.made.history) if edit.made else [] for edit in edits]
     files = [

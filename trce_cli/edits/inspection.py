@@ -41,7 +41,7 @@ def describe(
             raise BadInput(f"{name} is no checkpoint, so no edit can fit it.")
         return _describe_file(file)
     checkpoint = open_checkpoint(name, revision, variant, config)
-    family = checkpoint.family
+    family, text_encoder = checkpoint.family, checkpoint.text_encoder_hash()
     found = {
         "path": str(checkpoint.path),
         "kind": "checkpoint",
@@ -57,20 +57,20 @@ def describe(
         },
         "doors": {door.name: len(door.weights) for door in checkpoint.doors()},
         "widths": checkpoint.widths,
-        "text_encoder": checkpoint.text_encoder_hash(),
+        "text_encoder": text_encoder,
         "left_out": dict(checkpoint.left_out),
         "history": history(checkpoint),
     }
-    return found | ({"edit": str(edit), **_fit(checkpoint, edit)} if edit else {})
+    return found | ({"edit": str(edit), **_fit(checkpoint, text_encoder, edit)} if edit else {})
 
 
-def _fit(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+def _fit(checkpoint: Checkpoint, text_encoder: str, path: Path) -> dict[str, Any]:
     from trce_cli.edits.files import check_fits, open_edit
 
     edit = open_edit(path)
     try:
         edit.weight_edits(checkpoint)
-        check_fits(edit, checkpoint)
+        check_fits(edit, checkpoint, text_encoder)
     except BadInput as error:
         return {"fits": False, "why_not": error.message}
     return {"fits": True}

@@ -1,11 +1,11 @@
 """Stage 1 as a whole: concepts of presets erased from a checkpoint by a map that says how it was made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import record
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
@@ -33,10 +33,10 @@ class Erasure:
         pairs = prompt_pairs(self.presets)
         return solve(self.checkpoint, pairs, self.prior, self.settings, self.device, self.dtype, task)
 
-    def map(self, solution: Solution, seconds: float, files: Mapping[str, str]) -> Map:
+    def map(self, solution: Solution, seconds: float, hashes: Hashes) -> Map:
         """The solution as a map that says how it was made.
 
-        seconds: that it took. files: the checkpoint's weights by name, with their hashes.
+        seconds: that it took. hashes: of the checkpoint.
         """
         family = self.checkpoint.family
         resolved = self.settings.resolved(family) | {
@@ -45,6 +45,6 @@ class Erasure:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        entry = record("map", self.checkpoint, self.presets, resolved, solution.figures, seconds, files)
-        made = Made(family, self.checkpoint.text_encoder_hash(), (entry,))
+        entry = record("map", self.checkpoint, self.presets, resolved, solution.figures, seconds, hashes)
+        made = Made(family, hashes.text_encoder, (entry,))
         return Map(made, solution.streams)

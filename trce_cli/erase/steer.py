@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import history, record
 from trce_cli.checkpoint.same_model import check_finite, check_same_model
 from trce_cli.edits.edit import Made
@@ -134,13 +134,13 @@ def steer(
             f"A batch of {training.batch_size} cannot be shared by {accelerator.num_processes} processes.",
             f"Use a --batch-size that is a multiple of {accelerator.num_processes}.",
         )
-    check_same_model(teacher, erased)
+    text_encoder = check_same_model(teacher, erased)
     task("Reading checkpoints", None, "")
 
-    def read() -> tuple[dict[str, str], dict[str, Any]]:
+    def read() -> tuple[Hashes, dict[str, Any]]:
         for checkpoint in [erased] if teacher is erased else [teacher, erased]:
             check_finite(checkpoint)  # now, and not after hours with the other one
-        hashes = erased.hashes()
+        hashes = erased.hashes(text_encoder=text_encoder)
         precision = training.mixed_precision
         return hashes, identify(teacher, erased, presets, plan.recipe, precision, hashes, teacher_hashes)
 
@@ -164,11 +164,11 @@ def steer(
 
 @dataclass(frozen=True)
 class Run:
-    """One run of stage 2 in its working folder. hashes: of the files of `erased`."""
+    """One run of stage 2 in its working folder. hashes: of `erased`."""
 
     accelerator: "Accelerator"
     erased: Checkpoint
-    hashes: Mapping[str, str]
+    hashes: Hashes
     teacher: Checkpoint
     stored: TrajectorySet
     work: WorkingFolder
@@ -283,7 +283,7 @@ class Run:
         }
         report = self.task("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
         edits = {key: partial(torch.add, change) for key, change in changes.items()}
-        made = Made(self.erased.family, self.erased.text_encoder_hash(), (*history(self.erased), entry))
+        made = Made(self.erased.family, self.hashes.text_encoder, (*history(self.erased), entry))
         edited = Edited(self.erased, edits, made, original=self.teacher, files=files)
         lora = write_outputs(edited, self.work.outputs, lambda count: report(count / 1e6))
         if not self.work.outputs.has_folder:  # a single file has no room for them

@@ -18,7 +18,7 @@ from trce_cli.system.safetensors import SafetensorsFile, hash_file
 from trce_cli.system.whole import write_tensors
 
 if TYPE_CHECKING:
-    from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
     from trce_cli.prompts.presets import Preset
 
 FORMAT: Final = "trajectories 1"
@@ -31,19 +31,19 @@ def identify(
     presets: Sequence["Preset"],
     recipe: Recipe,
     mixed_precision: str,
-    hashes: Mapping[str, str],
+    hashes: "Hashes",
     teacher_hashes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """All that a set depends on: hashes of the models and presets, and the recipe.
 
-    hashes: of the files of `erased`. teacher_hashes: `denoiser_hashes` of the teacher, if known.
+    hashes: of `erased`. teacher_hashes: `denoiser_hashes` of the teacher, if known.
     """
     if teacher_hashes is None:
-        teacher_hashes = denoiser_hashes(teacher, hashes if teacher is erased else None)
+        teacher_hashes = denoiser_hashes(teacher, hashes.files if teacher is erased else None)
     return {
         "teacher": list(teacher_hashes),
-        "stage 1": denoiser_hashes(erased, hashes),
-        "text encoder": erased.text_encoder_hash(),
+        "stage 1": denoiser_hashes(erased, hashes.files),
+        "text encoder": hashes.text_encoder,
         "presets": [preset.sha256() for preset in presets],
         "mixed precision": mixed_precision,
         **{name.replace("_", " "): value for name, value in recipe.model_dump().items()},

@@ -196,6 +196,7 @@ class Bench:
     ) -> Callable[[int], None]:
         """Load the pipeline and draw what is missing of the original's; returns what reports pictures."""
         original = self.evaluation.original
+        self.made = Made(original.family, original.text_encoder_hash())
         self.pipeline = original.pipe(self.device, getattr(torch, dtype))
         records = [record for each in self.plans.values() for record in each]
         self.family = original.family
@@ -212,9 +213,7 @@ class Bench:
 
     def draw(self, trial: Trial, solution: Solution, report: Report) -> None:
         """Draw a trial's pictures as far as they are missing, with its map on the pipeline."""
-        original = self.evaluation.original
-        made = Made(original.family, original.text_encoder_hash())
-        text_map = Map(made, solution.streams)
+        text_map = Map(self.made, solution.streams)
         text_map.apply_to(self.pipeline)
         try:
             for name, folder in self.folders.items():
