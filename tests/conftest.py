@@ -51,6 +51,12 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build("sdxl", tmp_path_factory.mktemp("tiny") / "sdxl", seed=3)
 
 
+@pytest.fixture(scope="session", name="tiny_z-image")
+def tiny_z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Z-Image diffusers folder in fp32."""
+    return tiny.build_z_image(tmp_path_factory.mktemp("tiny") / "z-image", seed=4)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP model of transformers with its processor."""

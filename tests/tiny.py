@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-FamilyKey = Literal["sd1", "sd2", "sdxl"]
+FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image"]
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
 
@@ -218,7 +218,9 @@ def shard(folder: Path, *, variant: str | None = None, parts: int = 2) -> None:
 def single_file(
     family: FamilyKey, folder: Path, path: Path, *, ema: bool = False, half: bool = False
 ) -> Path:
-    """Write the folder's weights as one file in the CompVis/LDM layout of the published single files."""
+    """Write the folder's weights as one file in the layout of the family's published single files."""
+    if family == "z-image":
+        return z_image_file(folder, path)
     unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
     state = dict(unet)
     if ema:  # a copy that differs, as that of a training run does
@@ -366,3 +368,137 @@ def build_clip(folder: Path) -> Path:
     size = {"height": 16, "width": 16}
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(folder)
     return folder
+
+
+# --- Z-Image: a language model reads the prompt
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+)
+
+
+@cache
+def qwen_tokenizer() -> str:
+    """The `tokenizer.json` of a byte-level BPE that splits texts as Qwen's does."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*SENTENCES, "user\n", "assistant\n"] * 3, trainer)
+    return tokenizer.to_str()
+
+
+def write_qwen_tokenizer(folder: Path) -> None:
+    """Write the tokenizer with its chat template, as Qwen's repositories have them."""
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(qwen_tokenizer(), encoding="utf-8")
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHAT,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def build_z_image(folder: Path, seed: int = 0) -> Path:
+    """Write a whole tiny fp32 Z-Image pipeline into `folder` and return it; the same seed, the same bytes."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    write_qwen_tokenizer(folder / "tokenizer")
+    vocab = len(json.loads(qwen_tokenizer())["model"]["vocab"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=vocab + 5,
+                hidden_size=48,
+                intermediate_size=64,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+                rope_theta=10000.0,
+                tie_word_embeddings=True,
+            )
+        )
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=48,
+            axes_dims=[8, 4, 4],
+            axes_lens=[1024, 32, 32],
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+            scaling_factor=0.36,
+            shift_factor=0.11,
+        )
+        with torch.no_grad():  # norms are not all ones, and no part of the model is silent
+            for part in (model, transformer):
+                for parameter in part.parameters():
+                    if parameter.ndim == 1:
+                        parameter.add_(torch.randn_like(parameter) * 0.2)
+                    else:
+                        parameter.mul_(2).add_(torch.randn_like(parameter) * 0.02)
+    model.save_pretrained(folder / "text_encoder")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "ZImagePipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3Model"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "ZImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def z_image_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") -> Path:
+    """Write the folder's transformer as one file with the original names: queries, keys, values stacked."""
+    state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    names = {"all_final_layer.2-1": "final_layer", "all_x_embedder.2-1": "x_embedder", "to_out.0": "out"}
+    names |= {"norm_q": "q_norm", "norm_k": "k_norm"}
+    found = {}
+    for key, value in state.items():
+        if ".to_q." in key:
+            parts = [state[key.replace(".to_q.", f".to_{each}.")] for each in "qkv"]
+            found[prefix + key.replace(".to_q.", ".qkv.")] = torch.cat(parts)
+        elif ".to_k." not in key and ".to_v." not in key:
+            found[prefix + renamed(key, names)] = value.clone()
+    save_file(found, path, metadata={"format": "pt"})
+    return path

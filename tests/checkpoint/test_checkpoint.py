@@ -21,6 +21,7 @@ from trce_cli.checkpoint.copy import check_copy, write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
+from trce_cli.families.registry import FAMILIES
 from trce_cli.families.sd.family import SD1
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
@@ -305,7 +306,7 @@ def test_unknown_families_get_the_list_of_known_ones(sd1: Path) -> None:
     replace_json(sd1 / "model_index.json", _class_name="StableDiffusion3Pipeline")
     with pytest.raises(BadInput) as caught:
         open_checkpoint(str(sd1))
-    assert caught.value.hint == "Known families: SD 1.x, SD 2.x, SDXL."
+    assert caught.value.hint == f"Known families: {', '.join(family.name for family in FAMILIES)}."
 
 
 def test_a_text_encoder_with_a_missing_or_nan_weight_is_never_random(sd1: Path) -> None:

@@ -235,3 +235,24 @@ def test_module_imports_nothing_but_torch() -> None:
         "print([m for m in ('typer', 'rich', 'diffusers', 'transformers', 'pydantic') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.1])
+def test_few_slots_give_the_same_map_in_two_factors(ridge: float) -> None:
+    few = DIM // 2 - 1
+    P = benign().P
+    whole, factored = (MapFitter(DIM, few, factored=each).update(*pairs(few)) for each in (False, True))
+    expected, found = (each.solve(P, 0.3, ridge) for each in (whole, factored))
+    up, down = found.map.factors
+    assert (up.shape, down.shape) == ((DIM, few), (few, DIM))
+    # Off the plane that embeddings are in, float32 leaves rounding noise, which only one of them cuts off.
+    error = (found.map.change - expected.map.change).norm() / expected.map.change.norm()
+    assert error < 1e-5
+    assert found.rank == expected.rank
+    assert found.condition == pytest.approx(expected.condition, rel=1e-6)
+    assert factored.moved(found.map) == pytest.approx(whole.moved(expected.map))
+
+
+def test_as_many_slots_as_make_factors_no_smaller_give_one_matrix() -> None:
+    fitter = MapFitter(DIM, DIM, factored=True).update(*pairs(DIM))
+    assert len(fitter.solve(benign().P, 0.3, 1e-3).map.factors) == 1

@@ -18,10 +18,10 @@ def check(
     family = checkpoint.family
     for part, weights in family.text_weights(checkpoint.config).items():
         for key, wanted in weights.items():
-            name = stored[part][key] if stored else key
-            where = checkpoint.path / part if stored is None else checkpoint.path
+            name = stored[part].get(key, key) if stored and part in stored else key
+            where = checkpoint.path if stored and part in stored else checkpoint.folder(part)
             if key not in checkpoint.keys(part):
-                raise BadInput(f"{where} lacks the weight {name} of its text encoder.", hint)
+                raise BadInput(f"{where} lacks the weight {name}, on which text embeddings depend.", hint)
             if (shape := checkpoint.shape(part, key)) != wanted:
                 raise BadInput(
                     f"{name} in {where} has the shape {shape}; the configuration asks for {wanted}.", hint
@@ -42,7 +42,10 @@ def _check_doors(checkpoint: Checkpoint) -> None:
                 place = copy.tensors[key]
                 shape, where = place.shape, f"{place.stored.name} in {place.file.path}"
                 if place.info.dtype not in FLOATS:
-                    raise BadInput(f"{where} has the dtype {place.info.dtype}, which cannot be edited.")
+                    raise BadInput(
+                        f"{where} has the dtype {place.info.dtype}, which cannot be edited.",
+                        "Edit the checkpoint that it comes from --as lora, and load the LoRA on this one.",
+                    )
                 fits = len(shape) == 2 and (shape[1] > door.width if door.wider else shape[1] == door.width)
                 if not fits:
                     raise BadInput(

@@ -21,6 +21,7 @@ from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import (
     Edit,
     NewTensor,
+    copy_file,
     rounded_edit,
     write_tensors,
 )
@@ -47,7 +48,8 @@ def write_folder(
 ) -> Path:
     """Write an edited copy of a single file as a diffusers folder, whole or not at all; returns its path.
 
-    Configurations and tokenizers are those of its `config_folder`. Arguments and errors are those of
+    Configurations and tokenizers are those of its `config_folder`, and so are parts that the file does not
+    hold, which are copied byte for byte. Arguments and errors are those of
     `write_patched`; of several copies of the denoiser the first is written.
     """
     needed = partial(copied_bytes, checkpoint, output, False)
@@ -61,14 +63,23 @@ def write_folder(
                 index[name] = [None, None]  # a single file has no such part
         if "requires_safety_checker" in index:
             index["requires_safety_checker"] = False
+        borrowed = {
+            part: {place.file.path for place in places.values()}
+            for part, places in parts.items()
+            if all(place.file.path.parent == checkpoint.config_folder / part for place in places.values())
+        }
         for folder in sorted((*parts, *family.other_parts)):
             (fresh / folder).mkdir(parents=True)
             for path in sorted((checkpoint.config_folder / folder).iterdir()):
-                if path.suffix in _TEXT_SUFFIXES and ".index." not in path.name:
+                if path.suffix in _TEXT_SUFFIXES and (".index." not in path.name or folder in borrowed):
                     source = inside(checkpoint.config_folder, f"{folder}/{path.name}")
                     (fresh / folder / path.name).write_bytes(read_bytes(source, _TEXT))
+            for path in sorted(borrowed.get(folder, [])):
+                copy_file(path, fresh / folder / path.name, report)
         (fresh / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for folder, places in parts.items():
+            if folder in borrowed:
+                continue
             tensors = {
                 key: NewTensor(
                     place.info.dtype,
@@ -105,7 +116,16 @@ def write_single_file(
 def left_behind(checkpoint: Checkpoint) -> list[str]:
     """Sentences on what the other layout does not hold."""
     network = checkpoint.family.network
-    return [f"Left out: the {copy.label} copy of the {network}." for copy in checkpoint.denoiser[1:]]
+    notes = [f"Left out: the {copy.label} copy of the {network}." for copy in checkpoint.denoiser[1:]]
+    if checkpoint.path.is_dir():
+        shapes = {
+            part: {key: place.shape for key, place in of.items()} for part, of in _weights(checkpoint).items()
+        }
+        held = checkpoint.names.to_file(shapes)
+        missing = ", ".join(part for part in shapes if part not in held)
+        if missing:
+            notes.append(f"Left out: {missing}. Single files of {checkpoint.family.name} hold the {network}.")
+    return notes
 
 
 def _single_file_tensors(checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> Tensors:

@@ -95,7 +95,7 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
     family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
     denoiser = _denoiser_copies(folder, family, config, variant)
     files, left_out = _folder_files(folder, family, config["model_index"], denoiser)
-    parts = {part: _part(folder, family, config, part, variant) for part in family.weight_parts}
+    parts = {part: part_weights(folder, family, config, part, variant) for part in family.weight_parts}
     checkpoint = DiffusersFolder(
         name=name,
         path=folder,
@@ -177,8 +177,8 @@ def _read_index(folder: Path, index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _part(
-    folder: Path, family: Family, config: Mapping[str, Any], part: str, variant: str | None
+def part_weights(
+    folder: Path, family: Family, config: Mapping[str, Any], part: str, variant: str | None = None
 ) -> WeightCopy | None:
     """The weights of a part beside the denoiser: of the variant, else plain, else what there is.
 
@@ -194,7 +194,11 @@ def _part(
             _refuse_pickles(where)
             raise BadInput(f"{where} holds no .safetensors weights.")
         return None
-    names = found if _SHARD.fullmatch(name) else [name]
+    if shard := _SHARD.fullmatch(name):
+        shards = [other for other in map(_SHARD.fullmatch, found) if other]
+        names = [other.string for other in shards if other["stem"] == shard["stem"]]
+    else:
+        names = [name]
     files = [SafetensorsFile.open(inside(folder, f"{part}/{name}")) for name in names]
     published = family.names(config).published
     return WeightCopy(

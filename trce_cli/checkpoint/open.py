@@ -19,9 +19,10 @@ def open_checkpoint(
     """Open `emoji`, a diffusers folder, a single `.safetensors` file or a hub id, and check it.
 
     `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds.
-    `config` is a diffusers folder with the configurations and tokenizers for a single file that is built
-    differently from its family's published base; weights in it are not looked at. Raises
-    `BadInput` in one sentence for everything that is wrong with it; no weight is read.
+    `config` is a diffusers folder, or the hub id of one, with the configurations and tokenizers for a single
+    file that is built differently from its family's published base; weights in it are looked at for parts
+    that the file does not hold. Raises `BadInput` in one sentence for everything that is wrong with it; no
+    weight is read.
     """
     embedded = {home.name: home.folder for home in EMBEDDED}
     path = embedded.get(name) or _resolve(name, revision, variant)
@@ -30,11 +31,16 @@ def open_checkpoint(
             revision = path.name
         return open_folder(name, path, variant, revision)
     if path.suffix == ".safetensors":
-        return open_single_file(name, path, expanded(config) if config else None)
+        return open_single_file(name, path, _resolve(str(config), None, None) if config else None)
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
             "Get the safetensors form of this checkpoint.",
+        )
+    if path.suffix in (".gguf", ".ggml"):
+        raise BadInput(
+            f"{path} is quantized ({path.suffix}), and weights in this form are not edited.",
+            "Edit the checkpoint that it was quantized from --as lora, and load the LoRA on this one.",
         )
     raise BadInput(f"{path} is neither a diffusers folder nor a .safetensors file.")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import check
-from trce_cli.checkpoint.folder import Configs
+from trce_cli.checkpoint.folder import Configs, part_weights
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
@@ -18,7 +18,9 @@ OTHER_BUILD = "If it is built differently from its family's base, give its diffu
 
 
 class SingleFile(Checkpoint):
-    """One file with all weights; configurations and tokenizers lie in another folder."""
+    """One file with the weights; configurations and tokenizers lie in another folder, and so do parts that
+    files of the family never hold.
+    """
 
     layout = "single-file"
 
@@ -38,14 +40,20 @@ class SingleFile(Checkpoint):
         """The tensors that are neither of the denoiser nor lie among those of the parts."""
         known = [place.stored.name for copy in self.denoiser for place in copy.tensors.values()]
         for part in parts:
-            if part in self.parts:
+            if part in self.parts and not self.borrowed(part):
                 known.append(_common_prefix([at.stored.name for at in self.parts[part].tensors.values()]))
         (file,) = self.denoiser_files
         yield from ((key, file, key) for key in file.tensors if not key.startswith(tuple(known)))
 
+    def borrowed(self, part: str) -> bool:
+        """Whether a part's weights lie in the folder of the configurations, not in the file."""
+        return part in self.parts and all(file.path != self.path for file in self.parts[part].files)
+
     def drawn_from(self) -> dict[str, Path]:
-        """The file, by whatever name it goes, and the configurations and tokenizers."""
+        """The file, by whatever name it goes, the configurations and tokenizers, and parts that it lacks."""
         beside = _texts(self.config_folder, self.family)
+        for part in self.parts:
+            beside += [file.path for file in self.parts[part].files if self.borrowed(part)]
         return {
             "checkpoint.safetensors": self.path,
             **{f"{path.parent.name}/{path.name}": path for path in beside},
@@ -90,12 +98,17 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         part: WeightCopy("plain", {ours: Place(file, at) for ours, at in of.items() if at.name in shapes})
         for part, of in places.items()
     }
+    own = found.pop("denoiser")
+    parts = {part: copy for part, copy in found.items() if copy.tensors}
+    for part in family.weight_parts:
+        if part not in places and (copy := part_weights(folder, family, configs, part)):
+            parts[part] = copy
     checkpoint = SingleFile(
         name=name,
         path=path,
         family=family,
-        denoiser=(found.pop("denoiser"), *copies.values()),
-        parts={part: copy for part, copy in found.items() if copy.tensors},
+        denoiser=(own, *copies.values()),
+        parts=parts,
         config=configs,
         config_folder=folder,
         files={path.name: path},

@@ -17,7 +17,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import hash_original, show_written, write
+from trce_cli.cli.written import add_changes, hash_original, show_written, write
 from trce_cli.settings import NotNegative, Settings
 from trce_cli.system.foreign import identities
 
@@ -98,12 +98,10 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     table = Table("Guard", "Before", "After", title="What the edit does with this text encoder")
     if "projected_cosine_to_safe" in figures:
         before, after = (figures["projected_cosine_to_safe"][when] for when in ("before", "after"))
-        row = "Cosine of unsafe to safe EoT in keys and values"
+        row = "Cosine of unsafe to safe embeddings where prompts enter"
         table.add_row(f"{row}, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
         table.add_row(
             f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}"
         )
-    for kind, change in figures["canary_change"].items():
-        row = f"Change of {kind} on {figures['canaries']} canary captions, mean (largest) of the layers"
-        table.add_row(row, "", f"{change['mean']:.2%} ({change['max']:.2%})")
+    add_changes(table, figures["canary_change"], figures["canaries"])
     return table

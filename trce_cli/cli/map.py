@@ -20,7 +20,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import hash_original, show_written, write
+from trce_cli.cli.written import add_changes, hash_original, show_written, write
 from trce_cli.erase.settings import choose_map_settings
 from trce_cli.families.registry import FURTHER_STREAMS
 from trce_cli.prompts.pairs import prompt_pairs
@@ -120,12 +120,12 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     table = Table("Guard", "Before", "After", title="What the edit does")
     before, after = (figures["cosine_to_safe"][when] for when in ("before", "after"))
     change, rank, dim = figures["canary_change"], figures["rank"], figures["dim"]
-    table.add_row("Cosine of unsafe to safe EoT, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
+    table.add_row(
+        "Cosine of unsafe to safe embeddings, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}"
+    )
     table.add_row(f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}")
     table.add_row("Targets moved, of their way to the safe embeddings", "", f"{figures['moved']:.1%}")
-    for name in ("keys", "values"):
-        row = f"Change of {name} on {figures['canaries']} canary captions, mean (largest) of the layers"
-        table.add_row(row, "", f"{change[name]['mean']:.2%} ({change[name]['max']:.2%})")
+    add_changes(table, change, figures["canaries"])
     table.add_row("Spectral norm of the change", "", f"{figures['norm']:.3g}")
     table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
     for stream in figures.keys() & set(FURTHER_STREAMS):

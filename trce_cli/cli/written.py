@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from trce_cli.cli.console import Console, Progress
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import Outputs
@@ -27,6 +29,17 @@ def write(console: Console, edited: "Edited", outputs: "Outputs") -> dict[str, A
         total = total_bytes(edited.checkpoint, outputs)
         writing = progress.task("Writing", round(total / 1e6), "MB")
         return write_outputs(edited, outputs, lambda count: writing(count / 1e6))
+
+
+def add_changes(table: "Table", change: Any, canaries: int) -> None:
+    """Rows on how much the weights of a stream's doors change, as `erase.map.door_changes` has it."""
+    told = f"on {canaries} canary captions"
+    if isinstance(change, float):  # there is one door of one layer
+        table.add_row(f"Change of what enters {told}", "", f"{change:.2%}")
+        return
+    for name, layers in change.items():
+        row = f"Change of {name} {told}, mean (largest) of the layers"
+        table.add_row(row, "", f"{layers['mean']:.2%} ({layers['max']:.2%})")
 
 
 def show_written(

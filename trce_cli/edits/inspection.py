@@ -147,7 +147,8 @@ def _checkpoint_readers(checkpoint: Checkpoint) -> Readers:
     for number, copy in enumerate(checkpoint.denoiser):
         part = denoiser if number == 0 else f"{denoiser} ({copy.label})"
         found |= {f"{part}/{key}": place.read for key, place in copy.tensors.items()}
-    texts = checkpoint.family.text_weights(checkpoint.config)
+    texts = dict(checkpoint.family.text_weights(checkpoint.config))
+    texts.pop("denoiser", None)  # a norm before a door, which is among the denoiser's
     for part, weights in texts.items():
         found |= {f"{part}/{key}": partial(checkpoint.read, part, key) for key in weights}
     for name, file, key in checkpoint.further_tensors({denoiser, *texts}):

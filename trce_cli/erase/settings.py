@@ -100,17 +100,21 @@ def choose_map_settings(
     which the presets' recommendations differ. Raises BadInput for numbers that make no sense.
     """
     chosen = _without_none(given)
-    settings = MapSettings.of(recommended(presets, "map") | chosen, option_name)
+    advice = recommended(presets, "map")
+    if not _are_slots(family, advice.get("token_weights")):  # it is for families with other slots
+        del advice["token_weights"]
+    settings = MapSettings.of(advice | chosen, option_name)
     weights = tuple(slot_weights(family, settings.token_weights).values())
     settings = settings.model_copy(update={"token_weights": weights})
     remarks = []
     for name in MapTable.model_fields.keys() - chosen:
-        advice: dict[Any, str] = {}  # value -> the first that recommends it
+        found: dict[Any, str] = {}  # value -> the first that recommends it
         for part in (part for preset in presets for part in preset.walk()):
-            if name in part.map.model_fields_set:
-                advice.setdefault(getattr(part.map, name), part.name)
-        if len(advice) > 1:
-            each = ", ".join(f"{value} by {preset}" for value, preset in advice.items())
+            value = getattr(part.map, name)
+            if name in part.map.model_fields_set and (name != "token_weights" or _are_slots(family, value)):
+                found.setdefault(value, part.name)
+        if len(found) > 1:
+            each = ", ".join(f"{value} by {preset}" for value, preset in found.items())
             used = f"{getattr(settings, name)} is used ({option_name(name)})"
             remarks.append(f"Of {name}, {each} is recommended; {used}.")
     return settings, sorted(remarks)
@@ -134,6 +138,15 @@ def choose_steer_settings(given: Mapping[str, Any], advice: Mapping[str, Any]) -
         Recipe(**{name: resolved[name] for name in Recipe.model_fields}),
         Training(**{name: resolved[name] for name in Training.model_fields}),
     )
+
+
+def _are_slots(family: Family, weights: Any) -> bool:
+    """Whether recommended token weights are for this family's slots."""
+    try:
+        slot_weights(family, weights)
+    except BadInput:
+        return False
+    return True
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:

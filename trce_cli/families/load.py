@@ -1,17 +1,30 @@
 """Weights into modules, strictly: nothing is left at random values."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Shape, Weights
+from trce_cli.system.foreign import check_small
+from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import FLOATS, all_finite
 
+MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 M = TypeVar("M", bound=nn.Module)
 _DTYPES = {getattr(torch, name) for name in FLOATS.values()}
+
+
+def check_files(folder: Path) -> None:
+    """Raise BadInput for a file of a tokenizer that a library would wait for, or that has no end."""
+    if not folder.is_dir():
+        raise BadInput(f"There is no tokenizer in {folder}.")
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and not path.is_dir():
+            check_small(inside(folder, path.name), MAX_FILE)
 
 
 def checked(weights: Weights, part: str, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
-"""The weights of a family's slots, from the ways in which users give them."""
+"""Slots: their weights, from the ways in which users give them, and where keywords stand."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from trce_cli.errors import BadInput
@@ -19,6 +20,9 @@ def slot_weights(family: Family, given: Given) -> dict[str, float]:
         given = family.defaults.slots
     if not isinstance(given, Mapping) and len(given) == len(family.slots):
         given = dict(zip(family.slots, given, strict=True))
+    if isinstance(given, Mapping):  # their names in any case
+        names = {name.casefold(): name for name in family.slots}
+        given = {names.get(name.casefold(), name): weight for name, weight in given.items()}
     if not isinstance(given, Mapping) or not given.keys() <= set(family.slots):
         raise BadInput(
             f"The token weights {given} are not for {family.name}: its slots are {', '.join(family.slots)}.",
@@ -28,3 +32,16 @@ def slot_weights(family: Family, given: Given) -> dict[str, float]:
     if not all(math.isfinite(weight) and weight >= 0 for weight in found.values()) or not any(found.values()):
         raise BadInput(f"The token weights {dict(given)} must be finite, at least 0, and not all 0.")
     return found
+
+
+def occurrences(prompt: str, keyword: str) -> list[tuple[int, int]]:
+    """Where the keyword stands in the prompt, as spans of letters.
+
+    Letter case and the length of white space do not matter. Whole words come first ("gun" is not in
+    "burgundy"); where there are none, words that contain the keyword ("guns").
+    """
+    phrase = r"\s+".join(map(re.escape, keyword.split()))
+    for pattern in (rf"(?<!\w){phrase}(?!\w)", rf"\w*{phrase}\w*"):
+        if spans := [found.span() for found in re.finditer(pattern, prompt, re.IGNORECASE)]:
+            return spans
+    return []

@@ -33,6 +33,8 @@ from trce_cli.maths.linear_map import LinearMap
 # in which most pipelines run, rounds an embedding by some 2^-12 of its length, spread over 768 directions:
 # 1e-10 when squared. A change along weaker directions would act on rounding noise alone.
 CUT_OFF: Final = 1e-10
+# Embeddings wider than this, those of language models, have maps in two factors where these are smaller.
+WIDE: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,14 @@ class MapFitter:
     """Streams what the closed form needs of so many prompt pairs, and solves it; float64.
 
     The sum of w (n - o) o^T is kept in place of B: the change is never a difference of large numbers.
+    factored: whether the map comes as two factors where slots are so few that these are smaller; see `WIDE`.
     """
 
-    def __init__(self, dim: int, pairs: int) -> None:
+    def __init__(self, dim: int, pairs: int, factored: bool | None = None) -> None:
         self.pairs = pairs
+        self._slots: list[tuple[Tensor, Tensor]] | None = None  # o and w (n - o), while they are few
+        if dim > WIDE if factored is None else factored:
+            self._slots = []
         self._oo = torch.zeros(dim, dim, dtype=torch.float64)
         self._no = torch.zeros(dim, dim, dtype=torch.float64)
         self._distance = 0.0
@@ -86,6 +92,10 @@ class MapFitter:
         self._oo.addmm_(wo.mT, o)
         self._no.addmm_((n - o).mT, wo)
         self._distance += float(w @ (n - o).square().sum(1))
+        if self._slots is not None:
+            self._slots.append((o, w[:, None] * (n - o)))
+            if 2 * sum(len(each) for each, _ in self._slots) >= len(self._oo):
+                self._slots = None
         return self
 
     @property
@@ -101,8 +111,14 @@ class MapFitter:
     def solve(self, P: Tensor, preserve: float, ridge: float = 0.0, cut_off: float = CUT_OFF) -> Fit:
         """M = I + (B - A) (A + lambda P + r)^-1 with lambda = `preserve` >= 0 and P (dim, dim).
 
-        ridge: r as a share of the mean eigenvalue, see `pseudo_inverse`; 0 is the paper's form.
+        ridge: r as a share of the mean eigenvalue, see `pseudo_inverse`; 0 is the paper's form. B - A is a
+        product of two matrices with a column a slot, and so is the change: with few of them they are its
+        factors, and nothing is inverted but solved for.
         """
+        if self._slots:
+            o, moves = (torch.cat(parts) for parts in zip(*self._slots, strict=True))
+            down, rank, condition = solved(self.A + preserve * P, o, cut_off, ridge)
+            return Fit(LinearMap((moves.mT / self.pairs, down)), rank, condition)
         inverse, rank, condition = pseudo_inverse(self.A + preserve * P, cut_off, ridge)
         return Fit(LinearMap.of(self.B_minus_A @ inverse), rank, condition)
 
@@ -117,6 +133,22 @@ class MapFitter:
         sum w (n - o)^T (M o - o) / sum w |n - o|^2, which is linear in the strength.
         """
         return linear_map.inner(self._no) / self._distance
+
+
+def solved(moment: Tensor, rows: Tensor, cut_off: float, ridge: float) -> tuple[Tensor, int, float]:
+    """rows (G + r)^-1 for rows in the range of G, (slots, dim), and the rest as `pseudo_inverse` has it.
+
+    With a ridge by a Cholesky factorisation, a tenth of the work of eigenvectors.
+    """
+    eigenvalues = torch.linalg.eigvalsh(moment)
+    kept = eigenvalues[eigenvalues > cut_off * eigenvalues[-1].clamp(min=0)]
+    r = ridge * float(kept[:-1].mean()) if len(kept) > 1 else 0.0
+    if r <= cut_off * float(eigenvalues[-1]):  # directions that no embedding has need a cut-off then
+        inverse, rank, condition = pseudo_inverse(moment, cut_off, ridge)
+        return rows @ inverse, rank, condition
+    factor = torch.linalg.cholesky(moment + r * torch.eye(len(moment), dtype=moment.dtype))
+    down = torch.cholesky_solve(rows.mT, factor).mT.contiguous()
+    return down, len(kept), float((kept[-1] + r) / (kept[0] + r))
 
 
 def pseudo_inverse(moment: Tensor, cut_off: float, ridge: float = 0.0) -> tuple[Tensor, int, float]:

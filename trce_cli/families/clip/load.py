@@ -9,9 +9,7 @@ from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Configs, Weights
 from trce_cli.families.clip.names import CONFIG, published
 from trce_cli.families.clip.spec import EncoderSpec
-from trce_cli.families.load import load_strictly
-from trce_cli.system.foreign import check_small
-from trce_cli.system.paths import inside
+from trce_cli.families.load import check_files, load_strictly
 
 # What a text encoder's configuration may ask for: sizes are memory, and layers are built one by one.
 MOST: Final = {
@@ -23,7 +21,6 @@ MOST: Final = {
     "intermediate_size": 1 << 18,
     "num_attention_heads": 1 << 10,
 }
-MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 
 
 def check(config: Configs, specs: Sequence[EncoderSpec]) -> None:
@@ -54,9 +51,7 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
     found = []
     for spec in specs:
         folder = weights.folder(spec.tokenizer)
-        for path in sorted(folder.iterdir()):  # the library waits for pipes, and reads what has no end
-            if not path.name.startswith(".") and not path.is_dir():
-                check_small(inside(folder, path.name), MAX_FILE)
+        check_files(folder)
         with refusing(f"The tokenizer in {folder} cannot be read"):
             tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
             # A configuration that is absent, or silent, says 10^30, for which the library asks memory.

@@ -1,6 +1,5 @@
 """Prompts as CLIP's tokenizers see them, and the slots of prompt pairs."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -8,6 +7,7 @@ from typing import Any, Final
 
 from trce_cli.errors import TrceError
 from trce_cli.families.base import Slot
+from trce_cli.families.slots import occurrences
 
 SOT: Final = 0  # the position of the start token in every prompt
 SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")
@@ -84,13 +84,9 @@ class Tokenizers:
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
         """The positions of all tokens of every occurrence of the keyword, up to where the prompt is cut off.
 
-        Letter case and the length of white space do not matter, as to CLIP's tokenizer. Whole words come
-        first ("gun" is not in "burgundy"); where there are none, words that contain the keyword ("guns").
+        Letter case and the length of white space do not matter, as to CLIP's tokenizer; see `occurrences`.
         """
-        phrase = r"\s+".join(map(re.escape, keyword.split()))
-        for pattern in (rf"(?<!\w){phrase}(?!\w)", rf"\w*{phrase}\w*"):
-            if spans := [found.span() for found in re.finditer(pattern, prompt, re.IGNORECASE)]:
-                break
+        spans = occurrences(prompt, keyword)
         tokenizer = self.each[0]
         offsets = tokenizer(
             prompt,

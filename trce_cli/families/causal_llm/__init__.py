@@ -1,0 +1,1 @@
+"""Causal language models as text encoders: templates, tokens, states, slots."""

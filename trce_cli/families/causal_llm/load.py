@@ -1,0 +1,62 @@
+"""Language models and their tokenizers as transformers has them, from the weights of a checkpoint."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trce_cli.errors import BadInput, refusing
+from trce_cli.families.base import Weights
+from trce_cli.families.causal_llm.names import text_config
+from trce_cli.families.causal_llm.spec import LlmSpec
+from trce_cli.families.load import check_files, load_strictly
+
+
+def load_tokenizer(weights: Weights, spec: LlmSpec) -> Any:
+    """The tokenizer, from local files only; BadInput for a broken one, and for one without a template where
+    the family uses the tokenizer's."""
+    from transformers import AutoTokenizer
+
+    folder = weights.folder(spec.tokenizer)
+    check_files(folder)
+    with refusing(f"The tokenizer in {folder} cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
+        raise BadInput(f"The tokenizer in {folder} has no fast form, or no token to pad with.")
+    if spec.template is None and not tokenizer.chat_template:
+        raise BadInput(
+            f"The tokenizer in {folder} has no chat template, without which no prompt can be put to it.",
+            "Get the tokenizer with its tokenizer_config.json or chat_template.jinja.",
+        )
+    return tokenizer
+
+
+def make_model(spec: LlmSpec, config: dict[str, Any]) -> Any:
+    """transformers' base model of this configuration: embed_tokens, layers, norm, rotary_emb."""
+    import transformers
+
+    if spec.kind == "qwen3":
+        told: Any = transformers.Qwen3Config.from_dict(config)
+        kind = transformers.Qwen3Model
+    else:
+        told = transformers.Qwen2_5_VLTextConfig.from_dict(dict(text_config(config)))
+        kind = transformers.Qwen2_5_VLTextModel
+    told._attn_implementation = "sdpa"
+    return kind(told)
+
+
+def rotary(model: Any, device: torch.device | str) -> nn.Module:
+    """A model's rotary embedding with numbers in it: on the meta device it has none, and no file has them."""
+    made: nn.Module = type(model.rotary_emb)(model.config).to(device)
+    return made
+
+
+def load_text_encoder(
+    weights: Weights, spec: LlmSpec, device: torch.device | str, dtype: torch.dtype | None
+) -> Any:
+    """The language model on `device` in `dtype` (or the files'); see `load_strictly`."""
+    model = load_strictly(
+        lambda config: make_model(spec, config), weights, spec.folder, device, lambda key: dtype
+    )
+    model.rotary_emb = rotary(model, device)
+    return model

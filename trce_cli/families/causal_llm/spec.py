@@ -1,0 +1,34 @@
+"""Which language model a family encodes prompts with, and which of its states reach the denoiser."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+CONTEXT: Final = "context"  # the stream of hidden states of a prompt's tokens
+# The slots of a prompt, each matched with the safe prompt's. END: the last of the constant tokens behind the
+# prompt, where an answer would begin. SUFFIX: all of them. LAST: the prompt's last token. TAIL: its tokens
+# behind the concept's phrase, aligned from the right. KEYWORD: the phrase's tokens, which go to the last one
+# before the safe prompt's tail.
+SLOTS: Final = ("END", "SUFFIX", "LAST", "TAIL", "KEYWORD")
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """A text encoder that is a causal language model, and how a prompt is put to it.
+
+    kind: transformers' name of the architecture. classes: in model_index.json. hidden: `last` is the last
+    layer's output after the final norm, `penultimate` the input of the last layer. template: a text with {}
+    for the prompt; None: the tokenizer's own chat template. limit: how many tokens are read at most, the
+    template's included. dropped: so many first tokens never reach the denoiser. norm: the denoiser's RMSNorm
+    before its door, by its weight.
+    """
+
+    kind: Literal["qwen3", "qwen2_5_vl"]
+    classes: tuple[str, ...]
+    hidden: Literal["last", "penultimate"]
+    limit: int
+    norm: str
+    template: str | None = None
+    dropped: int = 0
+
+    folder: str = "text_encoder"
+    tokenizer: str = "tokenizer"

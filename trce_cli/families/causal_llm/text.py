@@ -1,0 +1,125 @@
+"""A causal language model as a text encoder: prompts -> the embeddings that meet the denoiser's door."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate, islice
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trce_cli.errors import TrceError
+from trce_cli.families.base import Batch, Slot, States, Wanted, Weights
+from trce_cli.families.causal_llm.encoder import LlmEncoder
+from trce_cli.families.causal_llm.load import load_tokenizer
+from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
+from trce_cli.families.causal_llm.tokens import Tokenizer
+from trce_cli.families.load import checked
+from trce_cli.families.prefix_tree import Pack, Token, packs
+from trce_cli.system.progress import Report, no_report
+
+# Tokens of a pack: attention computes and masks those of other prompts as well, which is little beside the
+# MLP of a layer this wide, and every pack encodes the template's beginning anew.
+PACK: Final = 512
+# Packs that go through a layer before the next one is read: their states are in memory, 10 KB a token.
+BATCH: Final = 16
+
+
+class LlmText:
+    """A family's language model; see `families.base.Text`. Computed no further than is wanted.
+
+    eps: of the denoiser's RMSNorm before its door, whose output the embeddings are.
+    """
+
+    def __init__(
+        self, weights: Weights, spec: LlmSpec, eps: float, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        self.weights, self.spec, self.eps = weights, spec, eps
+        self.tokenizer = Tokenizer(load_tokenizer(weights, spec), spec)
+        self.encoder = LlmEncoder(weights, spec, device, dtype)
+        self.streams = {CONTEXT: self.encoder.dim}
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """The weight of the norm before the door, float32."""
+        ((_, weight),) = checked(self.weights, "denoiser", {self.spec.norm: (self.encoder.dim,)})
+        return weight.float()
+
+    def check(self) -> None:
+        """Raise BadInput for a weight that cannot be computed with; each is read, once."""
+        _ = self.encoder.hash, self.norm
+
+    def fingerprint(self, prompts: Collection[str]) -> str:
+        """SHA-256 in hex of all that the prompts' embeddings depend on, rounding aside.
+
+        That is every weight that is used, the configuration, and the token ids, the template's among them.
+        """
+        found = self.tokenizer.tokens(prompts)
+        ids = repr(([(tokens.ids, tokens.begin) for tokens in found], self.spec.dropped, self.eps))
+        digest = hashlib.sha256((self.encoder.hash + ids).encode())
+        digest.update(self.norm.numpy().data)
+        return digest.hexdigest()
+
+    def content(self, prompts: Collection[str]) -> Wanted:
+        """The prompt and what stands behind it; the template's beginning, the same for all, with one."""
+        found: dict[str, range] = {}
+        for prompt, tokens in zip(prompts, self.tokenizer.tokens(prompts), strict=True):
+            found[prompt] = range(tokens.begin if found else 0, tokens.count)
+        return {CONTEXT: found}
+
+    def slots(
+        self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]
+    ) -> dict[str, list[Slot]]:
+        """The slots of a pair whose kind has weight; see `spec.SLOTS`."""
+        return {CONTEXT: self.tokenizer.slots(unsafe, safe, keyword, weights)}
+
+    def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
+        """The embeddings behind the norm at the wanted positions, a batch at a time, in an order of its own.
+
+        What prompts begin with, the template first of all, is encoded once a pack. Raises TrceError when an
+        embedding is not finite.
+        """
+        for some, states in self._hidden(wanted[CONTEXT]):
+            embeddings = self.normed(torch.cat([each.to("cpu", torch.float32) for each in states]))
+            if not bool(torch.isfinite(embeddings).all()):
+                raise TrceError(
+                    "The text encoder gives NaN or infinite embeddings.",
+                    "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
+                )
+            starts = accumulate((len(pack.tokens) for pack in some), initial=0)
+            rows = {
+                prompt: [start + places[self.spec.dropped + at] for at in wanted[CONTEXT][prompt]]
+                for start, pack in zip(starts, some, strict=False)
+                for prompt, places in pack.places.items()
+            }
+            yield {CONTEXT: States(embeddings, rows)}
+            report(len(rows))
+
+    def normed(self, states: Tensor) -> Tensor:
+        """RMSNorm as the denoiser has it before its door; float32."""
+        return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.eps) * self.norm
+
+    def hidden(self, prompts: Collection[str]) -> dict[str, Tensor]:
+        """What the pipeline tells the denoiser of each prompt, (tokens, width) in the encoder's dtype."""
+        wanted = {
+            prompt: range(tokens.count)
+            for prompt, tokens in zip(prompts, self.tokenizer.tokens(prompts), strict=True)
+        }
+        return {
+            prompt: states[places[self.spec.dropped :]]
+            for some, every in self._hidden(wanted)
+            for pack, states in zip(some, every, strict=True)
+            for prompt, places in pack.places.items()
+        }
+
+    def _hidden(self, wanted: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[Pack], list[Tensor]]]:
+        """The states of the prompts up to their last wanted positions."""
+        self.check()
+        sequences: dict[str, tuple[Token, ...]] = {}
+        for (prompt, positions), tokens in zip(wanted.items(), self.tokenizer.tokens(wanted), strict=True):
+            end = self.spec.dropped + max(positions, default=0) + 1
+            sequences[prompt] = tuple((token,) for token in tokens.ids[:end])
+        every = packs(sequences, PACK)
+        while some := list(islice(every, BATCH)):
+            yield some, self.encoder(some)

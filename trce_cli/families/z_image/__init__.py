@@ -1,0 +1,1 @@
+"""Z-Image, base and Turbo: Qwen3 reads the prompt, and a transformer of single streams draws."""
