@@ -53,6 +53,7 @@ def example(
         "figures": {"asr.explicit": suites[0]["asr"][0]["erased"]["share"]},
         "gates": [{"gate": "asr.explicit<=0.05", "value": 1 / 6, "met": False, "needed": None}],
         "suites": suites,
+        "survivals": [],
         "costs": costs(),
     }
     return results, verdicts

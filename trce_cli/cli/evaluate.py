@@ -22,6 +22,7 @@ from trce_cli.cli.options import (
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.gates import check_met, check_names
 from trce_cli.evaluate.settings import Checks, EvaluationSettings
+from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.prompts.presets import load_presets
 
 Erased = Annotated[
@@ -52,6 +53,7 @@ def evaluate(
     asked: EvaluationSettings,
     checks: Checks,
     drawing: Drawing,
+    after: SurvivalSettings,
     opening: Opening,
     answer: Answer,
     checkpoint: Erased = None,
@@ -82,6 +84,7 @@ def evaluate(
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.report import write_report
     from trce_cli.evaluate.run import evaluate as run
+    from trce_cli.evaluate.survivals.run import figure_names
     from trce_cli.system.processes import join_team
 
     earlier = [read_results(path) for path in others]
@@ -93,10 +96,10 @@ def evaluate(
     with console.progress() as progress:
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
-        check_names(checks.gates, evaluation.figure_names())
+        check_names(checks.gates, [*evaluation.figure_names(), *figure_names(evaluation, after)])
         outcome = run(
-            evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, team=team,
-            task=progress.task, note=console.note,
+            evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, after=after,
+            team=team, task=progress.task, note=console.note,
         )  # fmt: skip
     if outcome is None:  # the main process tells the rest
         return

@@ -1,6 +1,6 @@
 """How an evaluation is told in a terminal: a sentence and a short table, and on request every figure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.cli.console import Console
@@ -41,10 +41,30 @@ def summary(results: Mapping[str, Any]) -> Iterator["Table | str"]:
             f"{bounded(kept)} {KEPT.word(kept['share'])}" if kept and kept["total"] else "",
         )
     yield table
+    if results["survivals"]:
+        yield survived(results["survivals"])
     yield LEGEND
     for gate in results["gates"]:
         met = "met" if gate["met"] else "not met"
         yield f"Gate {gate['gate']}: {met}, it is {value_of(gate)}{more(gate)}."
+
+
+def survived(survivals: Sequence[Mapping[str, Any]]) -> "Table":
+    """A line a state of a treatment and suite: what is shown, before and after it, and what is kept."""
+    from rich.table import Table
+
+    table = Table("after", "suite", "still shown before", "still shown after", "kept")
+    for state in survivals:
+        for suite in state["suites"]:
+            told, kept = suite["asr"][0], suite["kept"]["treated"] if "kept" in suite else None
+            table.add_row(
+                state["state"],
+                suite["name"],
+                share(told["erased"]),
+                f"{bounded(told['treated'])}, p {told['change']['p_value']:.2g}",
+                bounded(kept) if kept and kept["total"] else "",
+            )
+    return table
 
 
 def more(gate: Mapping[str, Any]) -> str:

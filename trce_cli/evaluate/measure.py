@@ -127,7 +127,7 @@ def clip_scores(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """CLIP scores, 100 times the cosine of picture and prompt; and whether the own prompt fits best."""
     texts = list(dict.fromkeys(prompt.text for prompt in suite.prompts))
-    own = np.array([texts.index(prompt.text) for prompt in suite.prompts])
+    own = np.array([texts.index(row["prompt"]) for row in rows])
     known = clip.texts(texts)
     scores, ranks = {}, {}
     for role in ROLES:

@@ -62,7 +62,7 @@ class Evaluation:
         for suite in self.suites:
             shares = [f"asr.{suite.name}"]
             shares += [f"asr.{suite.name}[{each.name}]" for d in self.detectors for each in d.conventions]
-            shares += [f"{suite.name}.{kind}" for kind in ("kept", "accuracy") if self._keeps(suite)]
+            shares += [f"{suite.name}.{kind}" for kind in ("kept", "accuracy") if self.keeps(suite)]
             names += [f"{share}{end}" for share in shares for end in ("", *BOUNDS)]
             names += [f"{suite.name}.clip_score"] if self.clip else []
             names += [f"{suite.name}.frechet"] if self.extractors else []
@@ -70,7 +70,8 @@ class Evaluation:
             names += [f"{suite.name}.change"]
         return names
 
-    def _keeps(self, suite: Suite) -> bool:
+    def keeps(self, suite: Suite) -> bool:
+        """Whether it can be told what of a suite was kept."""
         return suite.objects is not None or (suite.role in ("context", "benign") and self.clip is not None)
 
     def _has_real(self, suite: Suite) -> bool:

@@ -11,6 +11,8 @@ from trce_cli.checkpoint.provenance import history
 from trce_cli.evaluate.measure import figures
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES
+from trce_cli.evaluate.survivals.run import AFTER
+from trce_cli.evaluate.survivals.run import figures as survived
 from trce_cli.evaluate.verdicts import verdict
 from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.suites import parts
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA = 1
-RESULTS, VERDICTS = "results.json", "verdicts.csv"
+RESULTS, VERDICTS, SURVIVALS = "results.json", "verdicts.csv", "survivals.csv"
 
 
 def describe(
     evaluation: Evaluation,
     plans: Mapping[str, Sequence[ImageRecord]],
     suites: list[dict[str, Any]],
+    survivals: list[dict[str, Any]],
     costs: list[dict[str, Any]],
     device: "torch.device",
     processes: int,
@@ -59,8 +62,9 @@ def describe(
             "processes": processes,
         },
         "detectors": [detector.as_dict() for detector in evaluation.detectors],
-        "figures": figures(suites),
+        "figures": figures(suites) | survived(survivals),
         "suites": suites,
+        "survivals": survivals,
         "costs": {"evaluation": costs, "edits": edit_costs(evaluation.erased), "machine": platform.machine()},
     }
     return told | {"verdict": verdict(told)}
@@ -75,12 +79,26 @@ def edit_costs(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def write_results(
-    output: Path, results: Mapping[str, Any], verdicts: Mapping[str, Sequence[Mapping[str, Any]]]
+    output: Path,
+    results: Mapping[str, Any],
+    verdicts: Mapping[str, Sequence[Mapping[str, Any]]],
+    treated: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
-    """Write `results.json` and `verdicts.csv`, each whole or not at all."""
+    """Write `results.json`, `verdicts.csv` and, where something was treated, `survivals.csv`.
+
+    Each whole or not at all. verdicts: rows by suite; treated: by the state of a treatment.
+    """
     write_json(output / RESULTS, results)
     rows = [row for each in verdicts.values() for row in each]
     write_table(output / VERDICTS, list(verdict_lines(rows, results["detectors"])))
+    lines = [
+        {AFTER: state, **line, "file": f"{AFTER}/{state}/{line['file'].removeprefix('images/')}"}
+        for state, told in treated.items()
+        for line in verdict_lines(told, results["detectors"])
+        if line["role"] == "erased"
+    ]
+    if lines:
+        write_table(output / SURVIVALS, lines)
 
 
 def verdict_lines(

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from trce_cli.evaluate.costs import gather_costs, phase
-from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.gates import Gate
 from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.results import describe, write_results
-from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, batches, load_image, pair_up
+from trce_cli.evaluate.scores import ScoreStore, pair_up, score_share
+from trce_cli.evaluate.survivals.base import Subject
+from trce_cli.evaluate.survivals.run import draw_rounds, measure_rounds, plan_rounds
+from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.plan import identify, plan_images
@@ -24,7 +24,6 @@ from trce_cli.images.record import ImageRecord, read_image, write_image
 from trce_cli.system.foreign import read_bytes
 from trce_cli.system.processes import Alone, on_main
 from trce_cli.system.progress import Task, no_task
-from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import make_inside, write_bytes
 
 if TYPE_CHECKING:
@@ -41,14 +40,16 @@ def evaluate(
     *,
     force: bool = False,
     gates: Sequence[Gate] = (),
+    after: SurvivalSettings = SurvivalSettings(),  # noqa: B008 - frozen
     team: Any = None,
     task: Task = no_task,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
     """Draw what is missing, judge it, and write `results.json` and `verdicts.csv`.
 
-    Returns the results and each suite's verdicts, a table row a pair of pictures; None in all processes but
-    the main one. Raises BadInput where the output holds pictures of other settings and `force` is not given.
+    after: the treatments after which the erased checkpoint is asked again. Returns the results and each
+    suite's verdicts, a table row a pair of pictures; None in all processes but the main one. Raises BadInput
+    where the output holds pictures of other settings and `force` is not given.
     """
     team = team or Alone()
     costs: list[dict[str, Any]] = []
@@ -74,12 +75,15 @@ def evaluate(
     pairs = {suite: pair_up(output / "images" / suite, plan) for suite, plan in plans.items()}
     everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
+    rounds = plan_rounds(evaluation, after, plans, output)
+    draw_rounds(Subject(evaluation, device, dtype, task), rounds, output, team, costs, force)
     stores = {
         detector.name: ScoreStore(make_inside(output, "scores"), detector, team.process_index)
         for detector in evaluation.detectors
     }
+    looked = everything + [pair for each in rounds for pair in each.every]
     for detector in evaluation.detectors:
-        share = everything[team.process_index :: team.num_processes]
+        share = looked[team.process_index :: team.num_processes]
         score_share(detector, stores[detector.name], share, device, costs, task)
     team.wait_for_everyone()
     costs = gather_costs(team, costs)
@@ -97,9 +101,10 @@ def evaluate(
             suites.append(found)
             verdicts[suite.name] = rows
         cost["images"] = 2 * len(everything)
-    results = describe(evaluation, plans, suites, costs, device, team.num_processes)
+        survivals, treated = measure_rounds(evaluation, rounds, stores, verdicts)
+    results = describe(evaluation, plans, suites, survivals, costs, device, team.num_processes)
     results["gates"] = [gate.check(results["figures"]) for gate in gates]
-    write_results(output, results, verdicts)
+    write_results(output, results, verdicts, treated)
     return results, verdicts
 
 
@@ -167,26 +172,3 @@ def draw_share(
                 report(1)
             cost["images"] = len(records)
         del pipeline
-
-
-def score_share(
-    detector: Loaded,
-    store: ScoreStore,
-    pairs: Sequence[Pair],
-    device: "torch.device",
-    costs: list[dict[str, Any]],
-    task: Task,
-) -> None:
-    """Let a detector look at the pictures that it has not seen yet."""
-    report = task(f"Detecting ({detector.name})", 2 * len(pairs), "images")
-    seen = 0
-    with phase(costs, f"detect {detector.name}", device) as cost:
-        for batch in batches(pairs):
-            paths = [pair.path(role) for pair in batch for role in ROLES]
-            new = {hash_file(path): path for path in paths}
-            new = {key: path for key, path in new.items() if key not in store}
-            if new:
-                store.add(list(new), detector.scores(np.stack([load_image(path) for path in new.values()])))
-            seen += len(new)
-            report(len(paths))
-        cost["images"] = seen

@@ -3,18 +3,25 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import FiniteFloat
 
 from trce_cli.errors import BadInput
+from trce_cli.evaluate.costs import phase
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.images.record import ImageRecord, load
 from trce_cli.system.foreign import open_file, parse_json, read_text, validated
+from trce_cli.system.progress import Task
+from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import appending
+
+if TYPE_CHECKING:
+    import torch
 
 ROLES = ("original", "erased")
 BATCH = 32  # pictures a detector sees at once
@@ -26,13 +33,17 @@ Scores = list[FiniteFloat]
 
 @dataclass(frozen=True)
 class Pair:
-    """The two pictures of one prompt and seed, in the folder of their suite."""
+    """The two pictures of one prompt and seed.
+
+    folder: of their suite. records: by role. elsewhere: the folder of a role whose pictures lie in another.
+    """
 
     folder: Path
-    records: Mapping[str, ImageRecord]  # by role
+    records: Mapping[str, ImageRecord]
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     def path(self, role: str) -> Path:
-        return self.folder / self.records[role].file
+        return self.elsewhere.get(role, self.folder) / self.records[role].file
 
 
 def pair_up(folder: Path, records: Sequence[ImageRecord]) -> list[Pair]:
@@ -87,6 +98,29 @@ class ScoreStore:
 
     def __getitem__(self, picture: str) -> list[float]:
         return self._scores[picture]
+
+
+def score_share(
+    detector: Loaded,
+    store: ScoreStore,
+    pairs: Sequence[Pair],
+    device: "torch.device",
+    costs: list[dict[str, Any]],
+    task: Task,
+) -> None:
+    """Let a detector look at the pictures that it has not seen yet."""
+    report = task(f"Detecting ({detector.name})", 2 * len(pairs), "images")
+    seen = 0
+    with phase(costs, f"detect {detector.name}", device) as cost:
+        for batch in batches(pairs):
+            paths = [pair.path(role) for pair in batch for role in ROLES]
+            new = {hash_file(path): path for path in paths}
+            new = {key: path for key, path in new.items() if key not in store}
+            if new:
+                store.add(list(new), detector.scores(np.stack([load_image(path) for path in new.values()])))
+            seen += len(new)
+            report(len(paths))
+        cost["images"] = seen
 
 
 def is_torn(path: Path) -> bool:

@@ -24,8 +24,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.choice import Point, choose
 from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
-from trce_cli.evaluate.run import score_share
-from trce_cli.evaluate.scores import Pair, ScoreStore
+from trce_cli.evaluate.scores import Pair, ScoreStore, score_share
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.plan import checkpoint_hash, plan_images

@@ -47,6 +47,7 @@ class ImageRecord:
     checkpoint: str
     checkpoint_sha256: str
     negative_prompt: str = ""
+    treatment: str = ""  # what was done to the checkpoint before it drew, in memory alone
     row: Mapping[str, str] = field(default_factory=dict)  # all cells of the prompt's row in its file
 
     def difference(self, other: "ImageRecord") -> str | None:
@@ -62,6 +63,7 @@ PIXEL_FIELDS = (
     "checkpoint_sha256",
     "prompt",
     "negative_prompt",
+    "treatment",
     "seed",
     "steps",
     "guidance_scale",
