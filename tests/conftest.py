@@ -57,6 +57,12 @@ def tiny_z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_z_image(tmp_path_factory.mktemp("tiny") / "z-image", seed=4)
 
 
+@pytest.fixture(scope="session", name="tiny_qwen-image")
+def tiny_qwen_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen-Image diffusers folder in fp32."""
+    return tiny.build_qwen_image(tmp_path_factory.mktemp("tiny") / "qwen-image", seed=5)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP model of transformers with its processor."""

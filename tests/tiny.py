@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image"]
+FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image"]
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
 
@@ -221,6 +221,8 @@ def single_file(
     """Write the folder's weights as one file in the layout of the family's published single files."""
     if family == "z-image":
         return z_image_file(folder, path)
+    if family == "qwen-image":
+        return qwen_image_file(folder, path)
     unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
     state = dict(unet)
     if ema:  # a copy that differs, as that of a training run does
@@ -421,6 +423,17 @@ def write_qwen_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+@torch.no_grad()
+def stir(*modules: torch.nn.Module) -> None:
+    """Norms that are not all ones, and no part of a model that is silent."""
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+            else:
+                parameter.mul_(2).add_(torch.randn_like(parameter) * 0.02)
+
+
 def build_z_image(folder: Path, seed: int = 0) -> Path:
     """Write a whole tiny fp32 Z-Image pipeline into `folder` and return it; the same seed, the same bytes."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
@@ -464,13 +477,7 @@ def build_z_image(folder: Path, seed: int = 0) -> Path:
             scaling_factor=0.36,
             shift_factor=0.11,
         )
-        with torch.no_grad():  # norms are not all ones, and no part of the model is silent
-            for part in (model, transformer):
-                for parameter in part.parameters():
-                    if parameter.ndim == 1:
-                        parameter.add_(torch.randn_like(parameter) * 0.2)
-                    else:
-                        parameter.mul_(2).add_(torch.randn_like(parameter) * 0.02)
+        stir(model, transformer)
     model.save_pretrained(folder / "text_encoder")
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
@@ -501,4 +508,71 @@ def z_image_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.
         elif ".to_k." not in key and ".to_v." not in key:
             found[prefix + renamed(key, names)] = value.clone()
     save_file(found, path, metadata={"format": "pt"})
+    return path
+
+
+def build_qwen_image(folder: Path, seed: int = 0) -> Path:
+    """Write a whole tiny fp32 Qwen-Image pipeline into `folder`; the same seed gives the same bytes."""
+    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    write_qwen_tokenizer(folder / "tokenizer")
+    vocab = len(json.loads(qwen_tokenizer())["model"]["vocab"])
+    text = {
+        "vocab_size": vocab + 5,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=3, video_token_id=4)
+        )
+        transformer = QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(8, 4, 4),
+        )
+        vae = AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.8, 1.1, 2.0],
+        )
+        stir(model, transformer)
+    model.save_pretrained(folder / "text_encoder")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    ).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "QwenImagePipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def qwen_image_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") -> Path:
+    """Write the folder's transformer as one file, whose names are diffusers' own."""
+    state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    save_file({prefix + key: value for key, value in state.items()}, path, metadata={"format": "pt"})
     return path

@@ -8,9 +8,10 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from trce_cli.errors import TrceError
-from trce_cli.families.base import Batch, Slot, States, Wanted, Weights
+from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
 from trce_cli.families.causal_llm.encoder import LlmEncoder
 from trce_cli.families.causal_llm.load import load_tokenizer
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
@@ -112,6 +113,14 @@ class LlmText:
             for pack, states in zip(some, every, strict=True)
             for prompt, places in pack.places.items()
         }
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """What the pipeline tells the denoiser of these prompts, the empty one first; not normed yet."""
+        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        hidden = self.hidden(every)
+        states = [hidden[prompt].float() for prompt in every]
+        lengths = torch.tensor([len(each) for each in states])
+        return Conditioning(every, {CONTEXT: pad_sequence(states, batch_first=True)}, {CONTEXT: lengths})
 
     def _hidden(self, wanted: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[Pack], list[Tensor]]]:
         """The states of the prompts up to their last wanted positions."""

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from trce_cli.families.base import EMPTY, Conditioning, Weights
+from trce_cli.families.base import Conditioning, Weights
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.causal_llm.text import LlmText
 from trce_cli.families.flow import Euler
@@ -32,14 +31,10 @@ class Transformer:
 
     def condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """The states of the prompts, as the family's own pipeline passes them on: not normed yet."""
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
         eps = transformer(self.weights.config["denoiser"]).norm_eps
-        text = LlmText(self.weights, self.spec, eps, device, torch.float32)
-        hidden = text.hidden(every)
-        states = [hidden[prompt].float() for prompt in every]
+        conditioning = LlmText(self.weights, self.spec, eps, device, torch.float32).conditioning(prompts)
         free(device)  # the transformer is to come where the text encoder was
-        lengths = torch.tensor([len(each) for each in states])
-        return Conditioning(every, {CONTEXT: pad_sequence(states, batch_first=True)}, {CONTEXT: lengths})
+        return conditioning
 
     def load(
         self, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False

@@ -1,0 +1,128 @@
+"""What families have in common that a causal language model tells what to draw, by one linear layer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Configs, Door, Names, Shape, Weights
+from trce_cli.families.causal_llm.names import llm_weights, text_config
+from trce_cli.families.causal_llm.spec import CONTEXT, SLOTS, LlmSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from trce_cli.families.causal_llm.text import LlmText
+    from trce_cli.families.causal_llm.tokens import Tokenizer
+
+Config = Mapping[str, Mapping[str, Any]]
+
+
+class LlmFamily(ABC):
+    """A transformer whose every prompt token passes a norm and then one door; see `families.base.Family`.
+
+    Maps are of normed states. spec: the language model. door: the weight of the linear layer. pipelines: the
+    classes of diffusers that draw with it. repository: one that has the parts that single files lack.
+    """
+
+    key: ClassVar[str]
+    name: ClassVar[str]
+    spec: ClassVar[LlmSpec]
+    door: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    repository: ClassVar[str]
+
+    denoiser: ClassVar = "transformer"
+    network: ClassVar = "transformer"
+    weight_parts: ClassVar = ("text_encoder", "vae")
+    other_parts: ClassVar = ("scheduler", "tokenizer")
+    streams: ClassVar = (CONTEXT,)
+    slots: ClassVar = SLOTS
+    schedulers: ClassVar[Mapping[str, str]] = {"euler": "FlowMatchEulerDiscreteScheduler"}
+    fragments: ClassVar[Mapping[str, str]] = {
+        "embed_tokens.": "a text encoder",
+        "model.embed_tokens.": "a text encoder",
+    }
+
+    @abstractmethod
+    def names(self, config: Config) -> Names:
+        """See `Family`."""
+
+    @abstractmethod
+    def norm_eps(self, config: Mapping[str, Any]) -> float:
+        """What the norm before the door adds to the mean square, by the denoiser's configuration."""
+
+    def claims(self, config: Configs) -> str | None:
+        """See `Family`."""
+        index = config["model_index"]
+        if (pipeline := index.get("_class_name")) not in self.pipelines:
+            return f"its pipeline is {pipeline}"
+        entry = index.get(self.spec.folder)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        classes = self.spec.classes
+        return None if found in classes else f"its {self.spec.folder} is {found}, not {classes[0]}"
+
+    def base_folder(self) -> Path:
+        """See `Family`: its tokenizer is too large to come along."""
+        raise BadInput(
+            f"Such a file holds the transformer of {self.name} alone, neither text encoder nor tokenizer.",
+            "Name a diffusers folder or hub id that has them with --config, for example "
+            f"--config {self.repository}.",
+        )
+
+    def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
+        """See `Family`."""
+        weights = tuple(key for key in (self.door,) if key in keys)
+        return (Door(self.door.partition(".")[0], CONTEXT, weights, self._width(config)),)
+
+    def text_weights(self, config: Config) -> dict[str, dict[str, Shape]]:
+        """See `Family`."""
+        part = self.spec.folder
+        norm: dict[str, Shape] = {self.spec.norm: (self._width(config),)}
+        return {part: llm_weights(self.spec, config[part]), "denoiser": norm}
+
+    def _width(self, config: Config) -> int:
+        width: int = text_config(config[self.spec.folder])["hidden_size"]
+        return width
+
+    def text(self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype") -> "LlmText":
+        """See `Family`."""
+        from trce_cli.families.causal_llm.text import LlmText
+
+        return LlmText(weights, self.spec, self.norm_eps(weights.config["denoiser"]), device, dtype)
+
+    def _tokenizer(self, weights: Weights) -> "Tokenizer":
+        from trce_cli.families.causal_llm.load import load_tokenizer
+        from trce_cli.families.causal_llm.tokens import Tokenizer
+
+        return Tokenizer(load_tokenizer(weights, self.spec), self.spec)
+
+    def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
+        """See `Family`; the template counts."""
+        tokens = self._tokenizer(weights).tokens(prompts)
+        return self.spec.limit, sum(not each.is_whole for each in tokens)
+
+    def room(self, weights: Weights) -> int:
+        """See `Family`."""
+        (empty,) = self._tokenizer(weights).tokens([""])
+        return self.spec.limit - len(empty.ids)
+
+    def scheduler(self, pipe: Any, name: str) -> Any:
+        """See `Family`: there is the one that the checkpoint comes with."""
+        return pipe.scheduler
+
+    def words(self, pipeline: Any) -> None:
+        """See `Family`: the words of a language model are not searched yet."""
+        return
+
+    def entrance(self, denoiser: "nn.Module") -> "nn.Module":
+        """See `Family`: the door itself, behind its norm."""
+        return denoiser.get_submodule(self.door.removesuffix(".weight"))
+
+    def mapped(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], change: Callable[[str, "Tensor"], "Tensor"]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """See `Family`."""
+        return (change(CONTEXT, args[0]), *args[1:]), dict(kwargs)

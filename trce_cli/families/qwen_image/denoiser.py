@@ -1,0 +1,102 @@
+"""Qwen-Image's transformer, and what it is told: the language model's states as its pipeline has them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from trce_cli.families.base import Conditioning, Weights
+from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
+from trce_cli.families.causal_llm.text import LlmText
+from trce_cli.families.flow import Euler
+from trce_cli.families.load import load_strictly
+from trce_cli.families.qwen_image.config import LATENTS, transformer
+from trce_cli.families.qwen_image.names import is_tuned
+from trce_cli.system.memory import free
+
+EPS: Final = 1e-6  # of the norm before the door: written in the class
+
+
+class Transformer:
+    """A checkpoint's transformer; see `families.base.Denoiser`."""
+
+    def __init__(self, weights: Weights, spec: LlmSpec) -> None:
+        self.weights, self.spec = weights, spec
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return transformer(self.weights.config["denoiser"]).in_channels // 4, LATENTS, LATENTS
+
+    def condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
+        """The states of the prompts, as the family's own pipeline passes them on: not normed yet."""
+        conditioning = LlmText(self.weights, self.spec, EPS, device, torch.float32).conditioning(prompts)
+        free(device)  # the transformer is to come where the text encoder was
+        return conditioning
+
+    def load(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False
+    ) -> nn.Module:
+        """See `Denoiser`."""
+        module = load_transformer(self.weights, device, dtype, train)
+        if train:
+            for key, parameter in module.named_parameters():
+                parameter.requires_grad_(is_tuned(key))
+        return module
+
+    def predict(
+        self, module: nn.Module, latents: Tensor, timesteps: Tensor, told: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The velocity, at (batch, channels, height, width); computed in the frozen weights' precision."""
+        precision = next(parameter.dtype for parameter in module.parameters() if not parameter.requires_grad)
+        lengths = told[f"{CONTEXT}.length"].to(latents.device)
+        longest = int(lengths.max())
+        mask = torch.arange(longest, device=latents.device) < lengths[:, None]
+        height, width = latents.shape[2] // 2, latents.shape[3] // 2
+        with torch.autocast(latents.device.type, precision, enabled=precision != torch.float32):
+            found = module(
+                hidden_states=packed(latents).to(precision),
+                timestep=timesteps.to(latents.device, torch.float32).to(precision) / 1000,
+                encoder_hidden_states=told[CONTEXT][:, :longest].to(precision),
+                encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+                img_shapes=[[(1, height, width)]] * len(latents),
+                return_dict=False,
+            )[0]
+        return unpacked(found, height, width).float()
+
+    def schedule(self, steps: int) -> Euler:
+        """See `Denoiser`."""
+        _, height, width = self.latent_shape
+        return Euler(self.weights, steps, (height // 2) * (width // 2))
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Latents (batch, channels, height, width) as the transformer's tokens of 2 x 2 of them."""
+    squares = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, 2, columns, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpacked(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `packed`, for a picture of so many rows and columns of tokens."""
+    squares = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns))
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def load_transformer(
+    weights: Weights, device: torch.device, dtype: torch.dtype, train: bool = False
+) -> nn.Module:
+    """The transformer, frozen, in `dtype`; for training what stage 2 tunes is float32."""
+    from diffusers import QwenImageTransformer2DModel
+
+    module = load_strictly(
+        QwenImageTransformer2DModel.from_config,
+        weights,
+        "denoiser",
+        device,
+        lambda key: torch.float32 if train and is_tuned(key) else dtype,
+    )
+    # Its angles are no weights: they were made on the meta device, where nothing has values.
+    axes = transformer(weights.config["denoiser"]).axes_dims_rope
+    module.pos_embed = type(module.pos_embed)(theta=10000, axes_dim=axes, scale_rope=True)
+    return module

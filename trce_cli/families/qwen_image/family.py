@@ -1,0 +1,132 @@
+"""Qwen-Image: the states of Qwen2.5-VL enter the text's stream of a transformer by one linear layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
+from trce_cli.families.causal_llm.family import Config, LlmFamily
+from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
+from trce_cli.families.qwen_image.names import DOOR, NORM, PREFIX, Names, is_tuned
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from trce_cli.families.qwen_image.denoiser import Transformer
+
+# The template is written in diffusers' pipeline, and so is how much of it never reaches the transformer.
+TEMPLATE: Final = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+DROPPED: Final = 34
+READ: Final = 512  # tokens behind these
+QWEN25: Final = LlmSpec(
+    "qwen2_5_vl",
+    ("Qwen2_5_VLForConditionalGeneration",),
+    "last",
+    DROPPED + READ,
+    NORM,
+    template=TEMPLATE,
+    dropped=DROPPED,
+)
+
+
+class QwenImage(LlmFamily):
+    """The family; see `families.base.Family`. The norm is `txt_norm`, the door `txt_in`."""
+
+    key = "qwen-image"
+    name = "Qwen-Image"
+    spec = QWEN25
+    door = DOOR
+    pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
+    repository = "Qwen/Qwen-Image"
+    # The slot: measured on a small trained model of Z-Image's format. Guidance: diffusers' default for it.
+    defaults: ClassVar = Defaults(
+        4.0, {"END": 1.0}, "qwen_image", ("qwen-image",), "the one layer by which the prompt enters"
+    )
+
+    def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:
+        """See `Family`."""
+        keys = {key.removeprefix(PREFIX) for key in shapes}
+        needed = (DOOR, NORM, "transformer_blocks.0.attn.add_q_proj.weight")
+        return None if keys.issuperset(needed) else f"it has no {DOOR} with a {NORM}, as Qwen-Image has"
+
+    def check(self, config: Configs) -> None:
+        """See `Family`."""
+        from trce_cli.families.qwen_image.config import check
+
+        check(config, QWEN25)
+
+    def norm_eps(self, config: Mapping[str, Any]) -> float:
+        """See `LlmFamily`."""
+        from trce_cli.families.qwen_image.denoiser import EPS
+
+        return EPS
+
+    def widths(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """See `Family`."""
+        return {CONTEXT: config.get("joint_attention_dim", 3584)}
+
+    def names(self, config: Config) -> Names:
+        """See `Family`."""
+        return Names()
+
+    def tuned(self, key: str) -> bool:
+        """See `Family`: the attention of the image's stream."""
+        return is_tuned(key)
+
+    def denoise(self, weights: Weights) -> "Transformer":
+        """See `Family`."""
+        from trce_cli.families.qwen_image.denoiser import Transformer
+
+        return Transformer(weights, QWEN25)
+
+    def canvas(self, weights: Weights) -> Canvas:
+        """See `Family`."""
+        from trce_cli.families.qwen_image.config import canvas
+
+        return canvas(weights)
+
+    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
+        """See `Family`."""
+        from trce_cli.families.qwen_image import pipeline
+
+        return pipeline.load(weights, QWEN25, device, dtype)
+
+    def draw(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        negative: Sequence[str] | None,
+        generators: Sequence["torch.Generator"],
+        *,
+        steps: int,
+        guidance_scale: float,
+        width: int,
+        height: int,
+    ) -> Any:
+        """See `Family`."""
+        from trce_cli.families.qwen_image import pipeline
+
+        return pipeline.draw(
+            pipe,
+            prompts,
+            negative,
+            generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            width=width,
+            height=height,
+        )
+
+    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
+        """See `Family`."""
+        from trce_cli.families.qwen_image import pipeline
+
+        return pipeline.latents(pipe, images)
+
+
+QWEN_IMAGE: Final = QwenImage()

@@ -1,0 +1,87 @@
+"""Qwen-Image's diffusers pipeline: loaded strictly, and called."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trce_cli.errors import BadInput, refusing
+from trce_cli.families.base import EMPTY, Weights
+from trce_cli.families.causal_llm.load import load_text_encoder, load_tokenizer
+from trce_cli.families.causal_llm.spec import LlmSpec
+from trce_cli.families.load import load_strictly
+from trce_cli.families.qwen_image.denoiser import load_transformer, packed
+
+
+def load(weights: Weights, spec: LlmSpec, device: torch.device, dtype: torch.dtype) -> Any:
+    """See `Family.pipe`. Of the text encoder what sees pictures is left out: prompts are texts."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+    if not weights.keys("vae"):
+        raise BadInput(
+            f"{weights.path} holds no VAE, which drawing needs.",
+            "Get the form of this checkpoint that has its VAE, or name the whole folder with --config.",
+        )
+    with refusing(f"The scheduler of {weights.name} cannot be used"):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(weights.config["scheduler"]))
+    vae = load_strictly(
+        diffusers.AutoencoderKLQwenImage.from_config, weights, "vae", device, lambda key: dtype
+    )
+    pipe = diffusers.QwenImagePipeline(
+        scheduler=scheduler,
+        vae=vae,
+        text_encoder=load_text_encoder(weights, spec, device, dtype),
+        tokenizer=load_tokenizer(weights, spec),
+        transformer=load_transformer(weights, device, dtype),
+    )
+    pipe.vae.enable_slicing()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    negative: Sequence[str] | None,
+    generators: Sequence[torch.Generator],
+    *,
+    guidance_scale: float,
+    width: int,
+    height: int,
+    **settings: Any,
+) -> Any:
+    """See `Family.draw`; settings: of diffusers' pipeline, which calls guidance `true_cfg_scale` and only
+    guides where it is told of what to guide away from."""
+    factor = pipe.vae_scale_factor
+    shape = (1, pipe.transformer.config.in_channels // 4, height // factor, width // factor)
+    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    away = list(negative) if negative is not None else [EMPTY] * len(prompts)
+    return pipe(
+        list(prompts),
+        negative_prompt=away if guidance_scale > 1 else None,
+        true_cfg_scale=guidance_scale,
+        width=width,
+        height=height,
+        generator=list(generators),
+        latents=packed(latents),
+        output_type="np",
+        **settings,
+    ).images
+
+
+@torch.no_grad()
+def latents(pipe: Any, images: np.ndarray) -> torch.Tensor:
+    """See `Family.latents`: the mode of the autoencoder's distribution, shifted and scaled by channel."""
+    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2)[:, :, None] / 127.5 - 1
+    encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()[:, :, 0].float()
+    mean, std = (
+        torch.tensor(each, device=encoded.device)[:, None, None]
+        for each in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std)
+    )
+    found: torch.Tensor = (encoded - mean) / std
+    return found
