@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 PROMPTS = ["a gun on the table", "", "the dog and the " * 40]
 
 
-@pytest.fixture(params=["tiny_sd1", "tiny_sd2", "tiny_sdxl"])
+@pytest.fixture(params=["tiny_sd1", "tiny_sd2", "tiny_sdxl", "tiny_z-image", "tiny_qwen-image"])
 def checkpoint(request):
     return open_checkpoint(str(request.getfixturevalue(request.param)))
 
@@ -24,16 +24,24 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(checkpoint, encoder):
     found = encoder(encoder.ids(PROMPTS))
     wanted = checkpoint.family.denoise(checkpoint).condition(PROMPTS, CPU)
     rows = wanted.rows(PROMPTS)
-    assert found.keys() == wanted.streams.keys()
-    for stream, expected in wanted.told(rows).items():
+    told = wanted.told(rows)
+    assert found.keys() == told.keys()
+    for name, lengths in wanted.lengths.items():
+        assert torch.equal(found[f"{name}.length"], lengths[rows])
+    for stream in wanted.streams:
         for place, prompt in enumerate(PROMPTS):
             if prompt:  # SDXL's empty prompt is zeros by convention
-                assert torch.allclose(found[stream][place], expected[place], atol=1e-5)
+                expected = told[stream][place]
+                if stream in wanted.lengths:
+                    expected = expected[: int(wanted.lengths[stream][rows][place])]
+                torch.testing.assert_close(
+                    found[stream][place][: len(expected)], expected, rtol=1e-4, atol=2e-5
+                )
 
 
 def test_every_word_is_read_as_itself(encoder):
     everything = torch.arange(len(encoder.words))
-    assert len(everything) > 20
+    assert len(everything) > 10
     for words in everything.split(20):
         text = encoder.text(words)
         for typed, built in zip(encoder.ids([text]), encoder.word_ids(words[None]), strict=True):
@@ -46,7 +54,8 @@ def test_a_prefix_of_the_words_own_embeddings_changes_nothing(encoder):
     ids = encoder.ids([f"{encoder.text(row)} a gun" for row in words])
     plain, prefixed = encoder(ids), encoder(ids, encoder.table[words])
     assert plain.keys() == prefixed.keys()
-    assert all(torch.equal(plain[stream], prefixed[stream]) for stream in plain)
+    for stream in plain:
+        torch.testing.assert_close(prefixed[stream], plain[stream], rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_all_embeddings_of_a_prefix(encoder):
@@ -55,7 +64,7 @@ def test_gradients_reach_all_embeddings_of_a_prefix(encoder):
     prefix = encoder.table[words].clone().requires_grad_(True)
     encoder(ids, prefix)["context"].square().sum().backward()
     assert bool((prefix.grad != 0).float().mean() > 0.9)
-    assert encoder.encoders[0].get_input_embeddings().weight.grad is None
+    assert encoder.table.grad is None
 
 
 def test_a_word_wears_another_embedding_for_as_long_as_it_is_asked_to(encoder):
@@ -65,6 +74,7 @@ def test_a_word_wears_another_embedding_for_as_long_as_it_is_asked_to(encoder):
     wanted = encoder(ids, another[None, None])
     with encoder.wearing(3, another):
         worn = encoder(ids)
-    assert all(torch.allclose(worn[stream], wanted[stream], atol=1e-6) for stream in plain)
+    for stream in plain:
+        torch.testing.assert_close(worn[stream], wanted[stream], rtol=1e-4, atol=1e-5)
     after = encoder(ids)
     assert all(torch.equal(after[stream], plain[stream]) for stream in plain)

@@ -411,7 +411,7 @@ class Reds:
 """
 
 
-def test_it_is_evaluated_and_an_attack_is_refused_in_one_sentence(
+def test_it_is_evaluated_and_attacked(
     edited: Path, folder: Path, tmp_path: Path, trce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugins.install(tmp_path, REDS, monkeypatch)
@@ -421,6 +421,8 @@ def test_it_is_evaluated_and_an_attack_is_refused_in_one_sentence(
     run = trce("evaluate", *line, "-o", tmp_path / "evaluation", "--json")
     assert run.status == 0, run.err
     assert json.loads((tmp_path / "evaluation/results.json").read_text())["suites"]
-    run = trce("attack", *line, "-o", tmp_path / "attacks.csv")
-    assert run.status == 2
-    assert "Z-Image" in run.err
+    budget = "--ring-population 4 --ring-generations 1 --ring-length 3 --ring-positions 24 --prefix-length 2"
+    budget += " --prefix-timesteps 1 --prefix-iterations 1 --inversion-iterations 1"
+    run = trce("attack", *line, "-o", tmp_path / "attacks.csv", *budget.split())
+    assert run.status == 0, run.err
+    assert len((tmp_path / "attacks.csv").read_text().splitlines()) > 2

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from trce_cli.families.causal_llm.text import LlmText
     from trce_cli.families.causal_llm.tokens import Tokenizer
+    from trce_cli.families.causal_llm.words import LlmWords
 
 Config = Mapping[str, Mapping[str, Any]]
 
@@ -113,9 +114,11 @@ class LlmFamily(ABC):
         """See `Family`: there is the one that the checkpoint comes with."""
         return pipe.scheduler
 
-    def words(self, pipeline: Any) -> None:
-        """See `Family`: the words of a language model are not searched yet."""
-        return
+    def words(self, pipeline: Any) -> "LlmWords":
+        """See `Family`."""
+        from trce_cli.families.causal_llm.words import LlmWords
+
+        return LlmWords(pipeline, self.spec)
 
     def entrance(self, denoiser: "nn.Module") -> "nn.Module":
         """See `Family`: the door itself, behind its norm."""

@@ -16,6 +16,7 @@ from trce_cli.families.causal_llm.encoder import LlmEncoder
 from trce_cli.families.causal_llm.load import load_tokenizer
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.causal_llm.tokens import Tokenizer
+from trce_cli.families.causal_llm.words import whole_words
 from trce_cli.families.load import checked
 from trce_cli.families.prefix_tree import Pack, Token, packs
 from trce_cli.system.progress import Report, no_report
@@ -74,6 +75,10 @@ class LlmText:
     ) -> dict[str, list[Slot]]:
         """The slots of a pair whose kind has weight; see `spec.SLOTS`."""
         return {CONTEXT: self.tokenizer.slots(unsafe, safe, keyword, weights)}
+
+    def words(self, count: int) -> list[str]:
+        """Up to so many whole words, spread evenly over the tokenizer's vocabulary."""
+        return whole_words(self.tokenizer.tokenizer, count)[0]
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """The embeddings behind the norm at the wanted positions, a batch at a time, in an order of its own.
