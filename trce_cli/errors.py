@@ -21,6 +21,14 @@ class BadInput(TrceError):  # noqa: N818 - it names what was given, not what bro
     exit_code = 2
 
 
+class Stopped(TrceError):  # noqa: N818 - it is no error
+    """Ctrl-C, or another signal, in work that goes on where it was; exit_code: 128 + the signal's number."""
+
+    def __init__(self, exit_code: int = 130) -> None:
+        super().__init__("Interrupted.", "Run the same line to go on where it was.")
+        self.exit_code = exit_code
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what another library's error says, or its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,13 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from trce_cli.cli.progress import Lines, Progress, Silence, bars
 from trce_cli.errors import BadInput, TrceError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 # Wide enough that no table of ours is wrapped in a pipe or a file, where lines are searched and compared.
 PIPE_WIDTH = 240
@@ -116,38 +115,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in a JSON result: {value!r}")
 
 
-class Task:
-    """One line of progress; call it with the number of items just done, and a word on how it goes if any."""
-
-    def __init__(self, progress: "RichProgress", task: "TaskID", unit: str) -> None:
-        self._progress = progress
-        self._task = task
-        self._unit = unit
-
-    def __call__(self, advance: float = 1, detail: str = "") -> None:
-        self._progress.advance(self._task, advance)
-        speed = self._progress.tasks[self._progress.task_ids.index(self._task)].speed
-        rate = f"{speed:.1f} {self._unit}/s" if speed and self._unit else ""
-        self._progress.update(self._task, detail="  ".join(part for part in (rate, detail) if part))
-
-
-class Progress:
-    """The tasks of one command, each a bar with its elapsed and remaining time."""
-
-    def __init__(self, progress: "RichProgress") -> None:
-        self._progress = progress
-
-    def task(self, text: str, total: int | None = None, unit: str = "") -> Task:
-        """Begin a task of `total` items (None: unknown); where `unit` is given, items a second are shown."""
-        for earlier in self._progress.tasks:  # a task ends where the next begins
-            if not earlier.finished:
-                done = earlier.completed or 1
-                self._progress.update(earlier.id, total=done, completed=done)
-        return Task(
-            self._progress, self._progress.add_task(one_line(text, 100), total=total, detail=""), unit
-        )
-
-
 class Console:
     """The one output sink of a command.
 
@@ -185,27 +152,12 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Bars on stderr while the block runs; silent when stderr is no terminal, or `quiet`."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as RichProgress
-
-        with RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=_rich(sys.stderr),
-            disable=self.quiet or not sys.stderr.isatty(),
-        ) as progress:
-            yield Progress(progress)
+        """How far it is, on stderr while the block runs: bars on a terminal, else now and then a line."""
+        if self.quiet or not sys.stderr.isatty():
+            yield Progress(Silence() if self.quiet else Lines(self.note))
+            return
+        with bars(_rich(sys.stderr)) as shown:
+            yield Progress(shown)
 
 
 def print_error(message: str, hint: str | None = None) -> None:

@@ -17,6 +17,7 @@ from trce_cli.cli.options import (
     Output,
     check_outside,
     complete_preset,
+    goes_on,
     with_options,
 )
 from trce_cli.errors import BadInput
@@ -48,6 +49,7 @@ Gone = Annotated[
 
 
 @with_options
+@goes_on
 def evaluate(
     output: Output,
     asked: EvaluationSettings,

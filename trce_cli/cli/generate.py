@@ -12,12 +12,14 @@ from trce_cli.cli.options import (
     Opening,
     Output,
     check_outside,
+    goes_on,
     with_options,
 )
 from trce_cli.images.settings import DrawSettings, Rows
 
 
 @with_options
+@goes_on
 def generate(
     checkpoint: CheckpointName,
     output: Output,

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from trce_cli.cli.console import Console
 from trce_cli.edits.forms import FORMS
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, Stopped
 from trce_cli.prompts.presets import preset_names
 from trce_cli.settings import Count, Flag, Settings, one_of, option_name
 
@@ -61,6 +61,23 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     return with_signature(run, options)
+
+
+def goes_on(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that, stopped by a signal and started again, goes on where it was; stopped, it says so."""
+
+    @wraps(command)
+    def run(*args: Any, **values: Any) -> None:
+        try:
+            command(*args, **values)
+        except KeyboardInterrupt:
+            raise Stopped from None
+        except SystemExit as stop:
+            if isinstance(stop.code, int) and stop.code > 128:
+                raise Stopped(stop.code) from None
+            raise
+
+    return run
 
 
 def with_signature(command: Callable[..., None], options: list[inspect.Parameter]) -> Callable[..., None]:

@@ -19,6 +19,7 @@ from trce_cli.cli.options import (
     Presets,
     Writing,
     files_read,
+    goes_on,
     with_options,
 )
 from trce_cli.cli.written import show_written
@@ -52,6 +53,7 @@ Original = Annotated[
 
 
 @with_options
+@goes_on
 def steer(
     erased: Erased,
     presets: Presets,

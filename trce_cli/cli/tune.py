@@ -13,6 +13,7 @@ from trce_cli.cli.options import (
     Presets,
     PriorFile,
     check_outside,
+    goes_on,
     spelt,
     with_options,
 )
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @with_options
+@goes_on
 def tune(
     checkpoint: CheckpointName,
     presets: Presets,

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trce_cli.cli.console import Console, Progress
+from trce_cli.cli.console import Console
+from trce_cli.cli.progress import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table

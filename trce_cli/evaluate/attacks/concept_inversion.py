@@ -61,7 +61,7 @@ class ConceptInversion:
                 seed = ((source.seed or 0) + UNSEEN) % (MAX_SEED + 1)
                 tried.append(replace(source, text=words.words[word], seed=seed))
                 with words.wearing(word, embedding[0]):
-                    victim.shows(tried[-1:], f"Drawing what {self.title} learnt")
+                    victim.shows(tried[-1:])
         return tried
 
 

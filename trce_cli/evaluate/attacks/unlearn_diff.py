@@ -61,21 +61,21 @@ class UnlearnDiff:
         found, table = victim.shows(tried, "Drawing without an attack"), victim.words.table
         prefixes = table[random_words(len(table), budget.length, generators).to(table.device)]
         levels = budget.noise_levels(victim.schedule.levels)
+        report = victim.task(self.title, len(levels) * len(tried), "prompts")
         for number, level in enumerate(levels, start=1):
             rows = [row for row, is_found in enumerate(found) if not is_found]
+            where = f"timestep {number} of {len(levels)}, {len(tried) - len(rows)} of {len(tried)} found"
+            report(len(tried) - len(rows), where)
             if not rows:
-                break
-            where = f"timestep {number} of {len(levels)}"
-            batches = victim.batches(rows)
-            report = victim.task(f"{self.title}, {where}", len(batches), "batches")
-            for batch in batches:
+                continue
+            for batch in victim.batches(rows):
                 loss = victim.denoising_loss(batch, level, generators)
                 prefixes[batch] = optimise(prefixes[batch], table, loss, budget)
-                report(1)
+                report(len(batch), where)
             for row, words in zip(rows, nearest(prefixes[rows], table).cpu(), strict=True):
                 source = victim.prompts[row]
                 tried[row] = replace(source, text=f"{victim.words.text(words)} {source.text}")
-            found[rows] = victim.shows([tried[row] for row in rows], f"Drawing with prefixes, {where}")
+            found[rows] = victim.shows([tried[row] for row in rows])
         return tried
 
 

@@ -19,7 +19,7 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.system.memory import free
-from trce_cli.system.progress import Task
+from trce_cli.system.progress import Task, no_report
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,10 +126,13 @@ class Victim:
         module: torch.nn.Module = getattr(self._pipeline, self.family.denoiser)
         return module
 
-    def pictures(self, prompts: Sequence[Prompt], role: str, text: str) -> list["Image.Image"]:
-        """What the pipeline in memory draws of the prompts, each from its own seed."""
+    def pictures(self, prompts: Sequence[Prompt], role: str, text: str = "") -> list["Image.Image"]:
+        """What the pipeline in memory draws of the prompts, each from its own seed.
+
+        text: what is told meanwhile; nothing where it is a part of what is told of already.
+        """
         records = self.records(prompts, role)
-        report = self.task(text, len(records), "images")
+        report = self.task(text, len(records), "images") if text else no_report
         drawn = {}
         for record, image in draw(self.family, self._pipeline, records):
             drawn[record.index] = image
@@ -144,10 +147,10 @@ class Victim:
         ]
         return self.detector.hits(self.detector.conventions[0], np.concatenate(scores))
 
-    def shows(self, prompts: Sequence[Prompt], text: str) -> np.ndarray:
+    def shows(self, prompts: Sequence[Prompt], text: str = "") -> np.ndarray:
         """Whether the concept is seen in what the erased checkpoint draws of each prompt, bool (prompts,).
 
-        A prompt is drawn once: what it showed is remembered. text: what is told while others are drawn.
+        A prompt is drawn once: what it showed is remembered. text: see `pictures`.
         """
         keys = [(one.text, one.seed, one.guidance, one.width, one.height) for one in prompts]
         new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in self._shown}
