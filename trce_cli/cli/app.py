@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trce_cli.cli import apply, attack, diff, evaluate, generate, inspect, map, presets, steer, tune
+from trce_cli.cli import apply, attack, diff, evaluate, evidence, generate, inspect, map, presets, steer, tune
 from trce_cli.cli.console import run_app
 from trce_cli.system.machine import __version__
 
@@ -43,6 +43,7 @@ app.command()(apply.apply)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(attack.attack)
+app.command()(evidence.evidence)
 app.command()(inspect.inspect)
 app.command()(diff.diff)
 

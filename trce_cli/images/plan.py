@@ -103,11 +103,16 @@ def check_canvas(canvas: Canvas, width: int, height: int, steps: int, who: str, 
 
 def checkpoint_hash(checkpoint: Checkpoint, report: Report = no_report) -> str:
     """SHA-256 in hex over the names and hashes of the files that a picture depends on."""
-    digest = sha256()
-    for name, path in sorted(checkpoint.drawn_from().items()):
-        digest.update(f"{name} {hash_file(path)}\n".encode())
+    hashes = {}
+    for name, path in checkpoint.drawn_from().items():
+        hashes[name] = hash_file(path)
         report(1)
-    return digest.hexdigest()
+    return hash_of(hashes)
+
+
+def hash_of(files: Mapping[str, str]) -> str:
+    """SHA-256 in hex over names and hashes of files."""
+    return sha256("".join(f"{name} {files[name]}\n" for name in sorted(files)).encode()).hexdigest()
 
 
 def first(*values: Any) -> Any:
