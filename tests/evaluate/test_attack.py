@@ -22,6 +22,7 @@ from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import Suite
+from trce_cli.system import unfinished
 from trce_cli.system.progress import no_task
 
 CPU = torch.device("cpu")
@@ -134,7 +135,7 @@ def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
     victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
     victim.prompts = [replace(prompt, text="a picture") for prompt in victim.prompts]
     with victim.using("erased"):
-        victim.latents = victim.encoded(victim.pictures([*evaluation.suites[0].prompts], "original", ""))
+        victim.latents = victim.encoded(victim.pictures([*evaluation.suites[0].prompts], "original"))
         table = victim.words.table
         start = random_words(len(table), 3, victim.generators(victim.prompts))
 
@@ -243,9 +244,9 @@ def test_budgets_that_cannot_be_spent_are_refused(evaluation, name, given, told)
 def test_what_was_drawn_once_is_remembered(evaluation):
     victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
     with victim.using("erased"):
-        first = victim.shows(victim.prompts, "")
+        first = victim.shows(victim.prompts)
         victim.pictures = None  # nothing more is drawn
-        assert victim.shows(victim.prompts[::-1], "").tolist() == first.tolist()[::-1]
+        assert victim.shows(victim.prompts[::-1]).tolist() == first.tolist()[::-1]
 
 
 def test_every_attack_gives_a_prompt_for_each(evaluation):
@@ -263,10 +264,69 @@ def test_what_is_learnt_from_a_picture_draws_its_concept_from_another_seed(evalu
     settings = evaluation.settings.model_copy(update={"steps": 8})
     victim = Victim(replace(evaluation, settings=settings, negative_prompt=""), CPU, "float32", 4, 0, no_task)
     with victim.using("erased"):
-        victim.latents = victim.encoded(victim.pictures(victim.prompts, "original", ""))
+        victim.latents = victim.encoded(victim.pictures(victim.prompts, "original"))
         own = victim.words.table.clone()
         tried = ATTACKS["concept-inversion"].prompts(victim, ConceptInversionBudget(iterations=40, lr=0.02))
-        assert victim.shows(tried, "").sum() >= 3
+        assert victim.shows(tried).sum() >= 3
         assert torch.equal(victim.words.table, own)
         victim._shown.clear()
-        assert victim.shows(tried, "").sum() <= 1
+        assert victim.shows(tried).sum() <= 1
+
+
+@pytest.mark.parametrize("tiny_evaluation", ["tiny_sd1"], indirect=True)
+def test_a_stopped_attack_goes_on_and_finds_what_an_undisturbed_one_does(
+    tiny_evaluation, tmp_path, monkeypatch
+):
+    def run(name, seed=0, **options):
+        return attack(
+            tiny_evaluation, SMALL, CPU, "float32", batch_size=2, seed=seed, output=tmp_path / name, **options
+        )
+
+    found, told = run("whole.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.csv", "whole.json"]
+
+    real, made = unfinished.write_tensors, []
+
+    def stopped_after_three(path, *rest):
+        real(path, *rest)
+        made.append(path)
+        if len(made) % 3 == 0:
+            raise KeyboardInterrupt
+
+    again, stops = None, 0
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "write_tensors", stopped_after_three)
+        while again is None:
+            try:
+                again = run("stopped.csv")
+            except KeyboardInterrupt:
+                stops += 1
+                with pytest.raises(BadInput, match=r"other arguments \(settings differs\)"):
+                    run("stopped.csv", seed=1)
+    assert stops >= 2
+    assert len(set(made)) == len(made)  # nothing is made twice
+    assert again[0] == found
+    assert (tmp_path / "stopped.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    seconds = again[1].pop("seconds")
+    assert seconds.keys() == told.pop("seconds").keys()
+    assert all(each > 0 for each in seconds.values())
+    assert again[1] == told
+    assert not (tmp_path / ".stopped.csv.attack").exists()
+
+
+@pytest.mark.parametrize("tiny_evaluation", ["tiny_sd1"], indirect=True)
+def test_force_begins_an_unfinished_attack_again(tiny_evaluation, tmp_path, monkeypatch):
+    def run(seed, **options):
+        budgets = {"ring-a-bell": SMALL["ring-a-bell"]}
+        output = tmp_path / "a.csv"
+        return attack(tiny_evaluation, budgets, CPU, "float32", seed=seed, output=output, **options)
+
+    def stop(path, *rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished, "write_tensors", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(0)
+    assert run(1, force=True)[1]["settings"]["seed"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]

@@ -19,6 +19,7 @@ from trce_cli.cli.options import (
     Opening,
     Presets,
     check_outside,
+    goes_on,
     option_of,
     with_options,
     with_signature,
@@ -61,6 +62,7 @@ class Attacking(Drawing):
 
 @with_budgets
 @with_options
+@goes_on
 def attack(
     checkpoint: CheckpointName,
     against: Annotated[str, AGAINST],
@@ -86,7 +88,8 @@ def attack(
 
     Tells how often the concept is found without an attack and with it. FILE.csv is a suite for
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
-    not given are the papers', for `emoji` small ones.
+    not given are the papers', for `emoji` small ones. Started again with the same arguments it goes on where
+    it was.
     """
     presets = load_presets(preset)
 
@@ -102,11 +105,11 @@ def attack(
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, presets, where, asked.evaluation(), note=console.note)
         spent = choose_budgets(asked.attacks, evaluation.home, budgets)
-        findings, told = red_team.attack(
+        _, told = red_team.attack(
             evaluation, spent, where, drawing.precision(where),
-            batch_size=drawing.batch_size, seed=asked.seed, task=progress.task,
+            batch_size=drawing.batch_size, seed=asked.seed, output=output, force=force, task=progress.task,
         )  # fmt: skip
-    record = red_team.write(output, findings, told)
+    record = output.with_suffix(".json")
     console.show(attack_table(told))
     console.show(f"Suite: {output}\nFigures, budgets, seeds and hashes: {record}")
     console.result({"output": output, "record": record, **told})

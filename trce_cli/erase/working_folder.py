@@ -1,6 +1,5 @@
 """Where a run of stage 2 lives until it is done, so that a kill at any moment costs minutes."""
 
-import fcntl
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.foreign import parse_json, read_json, read_text, validated
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.processes import on_main
+from trce_cli.system.unfinished import RUN, lock
 from trce_cli.system.whole import appending, check_own_folder, clear_stale, write_json, write_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 STATE: Final = "state.safetensors"
 LOG: Final = "steer.jsonl"
-RUN: Final = "run.json"
 SET: Final = "trajectories"
 MAX_LOG: Final = 1 << 30  # bytes
 Record = dict[str, int | float | None]
@@ -44,7 +43,7 @@ def tidy(output: Path) -> None:
     for place in (folder, folder / SET):
         check_own_folder(place)
     try:
-        handle = _lock(folder, "", "")
+        handle = lock(folder, "", "")
     except (FileNotFoundError, BadInput):  # no run, or one at work
         return
     try:
@@ -134,7 +133,7 @@ class WorkingFolder:
                 os.close(handle)
 
     def _lock(self) -> int:
-        return _lock(self.folder, f"Another run is at work on {self.output}.", "Choose another --output.")
+        return lock(self.folder, f"Another run is at work on {self.output}.", "Choose another --output.")
 
     def _check_arguments(self, force: bool) -> None:
         arguments = self.folder / RUN
@@ -240,18 +239,8 @@ class WorkingFolder:
 
 
 def _lock_set(folder: Path) -> int:
-    return _lock(
+    return lock(
         folder,
         f"Another run is making the trajectories in {folder}.",
         "Start this one when they are there, or choose another --trajectories.",
     )
-
-
-def _lock(folder: Path, busy: str, hint: str) -> int:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BadInput(busy, hint) from None
-    return handle

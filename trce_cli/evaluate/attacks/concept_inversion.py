@@ -53,9 +53,13 @@ class ConceptInversion:
         start = random_words(len(words.words), 1, generators)
         tried = []
         for rows in batches:
-            learnt = learn(
-                victim, rows, words.table[start[rows].to(words.table.device)], generators, budget, report
-            )
+
+            def look(rows: Sequence[int] = rows) -> dict[str, "Tensor"]:
+                begun = words.table[start[rows].to(words.table.device)]
+                return {"learnt": learn(victim, rows, begun, generators, budget, report)}
+
+            learnt = victim.kept(f"{self.name} {rows[0]}", look, report, budget.iterations)["learnt"]
+            learnt = learnt.to(words.table.device)
             for row, embedding in zip(rows, learnt, strict=True):
                 source, word = victim.prompts[row], row % len(words.words)
                 seed = ((source.seed or 0) + UNSEEN) % (MAX_SEED + 1)

@@ -59,16 +59,21 @@ class RingABell:
         batches = victim.batches(victim.prompts)
         report = victim.task(self.title, len(batches) * budget.generations, "generations")
         tried = []
-        for asked in batches:
+        for number, asked in enumerate(batches):
             plain = victim.states(victim.words.ids([prompt.text for prompt in asked]), budget.positions)
-            found = search(
-                plain + moved,
-                lambda words: victim.states(victim.words.word_ids(words), budget.positions),
-                len(victim.words.words),
-                budget,
-                victim.generators(asked),
-                report,
-            )
+
+            def look(plain: "Tensor" = plain, asked: Sequence[Prompt] = asked) -> dict[str, "Tensor"]:
+                words = search(
+                    plain + moved,
+                    lambda words: victim.states(victim.words.word_ids(words), budget.positions),
+                    len(victim.words.words),
+                    budget,
+                    victim.generators(asked),
+                    report,
+                )
+                return {"words": words}
+
+            found = victim.kept(f"{self.name} {number}", look, report, budget.generations)["words"]
             tried += [
                 replace(one, text=victim.words.text(words)) for one, words in zip(asked, found, strict=True)
             ]

@@ -5,6 +5,7 @@ is seen without and with them.
 """
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.system.machine import versions
 from trce_cli.system.progress import Task, no_task
+from trce_cli.system.unfinished import Kept, unfinished
 from trce_cli.system.whole import whole, write_json
 
 COLUMNS: Final = (
@@ -56,36 +58,63 @@ def attack(
     *,
     batch_size: int = 16,
     seed: int = 0,
+    output: Path | None = None,
+    force: bool = False,
     task: Task = no_task,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Attack the erased checkpoint with the prompts of the evaluation's suites; nothing is written.
+    """Attack the erased checkpoint with the prompts of the evaluation's suites.
 
-    budgets: of the attacks to run, see `registry.choose_budgets`. Only one of the two checkpoints is in
-    memory at a time. Returns the findings of every attack, and what FILE.json says: settings, hashes,
-    seconds, and how often the concept was found without and with each attack. Raises BadInput for budgets
-    that the checkpoint cannot read or draw, TrceError where something comes out that is not finite.
+    budgets: of the attacks to run, see `registry.choose_budgets`. output: where the suite is written, its
+    record beside it; a run that is stopped and called again with the same arguments goes on where it was, and
+    finds the same. Without one nothing is written. Only one of the two checkpoints is in memory at a time.
+
+    Returns the findings of every attack, and what FILE.json says: settings, hashes, seconds, and how often
+    the concept was found without and with each attack. Raises BadInput for budgets that the checkpoint cannot
+    read or draw, and where an unfinished run of other arguments is there and `force` is not given; TrceError
+    where something comes out that is not finite.
     """
     victim = Victim(evaluation, device, dtype, batch_size, seed, task)
     victim.check()
     for name, budget in budgets.items():
         ATTACKS[name].check(victim, budget)
-    hashes = {role: checkpoint_hash(each) for role, each in evaluation.checkpoints.items()}
+    told = describe(victim, budgets)
+    if output is None:
+        findings, found = search(victim, budgets)
+        return findings, told | found
+    asked = [(each.text, each.seed, each.guidance, each.width, each.height) for each in victim.prompts]
+    arguments = {name: told[name] for name in ("original", "erased", "presets", "detector", "settings")}
+    arguments |= {"prompts": asked, "batch size": batch_size}
+    with unfinished(output, "attack", json.loads(json.dumps(arguments)), force) as victim.kept:
+        findings, found = search(victim, budgets)
+        write(output, findings, told | found)
+    return findings, told | found
+
+
+def search(victim: Victim, budgets: Budgets) -> tuple[list[Finding], dict[str, Any]]:
+    """Let the attacks search; what was found, and how often and in how many seconds."""
     prompts, seconds = victim.prompts, dict[str, float]()
     found: dict[str, tuple[list[Prompt], np.ndarray]] = {}
 
-    with victim.using("original"), taking(seconds, "original"):
-        pictures = victim.pictures(prompts, "original", "Drawing what the original makes of the prompts")
-        shown = victim.found(pictures)
-        if any("latents" in ATTACKS[name].needs for name in budgets):
-            victim.latents = victim.encoded(pictures)
+    def draw() -> dict[str, torch.Tensor]:
+        with victim.using("original"):
+            report = victim.task("Drawing what the original makes of the prompts", len(prompts), "images")
+            pictures = victim.pictures(prompts, "original", report)
+            made = {"shown": torch.from_numpy(victim.found(pictures))}
+            if any("latents" in ATTACKS[name].needs for name in budgets):
+                made["latents"] = victim.encoded(pictures)
+        return made
+
+    with taking(seconds, "original", victim.kept):
+        original = victim.kept("original", draw)
+        if "latents" in original:
+            victim.latents = original["latents"].to(victim.device)
     with victim.using("erased"):
-        with taking(seconds, "without"):
+        with taking(seconds, "without", victim.kept):
             plain = victim.shows(prompts, "Drawing without an attack")
         for name, budget in budgets.items():
-            with taking(seconds, name):
+            with taking(seconds, name, victim.kept):
                 tried = ATTACKS[name].prompts(victim, budget)
                 found[name] = tried, victim.shows(tried, f"Drawing {ATTACKS[name].title}'s prompts")
-
     findings = [
         Finding(name, source.text, record, bool(missed), bool(hit))
         for name, (tried, hits) in found.items()
@@ -93,11 +122,27 @@ def attack(
             prompts, victim.records(tried, "erased"), plain, hits, strict=True
         )
     ]
-    told = {
+    attacks = {
+        name: {
+            "found_without": Rate.of("without", plain).as_dict(),
+            "found_with": Rate.of("with", hits).as_dict(),
+        }
+        for name, (_, hits) in found.items()
+    }
+    shown = Rate.of("original", original["shown"].numpy()).as_dict()
+    return findings, {"seconds": seconds, "original_shows_it": shown, "attacks": attacks}
+
+
+def describe(victim: Victim, budgets: Budgets) -> dict[str, Any]:
+    """What is attacked and how, as plain JSON values."""
+    evaluation = victim.evaluation
+    return {
         "schema": SCHEMA,
         "versions": versions(),
-        "original": {"name": evaluation.original.name, "sha256": hashes["original"]},
-        "erased": {"name": evaluation.erased.name, "sha256": hashes["erased"]},
+        **{
+            role: {"name": each.name, "sha256": checkpoint_hash(each)}
+            for role, each in evaluation.checkpoints.items()
+        },
         "presets": [{"name": each.name, "sha256": each.sha256()} for each in evaluation.presets],
         "suites": [
             {"name": suite.name, "source": suite.source, "prompts": len(suite.prompts)}
@@ -105,25 +150,15 @@ def attack(
         ],
         "detector": victim.detector.as_dict(),
         "settings": {
-            "seed": seed,
+            "seed": victim.seed,
             "steps": evaluation.settings.steps,
-            "scheduler": findings[0].drawn.scheduler,
+            "scheduler": victim.records(victim.prompts[:1], "erased")[0].scheduler,
             "negative_prompt": evaluation.negative_prompt,
-            "device": str(device),
-            "dtype": dtype,
+            "device": str(victim.device),
+            "dtype": victim.dtype,
             "budgets": {name: budget.model_dump() for name, budget in budgets.items()},
         },
-        "seconds": seconds,
-        "original_shows_it": Rate.of("original", shown).as_dict(),
-        "attacks": {
-            name: {
-                "found_without": Rate.of("without", plain).as_dict(),
-                "found_with": Rate.of("with", hits).as_dict(),
-            }
-            for name, (_, hits) in found.items()
-        },
     }
-    return findings, told
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -143,11 +178,11 @@ def check_output(output: Path, force: bool) -> None:
 
 
 @contextmanager
-def taking(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note how long the block takes."""
-    start = monotonic()
+def taking(seconds: dict[str, float], name: str, kept: Kept) -> Iterator[None]:
+    """Note how long the block takes, with what a stopped run had spent on it."""
+    start, saved = monotonic(), kept.saved
     yield
-    seconds[name] = monotonic() - start
+    seconds[name] = monotonic() - start + kept.saved - saved
 
 
 def write(output: Path, findings: Sequence[Finding], told: Mapping[str, Any]) -> Path:

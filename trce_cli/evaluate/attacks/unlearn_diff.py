@@ -57,6 +57,8 @@ class UnlearnDiff:
         """The prompts behind prefixes. What is found without one is left as it is; the others go on until
         they are found.
         """
+        import torch
+
         tried, generators = [*victim.prompts], victim.generators(victim.prompts)
         found, table = victim.shows(tried, "Drawing without an attack"), victim.words.table
         prefixes = table[random_words(len(table), budget.length, generators).to(table.device)]
@@ -69,8 +71,19 @@ class UnlearnDiff:
             if not rows:
                 continue
             for batch in victim.batches(rows):
-                loss = victim.denoising_loss(batch, level, generators)
-                prefixes[batch] = optimise(prefixes[batch], table, loss, budget)
+
+                def look(batch: Sequence[int] = batch, level: int = level) -> dict[str, "Tensor"]:
+                    loss = victim.denoising_loss(batch, level, generators)
+                    found = optimise(prefixes[batch], table, loss, budget)
+                    return {
+                        "prefixes": found,
+                        "random": torch.stack([generators[row].get_state() for row in batch]),
+                    }
+
+                made = victim.kept(f"{self.name} {level} {batch[0]}", look)
+                prefixes[batch] = made["prefixes"].to(prefixes.device)
+                for row, state in zip(batch, made["random"], strict=True):
+                    generators[row].set_state(state)
                 report(len(batch), where)
             for row, words in zip(rows, nearest(prefixes[rows], table).cpu(), strict=True):
                 source = victim.prompts[row]

@@ -19,7 +19,8 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.system.memory import free
-from trce_cli.system.progress import Task, no_report
+from trce_cli.system.progress import Report, Task, no_report
+from trce_cli.system.unfinished import Kept
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,8 +34,9 @@ class Victim:
     """The prompts of an evaluation's suites, and the erased checkpoint that is to draw them or others.
 
     name: the checkpoint's. pairs: the prompt pairs that the concepts were erased by. schedule: the
-    checkpoint's noise schedule. task: tells what goes on. latents: of what the original draws of the
-    prompts, float32 (prompts, *latent shape), where an attack needs them.
+    checkpoint's noise schedule. task: tells what goes on. kept: what a stopped run of the same arguments
+    found. latents: of what the original draws of the prompts, float32 (prompts, *latent shape), where an
+    attack needs them.
     """
 
     latents: Tensor
@@ -47,9 +49,11 @@ class Victim:
         batch_size: int,
         seed: int,
         task: Task,
+        kept: Kept | None = None,
     ) -> None:
         self.evaluation, self.device, self.dtype = evaluation, device, dtype
         self.batch_size, self.seed, self.task = batch_size, seed, task
+        self.kept = kept or Kept()
         self.name, self.family = evaluation.erased.name, evaluation.erased.family
         self.prompts = [prompt for suite in evaluation.suites for prompt in suite.prompts]
         self.pairs = prompt_pairs(evaluation.presets)
@@ -126,13 +130,11 @@ class Victim:
         module: torch.nn.Module = getattr(self._pipeline, self.family.denoiser)
         return module
 
-    def pictures(self, prompts: Sequence[Prompt], role: str, text: str = "") -> list["Image.Image"]:
-        """What the pipeline in memory draws of the prompts, each from its own seed.
-
-        text: what is told meanwhile; nothing where it is a part of what is told of already.
-        """
+    def pictures(
+        self, prompts: Sequence[Prompt], role: str, report: Report = no_report
+    ) -> list["Image.Image"]:
+        """What the pipeline in memory draws of the prompts, each from its own seed."""
         records = self.records(prompts, role)
-        report = self.task(text, len(records), "images") if text else no_report
         drawn = {}
         for record, image in draw(self.family, self._pipeline, records):
             drawn[record.index] = image
@@ -150,13 +152,20 @@ class Victim:
     def shows(self, prompts: Sequence[Prompt], text: str = "") -> np.ndarray:
         """Whether the concept is seen in what the erased checkpoint draws of each prompt, bool (prompts,).
 
-        A prompt is drawn once: what it showed is remembered. text: see `pictures`.
+        A prompt is drawn once: what it showed is remembered. text: what is told
+        meanwhile; nothing where it is a part of what is told of already.
         """
         keys = [(one.text, one.seed, one.guidance, one.width, one.height) for one in prompts]
         new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in self._shown}
-        if new:
-            found = self.found(self.pictures([*new.values()], "erased", text))
-            self._shown |= dict(zip(new, found.tolist(), strict=True))
+        report = self.task(text, len(new), "images") if new and text else no_report
+        for batch in self.batches([*new.items()]):
+            asked = [prompt for _, prompt in batch]
+
+            def look(asked: Sequence[Prompt] = asked) -> dict[str, Tensor]:
+                return {"found": torch.from_numpy(self.found(self.pictures(asked, "erased", report)))}
+
+            found = self.kept(f"shown {[key for key, _ in batch]}", look, report, len(batch))["found"]
+            self._shown |= {key: bool(seen) for (key, _), seen in zip(batch, found, strict=True)}
         return np.array([self._shown[key] for key in keys])
 
     @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Work that can be stopped: a hidden folder beside an output keeps what is done until all of it is."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from trce_cli.errors import BadInput
+from trce_cli.system.foreign import read_json
+from trce_cli.system.paths import real_path
+from trce_cli.system.progress import Report, no_report
+from trce_cli.system.safetensors import SafetensorsFile
+from trce_cli.system.whole import check_own_folder, clear_stale, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RUN: Final = "run.json"
+
+
+class Kept:
+    """What a run has made so far, by name: tensors, a file each, whole or absent; nothing without a folder.
+
+    saved: seconds that were not spent again, because a stopped run had spent them.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self.saved = 0.0
+
+    def __call__(
+        self,
+        name: str,
+        make: Callable[[], Mapping[str, "Tensor"]],
+        report: Report = no_report,
+        count: int = 0,
+    ) -> Mapping[str, "Tensor"]:
+        """What was made by that name, on the CPU; else what `make` gives, as it is, which is kept.
+
+        report: is told `count` where nothing has to be made; `make` tells it by itself.
+        """
+        if self._folder is None:
+            return make()
+        path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        if os.path.lexists(path):
+            file = SafetensorsFile.open(path)
+            self.saved += float(file.metadata["seconds"])
+            report(count)
+            return {key: file.read(key) for key in file.tensors}
+        start = monotonic()
+        made = make()
+        write_tensors(
+            path, {key: tensor.cpu() for key, tensor in made.items()}, {"seconds": f"{monotonic() - start}"}
+        )
+        return made
+
+
+@contextmanager
+def unfinished(output: Path, kind: str, arguments: Mapping[str, Any], force: bool) -> Iterator[Kept]:
+    """With what a stopped run of these arguments, plain JSON values, made; removed when the block ends well.
+
+    kind: of the run, the ending of the hidden folder's name. Raises BadInput where the folder holds a run of
+    other arguments, which `force` drops, and where another process is at work in it.
+    """
+    output = real_path(output)
+    folder = output.with_name(f".{output.name}.{kind}")
+    check_own_folder(folder)
+    folder.mkdir(exist_ok=True)
+    handle = lock(folder, f"Another run is at work on {output}.", "Choose another --output.")
+    try:
+        clear_stale(folder)
+        _check_arguments(folder, arguments, force)
+        write_json(folder / RUN, arguments)
+        yield Kept(folder)
+        shutil.rmtree(folder)
+    finally:
+        os.close(handle)
+
+
+def lock(folder: Path, busy: str, hint: str) -> int:
+    """A handle that keeps other processes off the folder until it is closed; BadInput(busy, hint) where one
+    is at work."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BadInput(busy, hint) from None
+    return handle
+
+
+def _check_arguments(folder: Path, arguments: Mapping[str, Any], force: bool) -> None:
+    if not os.path.lexists(folder / RUN):  # never begun
+        return
+    try:
+        found = dict(read_json(folder / RUN))
+    except (BadInput, TypeError, ValueError):
+        found = {}
+    differing = [name for name in arguments if found.get(name) != arguments[name]]
+    if not differing:
+        return
+    if not force:
+        raise BadInput(
+            f"{folder} holds an unfinished run with other arguments ({differing[0]} differs).",
+            "Finish it with those, choose another --output, or begin again with --force.",
+        )
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
