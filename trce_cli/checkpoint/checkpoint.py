@@ -91,7 +91,9 @@ class Checkpoint(ABC):
     one that is used first. parts: the weights of the other parts, by folder. config: configurations by part.
     config_folder: a diffusers folder with the configurations and tokenizers; the checkpoint itself if it is
     one. files: what belongs to an edited checkpoint, relative name -> path. left_out: relative name ->
-    reason. identities: of the files that were read or are to be copied, when it was opened.
+    reason. identities: of the files that were read or are to be copied, when it was opened. rewritten:
+    configurations that are not as `config_folder` has them, by relative name. remarks: sentences on what was
+    assumed of it.
     """
 
     layout: ClassVar[Literal["diffusers", "single-file"]]
@@ -108,6 +110,8 @@ class Checkpoint(ABC):
     variant: str | None = None
     revision: str | None = None
     identities: Mapping[Path, Identity] = field(default_factory=dict)
+    rewritten: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def denoiser_files(self) -> list[SafetensorsFile]:

@@ -5,7 +5,7 @@ family's `Names` say.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -76,6 +76,8 @@ def write_folder(
                     (fresh / folder / path.name).write_bytes(read_bytes(source, _TEXT))
             for path in sorted(borrowed.get(folder, [])):
                 copy_file(path, fresh / folder / path.name, report)
+        for name, said in checkpoint.rewritten.items():
+            (fresh / name).write_text(json.dumps(dict(said), indent=2) + "\n", encoding="utf-8")
         (fresh / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for folder, places in parts.items():
             if folder in borrowed:
@@ -108,8 +110,12 @@ def write_single_file(
     needed = partial(copied_bytes, checkpoint, output, False)
     output = check_output(checkpoint, output, force, "single-file", False, needed)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
-        tensors = _single_file_tensors(checkpoint, edits)
-        write_tensors(fresh, tensors, single_file_metadata(checkpoint, files), report)
+        marks, kept = checkpoint.family.marks(checkpoint.config)
+        tensors = _single_file_tensors(checkpoint, edits) | {
+            name: NewTensor("F32", (len(values),), partial(_made, values)) for name, values in marks.items()
+        }
+        metadata = {**single_file_metadata(checkpoint, files), **kept}
+        write_tensors(fresh, tensors, metadata, report)
     return output
 
 
@@ -125,6 +131,7 @@ def left_behind(checkpoint: Checkpoint) -> list[str]:
         missing = ", ".join(part for part in shapes if part not in held)
         if missing:
             notes.append(f"Left out: {missing}. Single files of {checkpoint.family.name} hold the {network}.")
+        notes += checkpoint.family.lost_in_file(checkpoint.config)
     return notes
 
 
@@ -168,6 +175,12 @@ def _read(place: Place, edit: Edit | None) -> "torch.Tensor":
     if edit is None:
         return weight
     return rounded_edit(edit, weight, f"{place.stored.name} in {place.file.path}")
+
+
+def _made(values: Sequence[float]) -> "torch.Tensor":
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _packed(stored: Stored, stack: list[tuple[Stored, Place, Edit | None]]) -> "torch.Tensor":

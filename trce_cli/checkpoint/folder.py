@@ -60,11 +60,14 @@ class DiffusersFolder(Checkpoint):
 class Configs(Mapping[str, Mapping[str, Any]]):
     """The configurations in a diffusers folder by part, each read when it is asked for; BadInput without one.
 
-    "model_index" is the folder's own, "denoiser" that of the denoiser, whatever its folder is called.
+    "model_index" is the folder's own, "denoiser" that of the denoiser, whatever its folder is called. said:
+    by part what stands in place of the folder's.
     """
 
-    def __init__(self, folder: Path, denoiser: str) -> None:
-        self.path = folder
+    def __init__(
+        self, folder: Path, denoiser: str, said: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.path, self.said = folder, said or {}
         self._places = {
             "model_index": "model_index.json",
             "denoiser": f"{denoiser}/config.json",
@@ -73,10 +76,18 @@ class Configs(Mapping[str, Mapping[str, Any]]):
         self._read: dict[str, Mapping[str, Any]] = {}
 
     def __getitem__(self, part: str) -> Mapping[str, Any]:
+        if part in self.said:
+            return self.said[part]
         if part not in self._read:
-            place = self._places.get(part, f"{part}/config.json")
-            self._read[part] = read_json(inside(self.path, place))
+            self._read[part] = read_json(inside(self.path, self._place(part)))
         return self._read[part]
+
+    def rewritten(self) -> dict[str, Mapping[str, Any]]:
+        """What stands in place of the folder's files, by their relative names."""
+        return {self._place(part): said for part, said in self.said.items()}
+
+    def _place(self, part: str) -> str:
+        return self._places.get(part, f"{part}/config.json")
 
     def __iter__(self) -> Iterator[str]:
         return iter(path.parent.name for path in self.path.glob("*/*config.json"))

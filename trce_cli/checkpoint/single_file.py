@@ -85,6 +85,8 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
     meant, configs = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
     if meant is not family:
         raise BadInput(f"{path} is of the family {family.name}, and {folder} of {meant.name}.")
+    told = family.told_by_file(shapes, file.metadata, file.read, configs, config is None)
+    configs = Configs(folder, family.denoiser, told.config)
     names = family.names(configs)
     places = names.from_file(shapes)
     denoiser = {ours: at.name for ours, at in places["denoiser"].items()}
@@ -113,6 +115,8 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         config_folder=folder,
         files={path.name: path},
         identities=identities(_texts(config, family)) if config else {},
+        rewritten=configs.rewritten(),
+        remarks=told.notes,
     )
     check(
         checkpoint,

@@ -31,10 +31,10 @@ def describe(
 ) -> dict[str, Any]:
     """What `name` is: a checkpoint, or another safetensors file such as a LoRA; plain JSON values.
 
-    Of a checkpoint: layout, family, dtype, sizes, the hash of its text encoders, its edit history, what an
-    edited copy would leave out, and whether `edit`, a map or LoRA file, fits it. Of another file: what its
-    keys say it is, tensors, dtypes and metadata, and of an edit what it was made for. Raises `BadInput` where
-    it is neither.
+    Of a checkpoint: layout, family, dtype, what it predicts, sizes, the hash of its text encoders, its
+    edit history, what an edited copy would leave out, and whether `edit`, a map or LoRA file, fits it. Of
+    another file: what its keys say it is, tensors, dtypes and metadata, and of an edit what it was made
+    for. Raises `BadInput` where it is neither.
     """
     if file := _other_file(name):
         if edit:
@@ -48,6 +48,7 @@ def describe(
         "layout": checkpoint.layout,
         "family": family.name,
         "dtype": checkpoint.dtype,
+        "sampling": dict(family.sampling(checkpoint.config)),
         "bytes": checkpoint.total_bytes(),
         f"{family.denoiser}_parameters": sum(
             math.prod(checkpoint.shape("denoiser", key)) for key in checkpoint.keys("denoiser")
@@ -59,6 +60,7 @@ def describe(
         "widths": checkpoint.widths,
         "text_encoder": text_encoder,
         "left_out": dict(checkpoint.left_out),
+        "remarks": list(checkpoint.remarks),
         "history": history(checkpoint),
     }
     return found | ({"edit": str(edit), **_fit(checkpoint, text_encoder, edit)} if edit else {})

@@ -95,8 +95,8 @@ def choose_outputs(
 
 
 def notes(checkpoint: Checkpoint, outputs: Outputs) -> list[str]:
-    """Sentences on what the outputs will not contain, and why."""
-    return [note for form, _ in outputs.forms for note in form.notes(checkpoint)]
+    """Sentences on what was assumed of the checkpoint, and on what the outputs will not contain, and why."""
+    return [*checkpoint.remarks, *(note for form, _ in outputs.forms for note in form.notes(checkpoint))]
 
 
 def write_outputs(edited: Edited, outputs: Outputs, report: Report = no_report) -> dict[str, Any]:

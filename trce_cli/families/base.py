@@ -89,6 +89,18 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a single file itself says of its configurations.
+
+    config: by part (and `model_index`) the whole configuration that stands in place of the folder's. notes:
+    sentences on what was assumed, and how to choose otherwise.
+    """
+
+    config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Canvas:
     """What pictures a checkpoint draws: the size that it was trained for in pixels, of what the sides must be
     multiples, and in how many steps at most.
@@ -456,6 +468,36 @@ class Family(Protocol):
 
     def check(self, config: "Configs") -> None:
         """Raise BadInput where configurations lack a size that the other answers need, or a tokenizer."""
+        ...
+
+    def told_by_file(
+        self,
+        shapes: Mapping[str, Shape],
+        metadata: Mapping[str, str],
+        read: Callable[[str], "Tensor"],
+        config: Mapping[str, Mapping[str, Any]],
+        is_base: bool,
+    ) -> Told:
+        """What a single file with tensors of these shapes says beyond its weights, where configurations say
+        something else.
+
+        read: a tensor by its name. is_base: whether the configurations are those of `base_folder`.
+        """
+        ...
+
+    def marks(
+        self, config: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[Mapping[str, Sequence[float]], Mapping[str, str]]:
+        """The inverse: tensors, by name their values, and metadata by which a single file says what these
+        configurations do."""
+        ...
+
+    def sampling(self, config: Mapping[str, Mapping[str, Any]]) -> Mapping[str, str]:
+        """What a checkpoint predicts and how it is sampled, for people."""
+        ...
+
+    def lost_in_file(self, config: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+        """Sentences on what other readers will not find in a single file of this checkpoint."""
         ...
 
     def doors(self, config: Mapping[str, Mapping[str, Any]], keys: Collection[str]) -> tuple[Door, ...]:

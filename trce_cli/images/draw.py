@@ -69,6 +69,8 @@ def draw_missing(
         if not missing:
             continue
         family = checkpoint.family
+        for remark in checkpoint.remarks:
+            note(remark)
         pipeline = checkpoint.pipe(device, getattr(torch, missing[0].dtype))
         limit, cut = family.truncated(checkpoint, [record.prompt for record in missing])
         if cut:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.question import Evaluation
-from trce_cli.families.base import Words
+from trce_cli.families.base import Schedule, Words
 from trce_cli.images.draw import draw
 from trce_cli.images.plan import plan_images
 from trce_cli.images.record import ImageRecord
@@ -33,10 +34,9 @@ AT_ONCE: Final = 256  # prompts that a text encoder reads at a time
 class Victim:
     """The prompts of an evaluation's suites, and the erased checkpoint that is to draw them or others.
 
-    name: the checkpoint's. pairs: the prompt pairs that the concepts were erased by. schedule: the
-    checkpoint's noise schedule. task: tells what goes on. kept: what a stopped run of the same arguments
-    found. latents: of what the original draws of the prompts, float32 (prompts, *latent shape), where an
-    attack needs them.
+    name: the checkpoint's. pairs: the prompt pairs that the concepts were erased by. task: tells what goes
+    on. kept: what a stopped run of the same arguments found. latents: of what the original draws of the
+    prompts, float32 (prompts, *latent shape), where an attack needs them.
     """
 
     latents: Tensor
@@ -59,12 +59,16 @@ class Victim:
         self.pairs = prompt_pairs(evaluation.presets)
         self.detector = evaluation.detectors[0]
         self.denoiser = self.family.denoise(evaluation.erased)
-        self.schedule = self.denoiser.schedule(1)
         self._pipeline: Any = None
         self._words: Words | None = None
         self._shown: dict[tuple[Any, ...], bool] = {}
 
     # --- before anything is loaded
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The checkpoint's noise schedule; BadInput where it has none to add noise by."""
+        return self.denoiser.schedule(1)
 
     def check(self) -> None:
         """Raise BadInput for prompts that the checkpoints cannot draw, or not at once."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Configs, Door, Names, Shape, Weights
+from trce_cli.families.base import Configs, Door, Names, Shape, Told, Weights
 from trce_cli.families.causal_llm.names import llm_weights, text_config
 from trce_cli.families.causal_llm.spec import CONTEXT, SLOTS, LlmSpec
 
@@ -72,6 +72,29 @@ class LlmFamily(ABC):
             "Name a diffusers folder or hub id that has them with --config, for example "
             f"--config {self.repository}.",
         )
+
+    def told_by_file(
+        self,
+        shapes: Mapping[str, Shape],
+        metadata: Mapping[str, str],
+        read: "Callable[[str], Tensor]",
+        config: Config,
+        is_base: bool,
+    ) -> Told:
+        """See `Family`: nothing, these files are sampled as their family is."""
+        return Told()
+
+    def marks(self, config: Config) -> tuple[dict[str, Sequence[float]], dict[str, str]]:
+        """See `Family`: there are none."""
+        return {}, {}
+
+    def sampling(self, config: Config) -> dict[str, str]:
+        """See `Family`."""
+        return {"scheduler": str(config["scheduler"].get("_class_name")), "predicts": "flow velocity"}
+
+    def lost_in_file(self, config: Config) -> list[str]:
+        """See `Family`: nothing."""
+        return []
 
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
         """See `Family`."""

@@ -66,6 +66,7 @@ class Scheduler(_Config):
     beta_schedule: str = "linear"
     trained_betas: Annotated[list[Share], Field(max_length=100_000)] | None = None
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    rescale_betas_zero_snr: bool | None = None
     steps_offset: Annotated[int, Field(ge=0, le=1000)] = 0
     timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Weights
+from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Told, Weights
 from trce_cli.families.clip.names import clip_weights
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.tokens import SLOTS
@@ -124,6 +124,37 @@ class StableDiffusion:
 
         check(config, self.encoders)
         sd.check(config)
+
+    def told_by_file(
+        self,
+        shapes: Mapping[str, Shape],
+        metadata: Mapping[str, str],
+        read: "Callable[[str], Tensor]",
+        config: Config,
+        is_base: bool,
+    ) -> Told:
+        """See `Family`."""
+        from trce_cli.families.sd import sampling
+
+        return sampling.told_by_file(shapes, metadata, read, config, is_base, self.key == "sd2")
+
+    def marks(self, config: Config) -> tuple[Mapping[str, Sequence[float]], Mapping[str, str]]:
+        """See `Family`."""
+        from trce_cli.families.sd import sampling
+
+        return sampling.marks(config, configs.tables(self.key))
+
+    def sampling(self, config: Config) -> dict[str, str]:
+        """See `Family`."""
+        from trce_cli.families.sd import sampling
+
+        return sampling.sampling(config)
+
+    def lost_in_file(self, config: Config) -> list[str]:
+        """See `Family`."""
+        from trce_cli.families.sd import sampling
+
+        return sampling.lost_in_file(config, configs.tables(self.key))
 
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
         """See `Family`."""

@@ -13,6 +13,7 @@ from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import load_strictly
 from trce_cli.families.sd.denoiser import load_unet
+from trce_cli.families.sd.sampling import check_scheduler, class_of
 
 
 def canvas(weights: Weights) -> Canvas:
@@ -68,10 +69,21 @@ def load(
         diffusers.AutoencoderKL.from_config, weights, "vae", device, lambda key: dtype
     )
     with refusing(f"{weights.name} cannot be loaded"):
+        parts["scheduler"] = _own_scheduler(weights)
         pipe = getattr(diffusers, pipeline).from_pretrained(weights.folder(), local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()
     return pipe.to(device)
+
+
+def _own_scheduler(weights: Weights) -> Any:
+    """As the checkpoint's configurations say, which for a single file need not be what the folder says."""
+    import diffusers
+
+    made: Any = getattr(diffusers, class_of(weights.config), None)
+    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+        raise BadInput(f"diffusers has no scheduler {class_of(weights.config)}.")
+    return made.from_config(dict(weights.config["scheduler"]))
 
 
 def scheduler(pipe: Any, wanted: str, offset: Mapping[str, int]) -> Any:
@@ -81,6 +93,7 @@ def scheduler(pipe: Any, wanted: str, offset: Mapping[str, int]) -> Any:
     if type(pipe.scheduler).__name__ == wanted:
         return pipe.scheduler
     config = pipe.scheduler.config
+    check_scheduler(type(pipe.scheduler).__name__, config, wanted)
     plain: dict[str, Any] = {}
     if wanted == "PNDMScheduler":
         plain = {"skip_prk_steps": True}  # PLMS as in SD's configs: no warm-up steps

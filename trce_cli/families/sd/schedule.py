@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
+from trce_cli.families.sd.sampling import class_of, few_steps, is_edm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,14 @@ class Ddim:
     def __init__(self, weights: Weights, steps: int, offset: Mapping[str, int]) -> None:
         from diffusers import DDIMScheduler
 
+        own = class_of(weights.config)
+        why = f"its noise is that of {own}" if is_edm(own) else few_steps(weights.config)
+        if why:
+            raise BadInput(
+                f"{weights.name} is not sampled by DDIM in many steps, which `trce steer` and attacks by "
+                f"gradients need: {why}.",
+                "`trce map` alone works on it: it needs no schedule.",
+            )
         with refusing(f"{weights.name} cannot be sampled with {steps} DDIM steps"):
             self.scheduler: DDIMScheduler = DDIMScheduler.from_config(
                 dict(weights.config["scheduler"]), clip_sample=False, **offset
@@ -59,8 +68,10 @@ class Ddim:
         return found
 
     def wanted(self, latents: "Tensor", noise: "Tensor", timesteps: "Tensor") -> "Tensor":
-        """See `Schedule`: the noise, or v where the checkpoint predicts v."""
-        if self.scheduler.config.prediction_type != "v_prediction":
+        """See `Schedule`: the noise, or v or the latents where the checkpoint predicts these."""
+        if self.scheduler.config.prediction_type == "epsilon":
             return noise
+        if self.scheduler.config.prediction_type == "sample":
+            return latents
         found: Tensor = self.scheduler.get_velocity(latents, noise, timesteps)
         return found

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 from trce_cli.system.cache import cached_folder
 
@@ -12,9 +13,22 @@ def folder(family_key: str) -> Path:
     return cached_folder(f"configs/{family_key}", _content(family_key))
 
 
+def tables(family_key: str) -> dict[str, dict[str, Any]]:
+    """The configurations by part, and `model_index`, as they are shipped."""
+    parts = {"unet": "denoiser", "model_index.json": "model_index"}
+    found = _tables(family_key)
+    return {parts.get(part := name.partition("/")[0], part): table for name, table in found.items()}
+
+
+def _tables(family_key: str) -> dict[str, dict[str, Any]]:
+    path = Path(__file__).parent / f"{family_key}.json"
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def _content(family_key: str) -> dict[str, bytes]:
     here = Path(__file__).parent
-    tables = json.loads((here / f"{family_key}.json").read_text(encoding="utf-8"))
+    tables = _tables(family_key)
     files = {name: json.dumps(table, indent=2).encode() for name, table in tables.items()}
     merges = gzip.decompress((here / "clip_merges.txt.gz").read_bytes())
     vocab = json.dumps(clip_vocabulary(merges.decode().splitlines()[1:]), ensure_ascii=False).encode()
