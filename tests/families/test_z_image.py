@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
-from trce_cli import solve_map
+from trce_cli import load_map, solve_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.causal_llm.text import LlmText
 from trce_cli.families.prefix_tree import packs
+from trce_cli.maths import closed_form
 
 CPU = torch.device("cpu")
 PROMPTS = [
@@ -196,8 +197,6 @@ def test_the_edit_is_that_of_an_independent_solution(edited: Path, folder: Path,
 def test_every_route_draws_the_same(edited: Path, folder: Path, pipe: Any) -> None:
     from diffusers import ZImageTransformer2DModel
 
-    import trce_cli
-
     pipe = load(folder)
     plain, original = pipe.transformer, draw(pipe)
     expected = draw(load(edited / "out"))
@@ -208,7 +207,7 @@ def test_every_route_draws_the_same(edited: Path, folder: Path, pipe: Any) -> No
     )
     torch.testing.assert_close(draw(pipe, single), expected, rtol=0, atol=2e-4)
 
-    text_map = trce_cli.load_map(edited / "out.map.safetensors")
+    text_map = load_map(edited / "out.map.safetensors")
     text_map.apply_to(pipe)  # the transformer is the single file's: on top of an edit
     text_map.remove_from(pipe)
     pipe.transformer = plain
@@ -251,6 +250,21 @@ def test_a_single_file_of_the_transformer_alone_is_edited_in_place(
         folder / "text_encoder/model.safetensors"
     ).read_bytes()
     torch.testing.assert_close(draw(load(tmp_path / "whole")), draw(load(edited / "out")), rtol=0, atol=2e-4)
+
+
+def test_a_wide_map_is_kept_in_two_factors_and_does_the_same(
+    checkpoint: Checkpoint, edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "knife.toml").write_text(PRESET[: PRESET.rindex("[[concepts]]")])  # 18 pairs
+    whole = solve_map(checkpoint, tmp_path / "knife.toml", prior=edited / "prior.txt")
+    monkeypatch.setattr(closed_form, "WIDE", 40)  # as if 48 were wide
+    wide = solve_map(checkpoint, tmp_path / "knife.toml", prior=edited / "prior.txt")
+    assert len(wide.streams["context"].factors) == 2
+    read = load_map(wide.save(tmp_path / "wide.safetensors"))
+    assert set(load_file(tmp_path / "wide.safetensors")) == {"trce_map.up", "trce_map.down"}
+    weight = checkpoint.read("denoiser", DOOR)
+    expected, found = (each.weight_edits(checkpoint)[DOOR](weight) for each in (whole, read))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

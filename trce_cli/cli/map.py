@@ -70,9 +70,8 @@ def map_(
 ) -> None:
     """Erase concepts in closed form, in seconds (stage 1).
 
-    The text embeddings of unsafe prompts are mapped to those of safe ones inside every cross-attention layer,
-    and those of further streams where they enter.
-    The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
+    The text embeddings of unsafe prompts are mapped to those of safe ones where prompts enter the denoiser,
+    by every stream. The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
     or what --as names.
     """
     from trce_cli.edits.forms import Edited

@@ -32,7 +32,8 @@ class DrawSettings(Settings):
     steps: Count = Field(STEPS, description="Denoising steps.")
     guidance_scale: NotNegative | None = Field(
         None,
-        description="Classifier-free guidance, instead of the file's; where there is none 7.5, SDXL 5.",
+        description="Classifier-free guidance, instead of the file's; where there is none what diffusers "
+        "draws the family with.",
     )
     negative_prompt: str = Field("", description="What to steer away from.")
     scheduler: str | None = Field(
