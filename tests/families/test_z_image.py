@@ -336,6 +336,7 @@ WEIGHTS, TEXT = "transformer/diffusion_pytorch_model.safetensors", "text_encoder
         ("NaN in the norm", "NaN"),
         ("no layer", "lacks the weight"),
         ("4 bits", "--as lora"),
+        ("4 bits in the text encoder", "--as lora"),
         ("pictures", "reads pictures"),
         ("other pipeline", "OtherPipeline"),
         ("other model", "model_type"),
@@ -367,6 +368,9 @@ def test_what_cannot_be_is_refused_in_one_sentence(
         case "4 bits":
             packed = torch.zeros(32 * 24, 1, dtype=torch.uint8)
             change(copy, WEIGHTS, lambda state: state.update({DOOR: packed}))
+        case "4 bits in the text encoder":
+            name = "model.layers.0.mlp.up_proj.weight"
+            change(copy, TEXT, lambda state: state.update({name: torch.zeros(1536, 1, dtype=torch.uint8)}))
         case "pictures":
             say(copy, "transformer/config.json", siglip_feat_dim=8)
         case "other pipeline":

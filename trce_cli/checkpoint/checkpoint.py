@@ -155,6 +155,10 @@ class Checkpoint(ABC):
         """The shape of a weight by its diffusers name; BadInput where there is no such weight."""
         return self._place(part, key).shape
 
+    def stored_dtype(self, part: str, key: str) -> str:
+        """The dtype of a weight in its file, by the format's name."""
+        return self._place(part, key).info.dtype
+
     def read(self, part: str, key: str) -> "torch.Tensor":
         """Read one weight by its diffusers name, in the file's dtype."""
         return self._place(part, key).read()

@@ -1,10 +1,14 @@
 """What an opened checkpoint has to hold before it is believed, seen from headers and configurations alone."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.system.safetensors import FLOATS
+
+# What to do with weights in fewer bits than are computed with.
+UNPACKED: Final = "Edit the checkpoint that it comes from --as lora, and load the LoRA on this one."
 
 
 def check(
@@ -22,6 +26,8 @@ def check(
             where = checkpoint.path if stored and part in stored else checkpoint.folder(part)
             if key not in checkpoint.keys(part):
                 raise BadInput(f"{where} lacks the weight {name}, on which text embeddings depend.", hint)
+            if (dtype := checkpoint.stored_dtype(part, key)) not in FLOATS:
+                raise BadInput(f"{name} in {where} has the dtype {dtype}, which is no use here.", UNPACKED)
             if (shape := checkpoint.shape(part, key)) != wanted:
                 raise BadInput(
                     f"{name} in {where} has the shape {shape}; the configuration asks for {wanted}.", hint
@@ -43,8 +49,7 @@ def _check_doors(checkpoint: Checkpoint) -> None:
                 shape, where = place.shape, f"{place.stored.name} in {place.file.path}"
                 if place.info.dtype not in FLOATS:
                     raise BadInput(
-                        f"{where} has the dtype {place.info.dtype}, which cannot be edited.",
-                        "Edit the checkpoint that it comes from --as lora, and load the LoRA on this one.",
+                        f"{where} has the dtype {place.info.dtype}, which cannot be edited.", UNPACKED
                     )
                 fits = len(shape) == 2 and (shape[1] > door.width if door.wider else shape[1] == door.width)
                 if not fits:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
+from trce_cli.checkpoint.checks import UNPACKED
 from trce_cli.checkpoint.folder import open_folder
 from trce_cli.checkpoint.single_file import open_single_file
 from trce_cli.errors import BadInput, first_line
@@ -40,7 +41,7 @@ def open_checkpoint(
     if path.suffix in (".gguf", ".ggml"):
         raise BadInput(
             f"{path} is quantized ({path.suffix}), and weights in this form are not edited.",
-            "Edit the checkpoint that it was quantized from --as lora, and load the LoRA on this one.",
+            UNPACKED,
         )
     raise BadInput(f"{path} is neither a diffusers folder nor a .safetensors file.")
 

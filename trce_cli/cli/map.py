@@ -71,8 +71,8 @@ def map_(
     """Erase concepts in closed form, in seconds (stage 1).
 
     The text embeddings of unsafe prompts are mapped to those of safe ones where prompts enter the denoiser,
-    by every stream. The result is a complete checkpoint of the same form, with trce.json and a model card beside the weights,
-    or what --as names.
+    by every stream. The result is a complete checkpoint of the same form, with trce.json and a model card
+    beside the weights, or what --as names.
     """
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import notes, total_bytes
