@@ -75,7 +75,8 @@ def test_nothing_is_replaced_without_force(attack, tmp_path):
     record = tmp_path / "attacks.json"
     record.write_text("mine")
     told = attack()
-    assert (told.status, told.out) == (2, "")
+    assert told.status == 2
+    assert "attacks.json is there already" in json.loads(told.out)["error"]["message"]
     assert "attacks.json is there already" in told.err
     assert record.read_text() == "mine"
     assert attack("--attack", "ring-a-bell", "--force").status == 0
@@ -107,7 +108,8 @@ def test_bad_input_is_told_in_a_sentence_and_writes_nothing(attack, tmp_path, mo
     empty.mkdir()
     monkeypatch.chdir(empty)
     outcome = attack(*options, output="empty/attacks.csv")
-    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.status == 2
+    assert json.loads(outcome.out).keys() == {"error"}
     assert told in outcome.err
     assert "Traceback" not in outcome.err
     assert not list(empty.iterdir())

@@ -74,6 +74,35 @@ def test_the_memory_of_a_device_running_out_is_no_bug(capsys):
     assert "--batch-size" in capsys.readouterr().err
 
 
+def test_a_failure_is_told_as_json_where_that_is_asked_for(capsys):
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail(json: bool = False, late: bool = False) -> None:
+        if late:
+            Console(json).result({"figure": 1})
+        raise TrceError("It broke.", "Mend it.")
+
+    assert run_app(app, ["--json"]) == 1
+    out, err = capsys.readouterr()
+    told = {"message": "It broke.", "hint": "Mend it.", "exit_code": 1}
+    assert json.loads(out) == {"error": told}
+    assert err == "Error: It broke.\nHint: Mend it.\n"
+
+    assert run_app(app, ["--json", "--late"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"figure": 1}  # one value, and it stands there already
+    assert run_app(app, ["--json", "--no-such-option"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+    assert run_app(app, []) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_quiet_does_not_silence_an_answer(capsys):
+    Console(quiet=True).answer("the answer")
+    Console(quiet=True, json=True).answer("the answer")
+    assert capsys.readouterr() == ("the answer\n", "")
+
+
 def test_success_and_wrong_usage(capsys):
     app = typer.Typer()
     app.command()(lambda: None)

@@ -324,7 +324,7 @@ def test_command_compares_resumes_and_refuses(
 
     assert main([*arguments, "--guidance-scale", "3"]) == 2
     refusal = capsys.readouterr()
-    assert refusal.out == ""
+    assert json.loads(refusal.out)["error"]["exit_code"] == 2
     assert "guidance scale '7.5', not '3.0'" in refusal.err
     assert "--force" in refusal.err
     assert main([*arguments, "--guidance-scale", "3", "--force"]) == 0
@@ -379,6 +379,9 @@ def test_stopped_run_is_taken_up_where_it_was(
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "save", stop_in_third)
         assert main(arguments) == 130
+    stopped = capsys.readouterr()
+    assert "Run the same line to go on" in json.loads(stopped.out)["error"]["hint"]
+    assert "Run the same line to go on" in stopped.err
     files = ["0001-seed0.png", "0001-seed1.png", "images.jsonl"]
     assert sorted(path.name for path in output.iterdir()) == files
     assert main(arguments) == 0

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from trce_cli.cli.progress import Lines, Progress, Silence, bars
 from trce_cli.errors import BadInput, TrceError, first_line, is_out_of_memory
@@ -118,8 +119,11 @@ def _plain(value: Any) -> Any:
 class Console:
     """The one output sink of a command.
 
-    `json`: one JSON value on stdout, human output on stderr. `quiet`: only warnings and errors.
+    `json`: one JSON value on stdout, human output on stderr. `quiet`: only warnings and errors, and what was
+    asked for. `has_told`: whether this process has written its JSON value.
     """
+
+    has_told: ClassVar[bool] = False
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
@@ -137,9 +141,13 @@ class Console:
         line = Text.assemble(("Warning: ", "bold yellow"), one_line(text))
         _rich(sys.stderr).print(line, soft_wrap=True)
 
-    def show(self, renderable: "RenderableType") -> None:
+    def answer(self, renderable: "RenderableType") -> None:
+        """What a command is there to tell, which `quiet` does not silence either; else as `show`."""
+        self.show(renderable, is_asked_for=not self.json)
+
+    def show(self, renderable: "RenderableType", is_asked_for: bool = False) -> None:
         """The human form of the result, a literal text or a rich table: stdout, or stderr with `json`."""
-        if not self.quiet:
+        if is_asked_for or not self.quiet:
             soft_wrap = isinstance(renderable, str)
             _rich(sys.stderr if self.json else sys.stdout).print(
                 _shown(renderable), markup=False, soft_wrap=soft_wrap
@@ -148,6 +156,7 @@ class Console:
     def result(self, result: Mapping[str, Any] | Sequence[Any]) -> None:
         """The machine's form of the result: one JSON value on stdout with `json`, nothing otherwise."""
         if self.json:
+            Console.has_told = True
             sys.stdout.write(json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
 
     @contextmanager
@@ -175,12 +184,19 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
     """Run a Typer app on `args` (default: the command line) and return the exit status.
 
     0 success, 1 failure, 2 wrong usage or bad input, 130 Ctrl-C, 128 + n another signal. Unknown exceptions
-    pass: a bug must show.
+    pass: a bug must show. With `--json` a failure is told as JSON too, unless the result stands there:
+    {"error": {"message": ..., "hint": ..., "exit_code": ...}} on stdout.
     """
+    line = sys.argv[1:] if args is None else args
+    as_json = "--json" in itertools.takewhile(lambda part: part != "--", line)
+    Console.has_told = False
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, a file name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
-    status = _run(app, args)
+    status, told = _run(app, args)
     try:
+        if told and as_json and not Console.has_told and os.environ.get("RANK", "0") == "0":
+            error = {"message": told.message, "hint": told.hint, "exit_code": status}
+            Console(json=True).result({"error": error})
         sys.stdout.flush()
     except OSError as error:
         _give_up_stdout()
@@ -190,25 +206,30 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
     return status
 
 
-def _run(app: Callable[..., object], args: Sequence[str] | None) -> int:
+def _run(app: Callable[..., object], args: Sequence[str] | None) -> tuple[int, TrceError | None]:
+    """The exit status, and what failed; told on stderr already."""
     try:
         app(args=args, prog_name="trce")
     except SystemExit as stop:  # how Typer ends, having printed its own usage errors; and a signal
-        if stop.code == 130:
-            print_error("Interrupted.")
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if status == 2:
+            return status, BadInput("The command line is wrong; stderr says how.", "trce COMMAND --help")
+        return status, _tell(TrceError("Interrupted.")) if status == 130 else None
     except KeyboardInterrupt:
-        print_error("Interrupted.")
-        return 130
+        return 130, _tell(TrceError("Interrupted."))
     except BrokenPipeError:  # the reader had enough, as in `trce presets list | head -1`
         _give_up_stdout()
-        return 1
+        return 1, None
     except BaseException as error:
         if (told := explain(error)) is None:
             raise
-        print_error(told.message, told.hint)
-        return told.exit_code
-    return 0
+        return told.exit_code, _tell(told)
+    return 0, None
+
+
+def _tell(error: TrceError) -> TrceError:
+    print_error(error.message, error.hint)
+    return error
 
 
 def explain(error: BaseException) -> TrceError | None:

@@ -35,7 +35,7 @@ def diff(
     with console.progress() as progress:
         found = compare(left, right, progress.task("Comparing", len(left.keys() & right.keys()), "tensors"))
     if found.differing:
-        console.show(_table(found))
+        console.answer(_table(found))
     for names, what in (
         (found.reshaped, "have different shapes"),
         (found.only_a, f"are only in {a}"),
@@ -43,8 +43,8 @@ def diff(
     ):
         if names:
             more = ", ..." if len(names) > 3 else ""
-            console.show(f"Tensors that {what}: {len(names)} ({', '.join(names[:3])}{more})")
-    console.show(f"Tensors that differ: {len(found.differing)}. Equal: {found.equal}.")
+            console.answer(f"Tensors that {what}: {len(names)} ({', '.join(names[:3])}{more})")
+    console.answer(f"Tensors that differ: {len(found.differing)}. Equal: {found.equal}.")
     console.result(asdict(found))
 
 

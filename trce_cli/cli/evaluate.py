@@ -128,8 +128,8 @@ def compare_only(paths: Sequence[Path], output: Path, console: Console, details:
 
     told = compare_results([read_results(path) for path in paths])
     page = write_comparison(output, told)
-    console.show(evaluated.compared(told))
+    console.answer(evaluated.compared(told))
     if details:
-        console.show(evaluated.compared_details(told))
+        console.answer(evaluated.compared_details(told))
     console.show(f"Page to show: {page}")
     console.result({"output": output, "report": page, **told})

@@ -41,9 +41,9 @@ def inspect(
 
     console = answer.console()
     found = describe(path, opening.revision, opening.variant, opening.config, edit)
-    console.show(_table(found))
+    console.answer(_table(found))
     if history := found.get("history"):
-        console.show(_history_table(history))
+        console.answer(_history_table(history))
     console.result(found)
 
 

@@ -93,7 +93,7 @@ def map_(
     if dry_run:
         planned = plan(source, output, prompt_pairs(chosen), benign, settings)
         planned["disk_bytes"] = total_bytes(source, outputs)
-        console.show(_plan_table(planned))
+        console.answer(_plan_table(planned))
         console.result({"dry_run": True, "output": output, "outputs": dict(outputs.paths), **planned})
         return
 

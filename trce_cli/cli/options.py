@@ -300,7 +300,9 @@ class Answer(Settings):
     as_json: Annotated[bool, Flag(("--json",))] = Field(
         False, description="One JSON value on stdout, human output on stderr."
     )
-    quiet: Annotated[bool, Flag(("--quiet", "-q"))] = Field(False, description="Only warnings and errors.")
+    quiet: Annotated[bool, Flag(("--quiet", "-q"))] = Field(
+        False, description="Only warnings, errors and what was asked for."
+    )
 
     def console(self, speaks: bool = True) -> Console:
         """The command's console; of several processes only one speaks."""

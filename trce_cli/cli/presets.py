@@ -27,7 +27,7 @@ def list_presets(answer: Answer) -> None:
     rows = [_summary(load_preset(name)) for name in preset_names()]
     for row in rows:
         table.add_row(row["name"], row["kind"], str(row["concepts"]), row["description"])
-    console.show(table)
+    console.answer(table)
     console.result({"presets": rows})
 
 
@@ -58,7 +58,7 @@ def check_preset(
     """Say whether a file is a valid preset, or what is wrong with it."""
     console = answer.console()
     summary = _summary(load_preset(file))
-    console.show(
+    console.answer(
         f"{file} is a valid preset: {summary['concepts']} concepts, {summary['pairs']} prompt pairs."
     )
     console.result({"file": file, "valid": True, **summary})
@@ -107,15 +107,15 @@ def _show_concepts(console: Console, preset: Preset) -> None:
     ]
     for concept in concepts:
         table.add_row(*concept.values())
-    console.show(f"{preset.name}: {preset.description}")
-    console.show(table)
+    console.answer(f"{preset.name}: {preset.description}")
+    console.answer(table)
     settings = {
         "map": recommended([preset], "map"),
         "steer": recommended([preset], "steer"),
     }
     for command, values in settings.items():
         told = ", ".join(f"{key} {value}" for key, value in values.items())
-        console.show(f"{command}: {told or 'the defaults'}")
+        console.answer(f"{command}: {told or 'the defaults'}")
     more = {"concepts": concepts, "templates": preset.templates, "implied": preset.implied}
     console.result(_summary(preset) | more | {"sensitive": preset.sensitive} | settings)
 
@@ -127,5 +127,5 @@ def _show_pairs(console: Console, preset: Preset) -> None:
     pairs = prompt_pairs([preset])
     for pair in pairs:
         table.add_row(pair.unsafe, pair.safe, pair.keyword)
-    console.show(table)
+    console.answer(table)
     console.result([{"unsafe": pair.unsafe, "safe": pair.safe, "keyword": pair.keyword} for pair in pairs])

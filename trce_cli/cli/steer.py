@@ -130,7 +130,7 @@ def _tracked(
 
 
 def _show_plan(console: Console, source: "Checkpoint", planned: dict[str, Any]) -> None:
-    console.show(_plan_table(planned, source.family.network))
+    console.answer(_plan_table(planned, source.family.network))
     console.result({"dry_run": True, **planned})
 
 

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.evaluate.question import Evaluation
-from trce_cli.evaluate.scores import Pair
-from trce_cli.images.draw import draw
 from trce_cli.prompts.suites import Suite
 from trce_cli.system.memory import free
 from trce_cli.system.progress import Task
@@ -17,8 +14,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
+    from trce_cli.evaluate.question import Evaluation
+    from trce_cli.evaluate.scores import Pair
+
 # Draws the erased checkpoint's picture of each pair, one by one.
-Artist = Callable[[Sequence[Pair]], "Iterator[tuple[Pair, Image.Image]]"]
+Artist = Callable[[Sequence["Pair"]], "Iterator[tuple[Pair, Image.Image]]"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Subject:
     task: tells what goes on.
     """
 
-    evaluation: Evaluation
+    evaluation: "Evaluation"
     device: "torch.device"
     dtype: str
     task: Task
@@ -70,7 +70,9 @@ class Subject:
     def artist(self, pipe: Any) -> Artist:
         """Draws with a pipeline as every evaluation does."""
 
-        def drawn(pairs: Sequence[Pair]) -> "Iterator[tuple[Pair, Image.Image]]":
+        from trce_cli.images.draw import draw  # pictures, which settings do without
+
+        def drawn(pairs: Sequence["Pair"]) -> "Iterator[tuple[Pair, Image.Image]]":
             records = [pair.records["erased"] for pair in pairs]
             for pair, (_, image) in zip(pairs, draw(self.erased.family, pipe, records), strict=True):
                 yield pair, image
@@ -90,7 +92,7 @@ class Treatment(Protocol):
     @property
     def does(self) -> str: ...
 
-    def states(self, evaluation: Evaluation) -> Sequence[State]:
+    def states(self, evaluation: "Evaluation") -> Sequence[State]:
         """The states that it leaves the checkpoint in; BadInput where it needs what is not there."""
         ...
 

@@ -1,12 +1,14 @@
 """A merge with the original, as merged models have it somewhere among their parents."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.survivals.base import Artist, State, Subject
 from trce_cli.prompts.suites import Suite
+
+if TYPE_CHECKING:
+    from trce_cli.evaluate.question import Evaluation
 
 SHARE: Final = 0.5  # of the original
 
@@ -17,7 +19,7 @@ class Merging:
     name = "merging"
     does = "merged half and half with the original"
 
-    def states(self, evaluation: Evaluation) -> list[State]:
+    def states(self, evaluation: "Evaluation") -> list[State]:
         """See `Treatment`; BadInput where the two have different weights."""
         shapes = [
             {key: one.shape("denoiser", key) for key in one.keys("denoiser")}

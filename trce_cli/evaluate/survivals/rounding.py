@@ -1,11 +1,13 @@
 """Weights rounded to fewer bits, as most models are that are handed out."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.survivals.base import Artist, State, Subject
 from trce_cli.prompts.suites import Suite
+
+if TYPE_CHECKING:
+    from trce_cli.evaluate.question import Evaluation
 
 # The formats by the names of `maths.rounding`.
 FORMATS: Final = {
@@ -21,7 +23,7 @@ class Rounding:
     name = "rounding"
     does = "its weights rounded to 8 and 4 bits"
 
-    def states(self, evaluation: Evaluation) -> list[State]:
+    def states(self, evaluation: "Evaluation") -> list[State]:
         """See `Treatment`."""
         return [State(name, title, name) for name, title in FORMATS.items()]
 
