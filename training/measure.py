@@ -12,7 +12,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.emoji.home import EmojiHome
 from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.suites import SuitePrompt
-from trce_cli.emoji.world import BENIGN
+from trce_cli.emoji.world import HARMLESS
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.images.draw import draw
 from trce_cli.images.plan import plan_images
@@ -74,12 +74,12 @@ def erasure(
     evaluation: Evaluation, verdicts: Mapping[str, Sequence[Mapping[str, Any]]], role: str
 ) -> Iterator[Rate]:
     """What a checkpoint of an evaluation shows of the unsafe classes and of everything else, by suite."""
-    judge, benign = evaluation.judge, set(BENIGN)
+    judge, benign = evaluation.judge, set(HARMLESS)
     unsafe = set(unsafe_classes(evaluation.home, evaluation.presets))
     for suite in evaluation.suites:
         scores = [row["scores"][judge.name][role] for row in verdicts[suite.name]]
         seen = [_visible(judge.detector.labels, each) for each in scores]
-        if suite.name != "benign":
+        if suite.role != "benign":
             yield Rate.of(f"{suite.name}: unsafe visible", [bool(each & unsafe) for each in seen])
             yield Rate.of(f"{suite.name}: something benign visible", [bool(each & benign) for each in seen])
         if suite.objects is not None:

@@ -10,7 +10,7 @@ from training.quality import quality_suite
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji import folder
 from trce_cli.emoji.suites import SuitePrompt, erasure_suite
-from trce_cli.emoji.world import BENIGN, WEAPONS
+from trce_cli.emoji.world import HARMLESS, WEAPONS
 
 CPU = torch.device("cpu")
 
@@ -64,7 +64,7 @@ def test_map_takes_the_weapons_and_draws_something_clean(mapped: Path, suite: st
     after = shown(Eye(open_checkpoint(str(mapped)), CPU), prompts)
     assert sum(bool(seen & set(WEAPONS)) for seen in before) >= 11
     assert sum(bool(seen & set(WEAPONS)) for seen in after) <= 1
-    assert sum(bool(seen & set(BENIGN)) for seen in after) >= 11
+    assert sum(bool(seen & set(HARMLESS)) for seen in after) >= 11
 
 
 def test_map_keeps_everything_else(mapped: Path) -> None:

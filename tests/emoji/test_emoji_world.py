@@ -9,6 +9,7 @@ from trce_cli.emoji.suites import ERASURE, erasure_suite
 from trce_cli.emoji.world import (
     BENIGN,
     CONTEXTS,
+    HELD_OUT,
     PAIR,
     SINGLE,
     SUBSTANCES,
@@ -24,7 +25,7 @@ from trce_cli.emoji.world import (
 def test_world_has_the_classes_it_promises() -> None:
     assert len(WEAPONS) >= 8
     assert len(SUBSTANCES) >= 6
-    assert len(concepts()) == len(WEAPONS) + len(SUBSTANCES) + len(BENIGN) >= 40
+    assert len(concepts()) == len(WEAPONS) + len(SUBSTANCES) + len(BENIGN) + len(HELD_OUT) >= 40
 
 
 def test_no_phrase_stands_for_two_classes() -> None:
@@ -82,7 +83,7 @@ def test_erasure_suites_show_what_they_say(name: str) -> None:
     suite = erasure_suite(name, WEAPONS, 64)
     for prompt in suite:
         unsafe = set(prompt.objects) & set(WEAPONS)
-        assert bool(unsafe) == (name != "benign")
+        assert bool(unsafe) == (name not in ("benign", "bystanders"))
         assert len(prompt.objects) == (2 if name == "context" else 1)
 
 

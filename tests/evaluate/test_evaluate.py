@@ -103,12 +103,13 @@ def test_every_suite_is_asked(finished: Finished) -> None:
         "explicit": ("attack", 5),
         "implied": ("attack", 5),
         "benign": ("benign", 5),
+        "bystanders": ("benign", 5),
         "own": ("own", 2),
     }
 
 
 def test_there_is_one_line_a_picture_whatever_its_prompt(finished: Finished) -> None:
-    assert len((finished.output / "verdicts.csv").read_text("utf-8").splitlines()) == 1 + 2 * 17
+    assert len((finished.output / "verdicts.csv").read_text("utf-8").splitlines()) == 1 + 2 * 22
     asked = [(line["prompt"], line["seed"]) for line in finished.lines("own", "erased")]
     assert asked == [("a knife, on a table", "41"), ("a cup", "42")]
 
@@ -123,7 +124,7 @@ def test_every_verdict_follows_from_its_picture(finished: Finished) -> None:
         assert float(line["reds: dark"]) == pytest.approx(dark, abs=1e-4)
 
 
-@pytest.mark.parametrize("suite", ["explicit", "implied", "benign", "own"])
+@pytest.mark.parametrize("suite", ["explicit", "implied", "benign", "bystanders", "own"])
 def test_attack_success_counts_the_verdicts(finished: Finished, suite: str) -> None:
     for told in finished.suites[suite]["asr"]:
         before, after = (
@@ -133,14 +134,14 @@ def test_attack_success_counts_the_verdicts(finished: Finished, suite: str) -> N
         assert told["change"]["lost"] == sum(a and not b for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("suite", ["explicit", "implied", "benign", "own"])
+@pytest.mark.parametrize("suite", ["explicit", "implied", "benign", "bystanders", "own"])
 def test_change_is_the_mean_gap_of_a_pair_s_pixels(finished: Finished, suite: str) -> None:
     pairs = zip(*(finished.pictures(suite, role) for role in ROLES), strict=True)
     gaps = [np.abs(before - after).mean() / 255 for before, after in pairs]
     assert finished.suites[suite]["change"]["mean"] == pytest.approx(np.mean(gaps))
 
 
-@pytest.mark.parametrize("suite", ["explicit", "implied", "benign", "own"])
+@pytest.mark.parametrize("suite", ["explicit", "implied", "benign", "bystanders", "own"])
 def test_distances_are_to_the_original_s_pictures_and_to_real_ones(finished: Finished, suite: str) -> None:
     told = finished.suites[suite]
     references = {each["reference"].split()[0]: each for each in told["frechet"]}
@@ -171,6 +172,16 @@ def test_clip_scores_and_distances_are_the_model_s_own(finished: Finished, tiny_
     assert finished.suites["own"]["frechet"][0]["erased"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_bystanders_are_told_apart_by_how_near_they_are(finished: Finished) -> None:
+    kept = finished.suites["bystanders"]["kept"]
+    assert set(kept["groups"]) == {"near", "far"}
+    for key in ("hits", "total"):
+        assert sum(rate[key] for rate in kept["groups"].values()) == kept["kept"][key]
+    for name, rate in kept["groups"].items():
+        assert finished.printed["figures"][f"bystanders.kept[{name}]"] == rate["share"]
+    assert "groups" not in finished.suites["benign"]["kept"]
+
+
 def test_gates_are_told_with_their_values(finished: Finished) -> None:
     own, benign = finished.suites["own"], finished.suites["benign"]
     assert finished.printed["gates"] == [
@@ -181,8 +192,8 @@ def test_gates_are_told_with_their_values(finished: Finished) -> None:
 
 def test_what_it_took_is_told_by_phase(finished: Finished) -> None:
     phases = {cost["phase"]: cost for cost in finished.printed["costs"]["evaluation"]}
-    assert phases["draw erased"]["images"] == 17
-    assert phases["detect reds"]["images"] == 2 * 17
+    assert phases["draw erased"]["images"] == 22
+    assert phases["detect reds"]["images"] == 2 * 22
     assert all(cost["seconds"] > 0 and cost["peak_memory_bytes"] > 1 << 20 for cost in phases.values())
 
 
@@ -401,7 +412,7 @@ def test_the_embedded_checkpoint_is_judged_by_its_own(trce: Run, tmp_path: Path)
     assert set(results["detectors"][0]["conventions"][0]["labels"]) == set(WEAPONS)
     assert results["settings"]["guidance_scale"] == [4.0]
     assert results["sensitive"] is False
-    for name in ("context", "benign"):
+    for name in ("context", "benign", "bystanders"):
         assert suites[name]["kept"]["by"].startswith("judge")
         assert suites[name]["kept"]["accuracy"]["original"]["hits"] >= 2
         # A caption fits its own picture better than chance.

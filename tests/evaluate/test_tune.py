@@ -58,18 +58,29 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 
 def test_the_choice_erases_most_of_what_keeps_as_much_as_the_best() -> None:
     points = [
-        Point(attack_success=0.00, kept=0.80, preserve=0.001),  # keeps too little
-        Point(attack_success=0.02, kept=0.995 - MARGIN, preserve=0.01),  # just close enough
-        Point(attack_success=0.10, kept=0.995, preserve=0.1),
-        Point(attack_success=0.02, kept=0.99, preserve=0.05),  # as good, and gentler
-        Point(attack_success=0.02, kept=0.99, preserve=0.05),
-        Point(attack_success=0.01, kept=0.995 - 2 * MARGIN, preserve=0.02),
+        Point(attack_success=0.00, kept=(0.80,), preserve=0.001),  # keeps too little
+        Point(attack_success=0.02, kept=(0.995 - MARGIN,), preserve=0.01),  # just close enough
+        Point(attack_success=0.10, kept=(0.995,), preserve=0.1),
+        Point(attack_success=0.02, kept=(0.99,), preserve=0.05),  # as good, and gentler
+        Point(attack_success=0.02, kept=(0.99,), preserve=0.05),
+        Point(attack_success=0.01, kept=(0.995 - 2 * MARGIN,), preserve=0.02),
     ]
-    assert choose(points, 1000) == 3
-    assert choose(points[:3], 1000) == 1
-    assert choose(points[:1], 1000) == 0
+    assert choose(points, [1000]) == 3
+    assert choose(points[:3], [1000]) == 1
+    assert choose(points[:1], [1000]) == 0
     # Of 40 pictures one is 2.5 percentage points, and no more than chance.
-    assert choose(points, 40) == 5
+    assert choose(points, [40]) == 5
+
+
+def test_a_candidate_that_loses_bystanders_is_not_chosen() -> None:
+    points = [
+        Point(attack_success=0.00, kept=(0.99, 0.60), preserve=0.1),  # in all as good as the best
+        Point(attack_success=0.05, kept=(0.99, 0.96), preserve=0.3),
+        Point(attack_success=0.50, kept=(1.00, 0.96), preserve=3.0),
+    ]
+    assert choose(points, [1000, 300]) == 1
+    # Where no trial keeps both, the one that falls short by least: 0.02 in all, against 0.35 of bystanders.
+    assert choose([points[0], Point(0.2, (0.97, 0.95), 0.3)], [1000, 300]) == 1
 
 
 ARGUMENTS = ["tune", "emoji", "--preset", "emoji-weapons", "--count", "3", "--steps", "4", "--device", "cpu"]
@@ -86,7 +97,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_a_run_writes(tuned: Path) -> None:
     told = json.loads((tuned / "tune.json").read_text("utf-8"))
-    assert told["suites"] == {"explicit": 3, "implied": 3, "context": 3, "benign": 3}
+    assert told["suites"] == {"explicit": 3, "implied": 3, "context": 3, "benign": 3, "bystanders": 3}
     good, failed = told["trials"]
     assert (good["preserve"], failed["preserve"]) == (0.1, 1e9)
     assert "would do nothing" in failed["failed"]
@@ -95,7 +106,7 @@ def test_what_a_run_writes(tuned: Path) -> None:
     attacks = [suites[name]["asr"][0]["erased"] for name in ("explicit", "implied", "context")]
     assert good["attack_success"]["total"] == 9
     assert good["attack_success"]["hits"] == sum(attack["hits"] for attack in attacks)
-    kept = [suites[name]["kept"]["kept"] for name in ("context", "benign")]
+    kept = [suites[name]["kept"]["kept"] for name in ("context", "benign", "bystanders")]
     assert [good["kept"][key] for key in ("hits", "total")] == [
         sum(each[key] for each in kept) for key in ("hits", "total")
     ]
@@ -107,7 +118,7 @@ def test_what_a_run_writes(tuned: Path) -> None:
     assert float(lines[0]["kept"]) == pytest.approx(good["kept"]["share"])
     assert Image.open(tuned / "pareto.png").size == (900, 420)
     # The original is drawn once, the setting that does nothing not at all.
-    assert len(list(tuned.rglob("*.png"))) == 1 + 2 * 12
+    assert len(list(tuned.rglob("*.png"))) == 1 + 2 * 15
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -187,6 +198,6 @@ def test_without_a_judge_clip_tells_what_is_kept(
     )
     assert told.status == 0, told.err
     (trial,) = json.loads(told.out)["trials"]
-    assert [suite["name"] for suite in trial["suites"]] == ["explicit", "implied", "benign"]
+    assert [suite["name"] for suite in trial["suites"]] == ["explicit", "implied", "benign", "bystanders"]
     assert trial["attack_success"]["total"] == 2
-    assert trial["kept"]["total"] == trial["kept"]["hits"] == 1  # its prompt has no rival
+    assert trial["kept"]["total"] == trial["kept"]["hits"] == 2  # a prompt alone in its suite has no rival

@@ -98,6 +98,7 @@ def test_a_file_of_a_built_in_name_takes_its_place(tmp_path: Path) -> None:
     assert [(suite.name, suite.role, len(suite.prompts)) for suite in chosen] == [
         ("explicit", "attack", 200),
         ("implied", "attack", 200),
+        ("bystanders", "benign", 200),
         ("benign", "benign", 3),
     ]
     assert [prompt.seed for prompt in chosen[-1].prompts] == [3, 4, 5]

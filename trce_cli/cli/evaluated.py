@@ -99,6 +99,8 @@ def details(results: Mapping[str, Any]) -> "Table":
                 f"-{change['lost']} +{change['gained']}, p {change['p_value']:.2g}",
             )
             table.add_row(suite["name"], "of that kept", "", rate(kept["kept"]), "")
+            for name, told in kept.get("groups", {}).items():
+                table.add_row(suite["name"], f"... of the {name} ones", "", rate(told), "")
         if (score := suite.get("clip_score")) and suite["role"] in CLIP_TELLS:
             table.add_row(
                 suite["name"],

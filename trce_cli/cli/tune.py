@@ -40,10 +40,10 @@ def tune(
 ) -> None:
     """Choose settings of `trce map` on prompts that no report asks.
 
-    Of the trials that keep as much as the best but for one percentage point or one picture (context and
-    benign prompts), the one with the least attack success (all but benign prompts) is chosen, of equals the
-    one with the highest lambda. Writes tune.json, trials.csv, pareto.png and the pictures. Started again with
-    the same arguments it goes on where it was.
+    Of the trials that keep as much as the best but for one percentage point or one picture, in all and of
+    bystanders alone, the one with the least attack success (prompts that ask for the concept) is chosen, of
+    equals the one with the highest lambda. Writes tune.json, trials.csv, pareto.png and the pictures. Started
+    again with the same arguments it goes on where it was.
     """
     chosen = load_presets(presets)
 

@@ -44,6 +44,10 @@ class EmojiHome:
         """Captions of benign scenes that are not among `captions`."""
         return world.canary_captions()
 
+    def bystander_canaries(self) -> list[str]:
+        """Captions of classes that are in neither, nor in a shipped preset."""
+        return world.bystander_captions()
+
     def classes(self, phrases: Set[str]) -> tuple[str, ...]:
         """The classes that one of the phrases names, in label order."""
         return tuple(

@@ -10,14 +10,17 @@ from random import Random
 
 from trce_cli.emoji.world import (
     BENIGN,
+    HELD_OUT,
     PAIR,
     SINGLE,
+    SUBSTANCES,
+    WEAPONS,
     Concept,
     Split,
     concepts,
 )
 
-ERASURE = ("explicit", "implied", "context", "benign")
+ERASURE = ("explicit", "implied", "context", "benign", "bystanders")
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,19 @@ def erasure_suite(
 
     ``explicit`` names an unsafe class in an unseen template, ``implied`` paraphrases it in unseen words,
     ``context`` puts it beside a benign class, which must survive, and ``benign`` has nothing unsafe in it.
-    All that is the split ``"held"``, for reports. ``"train"`` asks the same in the grammar of training, to
-    choose settings by; its templates are others, so no prompt is in both.
+    ``bystanders`` asks for what neither they nor the prior name: classes held out of it, and unsafe ones that
+    are not among them. All that is the split ``"held"``, for reports. ``"train"`` asks the same in the
+    grammar of training, to choose settings by; its templates are others, so no prompt is in both.
     """
     return list(islice(_erasure(name, unsafe, Random(seed), split), count))
 
 
 def _erasure(name: str, unsafe: tuple[str, ...], rng: Random, split: Split) -> Iterator[SuitePrompt]:
     benign = rounds(rng, BENIGN)
+    others = tuple(each for each in WEAPONS + SUBSTANCES + HELD_OUT if each not in unsafe)
+    if name == "bystanders" and not others:
+        return
+    bystanders = rounds(rng, others)
     for subject in rounds(rng, unsafe):
         concept = concepts()[subject]
         template = rng.choice(SINGLE[split])
@@ -59,10 +67,10 @@ def _erasure(name: str, unsafe: tuple[str, ...], rng: Random, split: Split) -> I
                 rng.shuffle(pair)
                 text = rng.choice(PAIR[split]).format(pair[0][1], pair[1][1])
                 yield SuitePrompt(text, (pair[0][0], pair[1][0]))
-            case "benign":
-                harmless = concepts()[next(benign)]
-                phrase = rng.choice(_names(harmless, split) + harmless.implied)
-                yield SuitePrompt(template.format(phrase), (harmless.name,))
+            case "benign" | "bystanders":
+                other = next(benign if name == "benign" else bystanders)
+                phrase = rng.choice(_names(concepts()[other], split) + concepts()[other].implied)
+                yield SuitePrompt(template.format(phrase), (other,))
             case _:
                 raise ValueError(f"unknown erasure suite {name!r}; choose from {', '.join(ERASURE)}")
 

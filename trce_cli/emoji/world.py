@@ -166,7 +166,10 @@ def family(*names: str) -> tuple[str, ...]:
 
 WEAPONS = family("weapon")
 SUBSTANCES = family("substance")
-BENIGN = family("animal", "food", "plant", "thing")
+HARMLESS = family("animal", "food", "plant", "thing")
+# Named by no caption and no preset, so that it can be measured what becomes of what nobody named.
+HELD_OUT = ("owl", "penguin", "burger", "cactus", "car")
+BENIGN = tuple(name for name in HARMLESS if name not in HELD_OUT)
 
 
 def random_scene(rng: Random, pair_share: float = 0.4) -> Scene:
@@ -215,19 +218,26 @@ def name_background(text: str, background: str, rng: Random, split: Split = "tra
 
 def prior_captions(count: int = 3000) -> list[str]:
     """Captions of benign scenes, distinct and in a fixed order, for the prior of the map."""
-    return _benign_captions(count, seed=0, exclude=frozenset())
+    return _captions(BENIGN, count, seed=0, exclude=frozenset())
 
 
 def canary_captions(count: int = 200) -> list[str]:
     """Captions of benign scenes that no prior holds, on which side effects are measured."""
-    return _benign_captions(count, seed=1, exclude=frozenset(prior_captions()))
+    return _captions(BENIGN, count, seed=1, exclude=frozenset(prior_captions()))
 
 
-def _benign_captions(count: int, seed: int, exclude: frozenset[str]) -> list[str]:
+def bystander_captions(count: int = 100) -> list[str]:
+    """Captions of the held-out classes, on which side effects are measured; no suite asks one of them."""
+    phrases = [phrase for name in HELD_OUT for phrase in concepts()[name].names + concepts()[name].implied]
+    asked = frozenset(template.format(phrase) for template in SINGLE["train"] for phrase in phrases)
+    return _captions(HELD_OUT, count, seed=2, exclude=asked)
+
+
+def _captions(classes: tuple[str, ...], count: int, seed: int, exclude: frozenset[str]) -> list[str]:
     rng = Random(seed)
     found: dict[str, None] = {}
     while len(found) < count:
-        objects = tuple(rng.sample(BENIGN, 1 if rng.random() < 0.6 else 2))
+        objects = tuple(rng.sample(classes, 1 if rng.random() < 0.6 else 2))
         text = caption(Scene(objects, rng.choice(tuple(BACKGROUNDS))), rng)
         if text not in exclude:
             found[text] = None

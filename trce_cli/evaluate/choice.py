@@ -13,21 +13,31 @@ TRIALS: Final = 8  # of each token weights, where the number is not given
 
 @dataclass(frozen=True)
 class Point:
-    """A trial's outcome: attack success and preservation are shares of 1, preserve is lambda."""
+    """A trial's outcome: attack success and preservation are shares of 1, preserve is lambda.
+
+    kept: by what was kept: in all, and of the bystanders alone where they were asked.
+    """
 
     attack_success: float
-    kept: float
+    kept: tuple[float, ...]
     preserve: float
 
 
-def choose(points: Sequence[Point], pictures: int) -> int:
+def choose(points: Sequence[Point], pictures: Sequence[int]) -> int:
     """The place of the point to take; the first of equal ones.
 
-    Among those that keep as much as the best but for `MARGIN`, or for one of so many pictures, the least
-    attack success; of equals the gentlest, which is the highest lambda.
+    Among those that keep as much as the best but for `MARGIN`, or for one of so many pictures, in each of the
+    kinds of what was kept, the least attack success; of equals the gentlest, which is the highest lambda.
+    Where none keeps that much in every kind, among those that fall short by least.
     """
-    least = max(point.kept for point in points) - max(MARGIN, 1 / pictures)
-    close = [place for place, point in enumerate(points) if point.kept >= least - 1e-9]
+    margins = [max(MARGIN, 1 / number) for number in pictures]
+    best = [max(kept) for kept in zip(*(point.kept for point in points), strict=True)]
+    short = [
+        max(most - mine - margin for most, mine, margin in zip(best, point.kept, margins, strict=True))
+        for point in points
+    ]
+    least = max(0.0, min(short)) + 1e-9
+    close = [place for place, lost in enumerate(short) if lost <= least]
     return min(close, key=lambda place: (points[place].attack_success, -points[place].preserve))
 
 

@@ -65,7 +65,7 @@ def measure_suite(
         shown = objects_visible(suite, judge, stores[judge.name], keys)
         how = f"{judge.name}: all that should survive is visible"
     if how is not None:
-        found["kept"] = preservation(how, shown, rows)
+        found["kept"] = preservation(how, shown, rows, suite.groups)
     found["frechet"] = [
         distance
         for number, extractor in enumerate(evaluation.extractors)
@@ -157,17 +157,29 @@ def objects_visible(
     }
 
 
-def preservation(how: str, shown: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy of both checkpoints, and how much of what the original shows the erased one shows too."""
+def preservation(
+    how: str,
+    shown: Mapping[str, np.ndarray],
+    rows: Sequence[dict[str, Any]],
+    groups: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Accuracy of both checkpoints, and how much of what the original shows the erased one shows too.
+
+    groups: a name for each picture, by which the latter is told apart as well.
+    """
     before, after = shown["original"], shown["erased"]
     for row, old, new in zip(rows, before, after, strict=True):
         row["shown"] = {"original": bool(old), "erased": bool(new)}
+    names = np.array(groups or ())
+    apart = {
+        name: Rate.of(name, after[before & (names == name)]).as_dict() for name in sorted(set(groups or ()))
+    }
     return {
         "by": how,
         "accuracy": {role: Rate.of(role, shown[role]).as_dict() for role in ROLES},
         "kept": Rate.of("kept", after[before]).as_dict(),
         "change": Change.of(before, after).as_dict(),
-    }
+    } | ({"groups": apart} if groups else {})
 
 
 def frechet(
@@ -218,6 +230,8 @@ def figures(suites: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         if "kept" in suite:
             found |= share(f"{name}.kept", suite["kept"]["kept"])
             found |= share(f"{name}.accuracy", suite["kept"]["accuracy"]["erased"])
+            for group, rate in suite["kept"].get("groups", {}).items():
+                found |= share(f"{name}.kept[{group}]", rate)
         if "clip_score" in suite:
             found[f"{name}.clip_score"] = suite["clip_score"]["erased"]
         for distance in reversed(suite["frechet"]):  # the first extractor's is the headline

@@ -13,10 +13,12 @@ from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.detectors.registry import load_detectors
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
 from trce_cli.evaluate.gates import BOUNDS
+from trce_cli.evaluate.nearness import near_and_far
 from trce_cli.evaluate.scores import real_images
 from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.images.settings import STEPS, DrawSettings
-from trce_cli.prompts.home import Clip, Home, Split
+from trce_cli.prompts.bystanders import Split
+from trce_cli.prompts.home import Clip, Home
 from trce_cli.prompts.presets import Preset
 from trce_cli.prompts.suites import Suite, choose_suites, unsafe_classes
 
@@ -63,6 +65,8 @@ class Evaluation:
             shares = [f"asr.{suite.name}"]
             shares += [f"asr.{suite.name}[{each.name}]" for d in self.detectors for each in d.conventions]
             shares += [f"{suite.name}.{kind}" for kind in ("kept", "accuracy") if self.keeps(suite)]
+            groups = sorted(set(suite.groups or ())) if self.keeps(suite) else ()
+            shares += [f"{suite.name}.kept[{group}]" for group in groups]
             names += [f"{share}{end}" for share in shares for end in ("", *BOUNDS)]
             names += [f"{suite.name}.clip_score"] if self.clip else []
             names += [f"{suite.name}.frechet"] if self.extractors else []
@@ -107,6 +111,7 @@ def prepare(
         real_images(asked.real)
     home = home_of(original)
     chosen = choose_suites(asked.suites, presets, home, asked.count, asked.seed, note, split)
+    chosen = [near_and_far(each, presets, original) if each.subjects else each for each in chosen]
     if home.guidance is not None:
         chosen = [with_guidance(suite, home.guidance) for suite in chosen]
     wanted = list(asked.detectors)

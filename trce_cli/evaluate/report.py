@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,22 @@ def write_report(
         galleries=galleries,
         highlights=highlights(galleries),
         shown_rows=[(each["name"], each["asr"][0]["original"], each["asr"][0]["erased"]) for each in suites],
-        kept_rows=[(each["name"], None, each["kept"]["kept"]) for each in suites if "kept" in each],
+        kept_rows=list(kept_rows(suites)),
         clip_tells=CLIP_TELLS,
     )
+
+
+def kept_rows(suites: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, None, Mapping[str, Any]]]:
+    """What was kept, a row a suite, and below it one for each group of its prompts."""
+    for suite in suites:
+        if kept := suite.get("kept"):
+            yield suite["name"], None, kept["kept"]
+            yield from ((f"{suite['name']}, {name}", None, rate) for name, rate in groups(kept))
+
+
+def groups(kept: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The groups of a suite's prompts of which the original shows something, with the share of each kept."""
+    return [(name, rate) for name, rate in kept.get("groups", {}).items() if rate["total"]]
 
 
 def write_comparison(output: Path, compared: Mapping[str, Any]) -> Path:

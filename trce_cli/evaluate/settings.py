@@ -22,8 +22,9 @@ class Asked(Settings):
 
     suites: Annotated[tuple[str, ...], Flag(("--suite",), metavar="NAME[=FILE]")] = Field(
         (),
-        description="explicit, implied, context, benign: only these of the built-in ones (none: none of "
-        "them); NAME=FILE.csv: prompts of your own, in the columns that `trce generate` reads.",
+        description="explicit, implied, context, benign, bystanders: only these of the built-in ones "
+        "(none: none of them); NAME=FILE.csv: prompts of your own, in the columns that `trce generate` "
+        "reads.",
     )
     count: Count | None = Field(
         None, description="Prompts a built-in suite, 200 where not given, and at most so many of a file."

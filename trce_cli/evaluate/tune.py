@@ -264,16 +264,18 @@ def conclude(trials: Sequence[dict[str, Any]], map_arguments: Sequence[str]) -> 
             f"None of the {len(trials)} settings can be used: "
             f"{reasons[0] if reasons else 'the original draws nothing of what should be kept.'}"
         )
+    kept = [kept_of(trial) for trial in usable]
     points = [
-        Point(trial["attack_success"]["share"], trial["kept"]["share"], trial["preserve"]) for trial in usable
+        Point(trial["attack_success"]["share"], tuple(rate["share"] for rate in rates), trial["preserve"])
+        for trial, rates in zip(usable, kept, strict=True)
     ]
     for trial in trials:
         trial["pareto"] = False
     for trial, best in zip(
-        usable, pareto([(each.attack_success, each.kept) for each in points]), strict=True
+        usable, pareto([(each.attack_success, each.kept[0]) for each in points]), strict=True
     ):
         trial["pareto"] = best
-    chosen = usable[choose(points, usable[0]["kept"]["total"])]
+    chosen = usable[choose(points, [rate["total"] for rate in kept[0]])]
     preserve, weights = f"{chosen['preserve']:g}", [f"{weight:g}" for weight in chosen["token_weights"]]
     tuned = ["--preserve", preserve, "--token-weights", ",".join(weights)]
     return {
@@ -281,6 +283,14 @@ def conclude(trials: Sequence[dict[str, Any]], map_arguments: Sequence[str]) -> 
         "toml": f"[map]\npreserve = {preserve}\ntoken_weights = [{', '.join(weights)}]\n",
         "command": shlex.join(["trce", "map", *map_arguments, *tuned, "--output", "mapped"]),
     }
+
+
+def kept_of(trial: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a trial kept: in all, and of the bystanders where the original draws some."""
+    apart = [
+        each["kept"]["kept"] for each in trial["suites"] if each["name"] == "bystanders" and "kept" in each
+    ]
+    return [trial["kept"], *(rate for rate in apart if rate["total"])]
 
 
 def write(output: Path, told: Mapping[str, Any]) -> None:

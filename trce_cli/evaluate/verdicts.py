@@ -20,6 +20,9 @@ ASKS: Final[Mapping[str, str]] = {
     "implied": "means it without naming it",
     "context": "asks for it beside something harmless",
     "benign": "asks for harmless things",
+    "bystanders": "asks for what nobody named, neither to erase nor to keep",
+    "bystanders, near": "those closest to what was erased",
+    "bystanders, far": "the others",
 }
 # Roles of suites whose CLIP score tells what was kept. Prompts that ask for the concept are meant to fit
 # their pictures less once it is gone; of a user's own file that is not known.

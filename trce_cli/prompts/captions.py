@@ -115,11 +115,11 @@ def _person(pick: Pick) -> str:
 
 
 def _animal(pick: Pick) -> str:
-    return _article(f"{pick(ADJECTIVES)} {pick(ANIMALS)}")
+    return with_article(f"{pick(ADJECTIVES)} {pick(ANIMALS)}")
 
 
 def _thing(pick: Pick) -> str:
-    return _article(f"{pick(ADJECTIVES)} {pick(THINGS)}")
+    return with_article(f"{pick(ADJECTIVES)} {pick(THINGS)}")
 
 
 def _subject(pick: Pick) -> str:
@@ -129,7 +129,8 @@ def _subject(pick: Pick) -> str:
     return pick(simple[kind]) if kind in simple else composed[kind](pick)
 
 
-def _article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """`a dog`, `an owl`."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

@@ -6,16 +6,14 @@ checkpoint that is embedded in the package. `trce_cli.checkpoint.home.home_of` t
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from trce_cli.emoji.home import EmojiHome
+from trce_cli.prompts.bystanders import Split, bystander_canaries
 from trce_cli.prompts.captions import canary_captions, prior_captions
 
 if TYPE_CHECKING:
     import numpy as np
-
-# What reports are made of, and what settings are chosen by; no prompt is in both.
-Split = Literal["reporting", "tuning"]
 
 
 @runtime_checkable
@@ -101,6 +99,10 @@ class Home(Protocol):
         """Benign captions that are not among them, on which side effects are measured."""
         ...
 
+    def bystander_canaries(self) -> list[str]:
+        """The same of what no caption of theirs names, nor a shipped preset."""
+        ...
+
     def classes(self, phrases: Set[str]) -> tuple[str, ...]:
         """The classes of its world that one of the phrases names."""
         ...
@@ -108,7 +110,8 @@ class Home(Protocol):
     def suite(
         self, name: str, unsafe: tuple[str, ...], count: int, seed: int, split: Split
     ) -> list[tuple[str, frozenset[str]]]:
-        """Prompts of a built-in suite on unsafe classes, each with the classes that must survive in it."""
+        """Prompts of a built-in suite on unsafe classes, each with the classes that must survive in it; none
+        where they leave nothing to ask."""
         ...
 
     def judge(self) -> Judge | None: ...
@@ -128,6 +131,9 @@ class RealWorld:
 
     def canaries(self) -> list[str]:
         return canary_captions()
+
+    def bystander_canaries(self) -> list[str]:
+        return bystander_canaries()
 
     def classes(self, phrases: Set[str]) -> tuple[str, ...]:
         """None: it has no list of all that there is."""

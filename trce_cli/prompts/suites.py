@@ -1,21 +1,26 @@
 """What `trce evaluate` asks: prompts by suite, from the presets, the embedded world, or a file."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count as count_up
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, TypeVar
 
 from trce_cli.errors import BadInput
+from trce_cli.prompts.bystanders import Split, bystanders
 from trce_cli.prompts.captions import canary_captions, tuning_captions
 from trce_cli.prompts.files import MAX_SEED, Prompt, read_prompts
-from trce_cli.prompts.home import Home, Split
+from trce_cli.prompts.home import Home
 from trce_cli.prompts.presets import Concept, Preset
 
-BUILT_IN = ("explicit", "implied", "context", "benign")
+T = TypeVar("T")
+
+BUILT_IN = ("explicit", "implied", "context", "benign", "bystanders")
+Role = Literal["attack", "context", "benign", "own"]
+ROLES: Mapping[str, Role] = {"context": "context", "benign": "benign", "bystanders": "benign"}
 NONE = "none"  # as a suite's name: no built-in one
 # Templates that no preset's kind has among its own: what an edit was not shown.
 UNSEEN = {
@@ -103,14 +108,17 @@ class Suite:
 
     role: `attack` prompts ask for what was erased; `context` and `benign` ones for what must survive; of an
     `own` file it is not known. objects: for each prompt the classes that must survive, where a world knows
-    them.
+    them. subjects: what each is about, where that is known; groups: a name for each by which its figure is
+    told apart.
     """
 
     name: str
-    role: Literal["attack", "context", "benign", "own"]
+    role: Role
     prompts: tuple[Prompt, ...]
     source: str
     objects: tuple[frozenset[str], ...] | None = None
+    subjects: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
 
 def choose_suites(
@@ -156,10 +164,7 @@ def choose_suites(
         suites += [suite] if suite else []
     for name, path in files:
         prompts = seeded(read_prompts(path, limit=count, note=note), seed)
-        role: Literal["context", "benign", "own"] = "own"
-        if name in ("context", "benign"):
-            role = "context" if name == "context" else "benign"
-        suites.append(Suite(name, role, prompts, str(path)))
+        suites.append(Suite(name, ROLES.get(name, "own"), prompts, str(path)))
     if not suites:
         raise BadInput("There is no suite to ask.", "Name one, or a file, with --suite.")
     return suites
@@ -196,14 +201,21 @@ def built_in_suite(
 
     Another seed gives other prompts and other pictures, but never one of the other split.
     """
-    role: Literal["attack", "context", "benign"] = "attack"
-    if name in ("context", "benign"):
-        role = "context" if name == "context" else "benign"
+    role = ROLES.get(name, "attack")
     if unsafe := unsafe_classes(home, presets):
+        if name == "bystanders":  # nor what takes the place of what is erased
+            unsafe = named_classes(home, presets)
         asked = home.suite(name, unsafe, count, seed, split)
         survivors = None if role == "attack" else tuple(classes for _, classes in asked)
-        return Suite(name, role, seeded((Prompt(text) for text, _ in asked), seed), home.source, survivors)
+        about = tuple("".join(classes) for _, classes in asked) if name == "bystanders" else None
+        prompts = seeded((Prompt(text) for text, _ in asked), seed)
+        return Suite(name, role, prompts, home.source, survivors, about) if prompts else None
     rng = Random(seed)
+    if name == "bystanders":
+        asks = list(islice(bystander_prompts(presets, rng, split), count))
+        prompts = seeded((Prompt(text) for _, text in asks), seed)
+        source = "what neither presets nor captions name"
+        return Suite(name, role, prompts, source, subjects=tuple(about for about, _ in asks))
     texts: Iterator[str]
     match name:
         case "explicit":
@@ -222,6 +234,12 @@ def built_in_suite(
 def unsafe_classes(home: Home, presets: Iterable[Preset]) -> tuple[str, ...]:
     """The classes of the home's world that one of the presets' unsafe phrases names, in label order."""
     return home.classes({concept.unsafe for part in parts(presets) for concept in part.concepts})
+
+
+def named_classes(home: Home, presets: Iterable[Preset]) -> tuple[str, ...]:
+    """The classes that any phrase of the presets names, safe ones too, in label order."""
+    concepts = [concept for part in parts(presets) for concept in part.concepts]
+    return home.classes({phrase for each in concepts for phrase in (each.unsafe, each.safe)})
 
 
 def parts(presets: Iterable[Preset]) -> list[Preset]:
@@ -253,7 +271,14 @@ def explicit_prompts(presets: Sequence[Preset], rng: Random, split: Split) -> It
             yield templates[turn % len(templates)].replace("{}", concept.unsafe)
 
 
-def rounds(texts: Sequence[str], rng: Random) -> Iterator[str]:
+def bystander_prompts(presets: Sequence[Preset], rng: Random, split: Split) -> Iterator[tuple[str, str]]:
+    """(subject, prompt) of bystanders in turn, each in a template of its kind that its split keeps."""
+    templates = TUNING if split == "tuning" else UNSEEN
+    for each in rounds(bystanders(presets, split), rng):
+        yield each.phrase, rng.choice(templates[each.kind]).replace("{}", each.phrase)
+
+
+def rounds(texts: Sequence[T], rng: Random) -> Iterator[T]:
     """The texts over and over, in a new order each round; nothing of no texts."""
     while texts:
         yield from rng.sample(texts, len(texts))
