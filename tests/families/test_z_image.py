@@ -240,8 +240,11 @@ def test_a_single_file_of_the_transformer_alone_is_edited_in_place(
     run = trce("map", file, "-p", edited / "blades.toml", "-o", tmp_path / "x.safetensors")
     assert run.status == 2
     assert "--config" in run.err
+    config = shutil.copytree(folder, tmp_path / "config")  # with its template in a file of its own
+    say(config, "tokenizer/tokenizer_config.json", chat_template=None)
+    (config / "tokenizer/chat_template.jinja").write_text(tiny.CHAT)
     run = trce(
-        "apply", edited / "out.map.safetensors", file, "--config", folder, "-o", tmp_path / "whole",
+        "apply", edited / "out.map.safetensors", file, "--config", config, "-o", tmp_path / "whole",
         "--as", "diffusers",
     )  # fmt: skip
     assert run.status == 0, run.err
@@ -444,3 +447,26 @@ def test_it_is_evaluated_and_attacked(
     run = trce("attack", *line, "-o", tmp_path / "attacks.csv", *budget.split())
     assert run.status == 0, run.err
     assert len((tmp_path / "attacks.csv").read_text().splitlines()) > 2
+
+
+def test_a_hub_id_gives_what_a_single_file_lacks_and_no_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def from_cache(repo_id: str, **kwargs: Any) -> str:
+        asked.update(kwargs, repo_id=repo_id)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", from_cache)
+    file = tiny.z_image_file(folder, tmp_path / "file.safetensors")
+    checkpoint = open_checkpoint(str(file), config="someone/z-image")
+    assert asked["repo_id"] == "someone/z-image"
+    assert "transformer/*.safetensors" in asked["ignore_patterns"]
+    assert "*.jinja" in asked["allow_patterns"]
+    assert set(checkpoint.parts) == {"text_encoder", "vae"}
+    assert {"text_encoder/model.safetensors", "tokenizer/tokenizer_config.json"} <= set(
+        checkpoint.drawn_from()
+    )

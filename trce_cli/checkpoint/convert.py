@@ -30,7 +30,7 @@ from trce_cli.system.whole import whole
 if TYPE_CHECKING:
     import torch
 
-_TEXT_SUFFIXES: Final = {".json", ".txt", ".md", ".model"}  # what a folder holds besides weights
+_TEXT_SUFFIXES: Final = {".json", ".txt", ".jinja", ".md", ".model"}  # what a folder holds besides weights
 _TEXT: Final = 64 << 20  # bytes of one of them, at most
 _STEMS: Final = {"transformers": "model"}  # of weight files by library; else diffusers' name
 

@@ -1,6 +1,7 @@
 """Checkpoints by the names that users give them: a path, a hub id, or `emoji`."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
@@ -8,6 +9,7 @@ from trce_cli.checkpoint.checks import UNPACKED
 from trce_cli.checkpoint.folder import open_folder
 from trce_cli.checkpoint.single_file import open_single_file
 from trce_cli.errors import BadInput, first_line
+from trce_cli.families.registry import FAMILIES
 from trce_cli.prompts.home import EMBEDDED
 from trce_cli.system.paths import expanded
 
@@ -32,7 +34,7 @@ def open_checkpoint(
             revision = path.name
         return open_folder(name, path, variant, revision)
     if path.suffix == ".safetensors":
-        return open_single_file(name, path, _resolve(str(config), None, None) if config else None)
+        return open_single_file(name, path, _config(config) if config else None)
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
@@ -46,7 +48,14 @@ def open_checkpoint(
     raise BadInput(f"{path} is neither a diffusers folder nor a .safetensors file.")
 
 
-def _resolve(name: str, revision: str | None, variant: str | None) -> Path:
+def _config(name: str | Path) -> Path:
+    """The folder of configurations; of a hub id all but the denoiser, which a single file holds itself."""
+    return _resolve(str(name), None, None, {f"{family.denoiser}/*.safetensors" for family in FAMILIES})
+
+
+def _resolve(
+    name: str, revision: str | None, variant: str | None, without: Collection[str] = frozenset()
+) -> Path:
     """An existing path is a path; what looks like one but is missing is an error; all else is a hub id."""
     path = expanded(name)
     try:
@@ -63,10 +72,10 @@ def _resolve(name: str, revision: str | None, variant: str | None) -> Path:
         raise BadInput(
             f"{name!r} is neither an existing path nor a hub id.", "A hub id has the form owner/name."
         )
-    return _from_hub(name, revision, variant)
+    return _from_hub(name, revision, variant, without)
 
 
-def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, variant: str | None, without: Collection[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -76,8 +85,8 @@ def _from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=["*.json", "*.txt", "*.md", "LICENSE*", weights],
-            ignore_patterns=ignored,
+            allow_patterns=["*.json", "*.txt", "*.jinja", "*.md", "LICENSE*", weights],
+            ignore_patterns=[*ignored, *without],
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise BadInput(

@@ -64,7 +64,7 @@ def _texts(folder: Path, family: Family) -> list[Path]:
     """The configurations and tokenizers of a diffusers folder, each a file of that folder."""
     parts = (family.denoiser, *family.weight_parts, *family.other_parts)
     found = [path.relative_to(folder) for part in parts for path in folder.glob(f"{part}/*")]
-    return [inside(folder, path.as_posix()) for path in found if path.suffix in (".json", ".txt")]
+    return [inside(folder, path.as_posix()) for path in found if path.suffix in (".json", ".txt", ".jinja")]
 
 
 def _common_prefix(names: Sequence[str]) -> str:
