@@ -1,6 +1,6 @@
 """What an opened checkpoint has to hold before it is believed, seen from headers and configurations alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -9,6 +9,9 @@ from trce_cli.system.safetensors import FLOATS
 
 # What to do with weights in fewer bits than are computed with.
 UNPACKED: Final = "Edit the checkpoint that it comes from --as lora, and load the LoRA on this one."
+OTHER_BUILD: Final = (
+    "If it is built differently from its family's base, give its diffusers folder with --config."
+)
 
 
 def check(
@@ -33,6 +36,60 @@ def check(
                     f"{name} in {where} has the shape {shape}; the configuration asks for {wanted}.", hint
                 )
     _check_doors(checkpoint)
+
+
+def check_weights(checkpoint: Checkpoint, converting: bool) -> None:
+    """Raise BadInput where weights of any part are not those that its configuration asks for.
+
+    Of other names than are asked for there may be some in a copy; in a conversion they would be lost, and
+    are an error.
+    """
+    hint = "The configuration and the weights are of different models: get those that belong together."
+    if not checkpoint.path.is_dir():
+        hint = OTHER_BUILD
+    for part, wanted in checkpoint.family.weights(checkpoint.config, converting).items():
+        copies = checkpoint.denoiser if part == "denoiser" else [checkpoint.parts.get(part)]
+        for number, copy in enumerate(copies):
+            if copy is None:
+                continue
+            where = f"The {checkpoint.folder(part).name} of {checkpoint.path}"
+            missing = [key for key in wanted if key not in copy.tensors]
+            if missing and (number == 0 or checkpoint.path.is_dir()):
+                raise BadInput(f"{where} lacks {_some(missing)}, which its configuration asks for.", hint)
+            for key, place in copy.tensors.items():
+                if key in wanted and _plain(place.shape) != _plain(wanted[key]):
+                    raise BadInput(
+                        f"{key} in {where[4:]} has the shape {list(place.shape)}; its configuration asks for "
+                        f"{list(wanted[key])}.",
+                        hint,
+                    )
+            if converting and number == 0 and (unknown := [key for key in copy.tensors if key not in wanted]):
+                raise BadInput(f"{where} has {_some(unknown)}, which its configuration does not know.", hint)
+    if converting and (unknown := unknown_tensors(checkpoint)):
+        raise BadInput(f"{checkpoint.path} holds {_some(unknown)}, which would be lost.", hint)
+
+
+def unknown_tensors(checkpoint: Checkpoint) -> list[str]:
+    """The tensors of a single file that belong to no part and are no leftovers."""
+    if checkpoint.path.is_dir():
+        return []
+    known = {
+        place.stored.name
+        for copy in (*checkpoint.denoiser, *checkpoint.parts.values())
+        for place in copy.tensors.values()
+    }
+    (file,) = checkpoint.denoiser_files
+    return [name for name in file.tensors if name not in known and not checkpoint.names.is_leftover(name)]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def _plain(shape: Sequence[int]) -> Sequence[int]:
+    """A 1 x 1 convolution's shape as that of the linear layer that it is."""
+    return shape[:2] if tuple(shape[2:]) == (1, 1) else shape
 
 
 def _check_doors(checkpoint: Checkpoint) -> None:

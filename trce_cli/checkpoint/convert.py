@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place
+from trce_cli.checkpoint.checks import check_weights
 from trce_cli.checkpoint.copy import check_output, copied_bytes
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
@@ -52,6 +53,7 @@ def write_folder(
     hold, which are copied byte for byte. Arguments and errors are those of
     `write_patched`; of several copies of the denoiser the first is written.
     """
+    check_weights(checkpoint, converting=True)
     needed = partial(copied_bytes, checkpoint, output, False)
     output = check_output(checkpoint, output, force, "diffusers", True, needed)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
@@ -107,6 +109,7 @@ def write_single_file(
     unchanged: Callable[[], None] | None = None,
 ) -> Path:
     """Write an edited copy of a folder as a single file; else as `write_folder`."""
+    check_weights(checkpoint, converting=True)
     needed = partial(copied_bytes, checkpoint, output, False)
     output = check_output(checkpoint, output, force, "single-file", False, needed)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
-from trce_cli.checkpoint.checks import check
+from trce_cli.checkpoint.checks import OTHER_BUILD, check
 from trce_cli.checkpoint.folder import Configs, part_weights
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.errors import BadInput
@@ -13,8 +13,6 @@ from trce_cli.families.registry import family_of_file, family_of_folder
 from trce_cli.system.foreign import identities
 from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import SafetensorsFile
-
-OTHER_BUILD = "If it is built differently from its family's base, give its diffusers folder with --config."
 
 
 class SingleFile(Checkpoint):

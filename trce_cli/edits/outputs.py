@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.checks import check_weights
 from trce_cli.checkpoint.copy import check_output
 from trce_cli.edits.edit import EDIT_DTYPES
 from trce_cli.edits.forms import FORMS, Edited, Form, How
@@ -39,6 +40,8 @@ class Outputs:
         inputs: further files and folders that are read, and must neither be replaced nor lie in what is.
         """
         for form, path in self.forms:
+            if form.is_checkpoint:
+                check_weights(checkpoint, converting=form.name != checkpoint.layout)
             needed = partial(form.needed_bytes, checkpoint, path, self.how.link)
             real = check_output(checkpoint, path, self.how.force, form.name, form.folder, needed)
             for read in map(real_path, inputs):

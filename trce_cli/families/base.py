@@ -338,6 +338,10 @@ class Names(Protocol):
         """Where a single file is to keep each of a folder's weights, the inverse of `from_file`."""
         ...
 
+    def is_leftover(self, name: str) -> bool:
+        """Whether a tensor of a single file that is no weight can be left out without losing anything."""
+        ...
+
     def kohya(self, key: str) -> Sequence[str]:
         """The names of a layer of a LoRA, the one that we write first; none for what has no place in one."""
         ...
@@ -515,6 +519,16 @@ class Family(Protocol):
     def text_weights(self, config: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Shape]]:
         """The weights that text embeddings depend on, and their shapes: part -> name -> shape. The text
         encoders' that are used, and of the denoiser a norm before a door."""
+        ...
+
+    def weights(
+        self, config: Mapping[str, Mapping[str, Any]], converting: bool
+    ) -> Mapping[str, Mapping[str, Shape]]:
+        """Every weight and its shape that the configurations ask for: part -> name -> shape, of those parts
+        for which no library is needed to tell.
+
+        With `converting` raises BadInput for a part that the other layout has no place for.
+        """
         ...
 
     def tuned(self, key: str) -> bool:

@@ -88,6 +88,10 @@ class LlmFamily(ABC):
         """See `Family`: there are none."""
         return {}, {}
 
+    def weights(self, config: Config, converting: bool) -> dict[str, dict[str, Shape]]:
+        """See `Family`: the text encoder's alone."""
+        return {}
+
     def sampling(self, config: Config) -> dict[str, str]:
         """See `Family`."""
         return {"scheduler": str(config["scheduler"].get("_class_name")), "predicts": "flow velocity"}

@@ -38,6 +38,10 @@ class Names:
         """Where a single file is to keep each weight of a folder's transformer."""
         return {"denoiser": {key: Stored(key) for key in shapes["denoiser"]}}
 
+    def is_leftover(self, name: str) -> bool:
+        """None is known."""
+        return False
+
     def kohya(self, key: str) -> tuple[str, ...]:
         """The name of a linear layer in a LoRA."""
         module, _, leaf = key.rpartition(".")

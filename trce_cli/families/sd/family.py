@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
+from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Told, Weights
 from trce_cli.families.clip.names import clip_weights
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
@@ -135,8 +136,23 @@ class StableDiffusion:
     ) -> Told:
         """See `Family`."""
         from trce_cli.families.sd import sampling
+        from trce_cli.families.sd.shapes import built_by
 
-        return sampling.told_by_file(shapes, metadata, read, config, is_base, self.key == "sd2")
+        told = sampling.told_by_file(shapes, metadata, read, config, is_base, self.key == "sd2")
+        names = {ours: at.name for ours, at in self.names(config).from_file(shapes)["denoiser"].items()}
+        denoiser = told.config.get("denoiser", config["denoiser"])
+        if not (said := built_by(denoiser, shapes, names)):
+            return told
+        notes = (
+            ()
+            if is_base and not said.keys() - {"time_cond_proj_dim"}
+            else (
+                "Layers are taken from the weights, which the configuration says otherwise: "
+                + ", ".join(f"{key} = {value}" for key, value in said.items())
+                + ".",
+            )
+        )
+        return Told({**told.config, "denoiser": {**denoiser, **said}}, (*told.notes, *notes))
 
     def marks(self, config: Config) -> tuple[Mapping[str, Sequence[float]], Mapping[str, str]]:
         """See `Family`."""
@@ -204,6 +220,20 @@ class StableDiffusion:
     def text_weights(self, config: Config) -> dict[str, dict[str, Shape]]:
         """See `Family`."""
         return {spec.folder: clip_weights(config[spec.folder], spec.projects) for spec in self.encoders}
+
+    def weights(self, config: Config, converting: bool) -> dict[str, dict[str, Shape]]:
+        """See `Family`."""
+        from trce_cli.families.sd.shapes import unet_weights, vae_weights
+
+        vae = config["model_index"].get("vae")
+        kind = vae[1] if isinstance(vae, list) and len(vae) == 2 else None
+        kind = config["vae"].get("_class_name", kind) if kind else kind
+        if converting and kind not in (None, "AutoencoderKL"):
+            raise BadInput(f"Its VAE is an {kind}, for which the other layout has no names.")
+        found = {"denoiser": unet_weights(config["denoiser"])}
+        if kind == "AutoencoderKL":
+            found["vae"] = vae_weights(config["vae"])
+        return {part: weights for part, weights in found.items() if weights is not None}
 
     def tuned(self, key: str) -> bool:
         """See `Family`: all of self-attention, and the queries of cross-attention."""
@@ -285,7 +315,12 @@ _DOORS: Final = "the keys and values of every cross-attention layer"
 SD1 = StableDiffusion(
     "sd1",
     "SD 1.x",
-    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    ),
     (
         EncoderSpec(
             "text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.transformer.", False

@@ -7,6 +7,7 @@ from typing import Final
 
 from trce_cli.families.base import Shape, Stored
 from trce_cli.families.clip import names as clip
+from trce_cli.families.sd.marks import MARKS
 
 UNET: Final = "model.diffusion_model."  # the U-Net's prefix in a single file
 EMA: Final = "model_ema."  # that of its EMA copy
@@ -43,6 +44,8 @@ class Names:
         keys = [key.removeprefix(VAE) for key in shapes if key.startswith(VAE)]
         depth = 1 + max((int(key.split(".")[2]) for key in keys if key.startswith("decoder.up.")), default=0)
         for key in keys:
+            if self.is_leftover(VAE + key):
+                continue
             name = vae_from_ldm(key, depth)
             linear = ".attentions." in name and len(shapes[VAE + key]) == 4
             found["vae"][name] = Stored(VAE + key, convolution=linear)
@@ -81,6 +84,11 @@ class Names:
             found[part] = {name: replace(at, name=prefix + at.name) for name, at in places.items()}
         return found
 
+    def is_leftover(self, name: str) -> bool:
+        """Whether a tensor of a single file is no weight of anything: statistics and buffers of training,
+        what a text encoder has and does not use, and what says how the file is sampled."""
+        return name in MARKS or _LEFTOVER.match(name) is not None
+
     def kohya(self, key: str) -> tuple[str, ...]:
         """The names of a linear layer of the U-Net in kohya's form, the one to write first.
 
@@ -90,10 +98,19 @@ class Names:
         return tuple(reversed(names) if self.ldm_lora else names)
 
 
+_LEFTOVER = re.compile(
+    r"(model_ema\.(decay|num_updates)$|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|logvar|lvlb_weights"
+    r"|global_step$|epoch$|scale_factor$|denoiser\.sigmas$|loss\.|first_stage_model\.loss\."
+    r"|first_stage_model\.model_ema\."
+    r"|(cond_stage_model|conditioner\.embedders\.\d)\..*(position_ids|logit_scale|attn_mask|text_projection"
+    r"|text_projection\.(weight|bias))$|(cond_stage_model|conditioner\.embedders\.\d)\.model\.transformer\."
+    r"resblocks\.|conditioner\.embedders\.\d\.(outputdim|.*sigmas)$)"
+)
 _TOP = {  # diffusers -> LDM
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",  # an LCM's; no other tool has a name for it
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",

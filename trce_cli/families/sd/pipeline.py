@@ -81,7 +81,7 @@ def _own_scheduler(weights: Weights) -> Any:
     import diffusers
 
     made: Any = getattr(diffusers, class_of(weights.config), None)
-    if not (isinstance(made, type) and issubclass(made, diffusers.SchedulerMixin)):
+    if diffusers.SchedulerMixin not in getattr(made, "__mro__", ()):
         raise BadInput(f"diffusers has no scheduler {class_of(weights.config)}.")
     return made.from_config(dict(weights.config["scheduler"]))
 

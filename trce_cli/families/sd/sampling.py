@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Shape, Told
 from trce_cli.families.sd.config import Scheduler
+from trce_cli.families.sd.marks import EDM, EDM_V, V_PRED, ZERO_SNR
 from trce_cli.system.foreign import parse_json, validated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-V_PRED, ZERO_SNR = "v_pred", "ztsnr"  # tensors that are there or not
-EDM: Final = {"edm_mean": "latents_mean", "edm_std": "latents_std"}  # Playground v2.5's -> of the VAE
-EDM_V: Final = "edm_vpred.sigma_max"  # CosXL's
 SCHEDULER: Final = "trce_scheduler"  # our metadata: the scheduler's configuration as JSON
-MARKS: Final = frozenset({V_PRED, ZERO_SNR, *EDM, EDM_V, "edm_vpred.sigma_min"})
 
 # By how SD 2.x files are told apart: the spread of this bias, which is small in those that predict noise.
 _SD2_BIAS: Final = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
@@ -200,10 +197,14 @@ def lost_in_file(config: Mapping[str, Mapping[str, Any]], base: Mapping[str, Map
         return []
     said = ", ".join(f"{what} {value}" for what, value in told.items()) or "its noise schedule"
     few = few_steps(config)
+    guided = ["No other tool reads an LCM's single file."] * bool(
+        config["denoiser"].get("time_cond_proj_dim")
+    )
     return [
+        *guided,
         f"Single files have no place for how a checkpoint is sampled: other tools have to be told ({said})"
         + (" and to draw in few steps with little guidance" if few else "")
-        + "; trce reads it from the metadata."
+        + "; trce reads it from the metadata.",
     ]
 
 

@@ -52,6 +52,10 @@ class Names:
         """Where a single file is to keep each weight of a folder's transformer."""
         return {"denoiser": {key: stored(key) for key in shapes["denoiser"]}}
 
+    def is_leftover(self, name: str) -> bool:
+        """A norm that no model has."""
+        return name.removeprefix(PREFIX) == "norm_final.weight"
+
     def kohya(self, key: str) -> tuple[str, ...]:
         """The names of a linear layer in a LoRA: from diffusers' path, and from that of single files."""
         module, _, leaf = key.rpartition(".")

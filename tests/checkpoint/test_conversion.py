@@ -1,0 +1,161 @@
+"""A conversion never drops, invents or crashes on a weight: what does not fit is refused in advance."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from trce_cli.checkpoint.checks import check_weights
+from trce_cli.checkpoint.convert import write_folder, write_single_file
+from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.errors import BadInput
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny_sd1: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+
+
+@pytest.fixture(scope="module")
+def file(tiny_sd1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.single_file("sd1", tiny_sd1, tmp_path_factory.mktemp("sd1") / "sd1.safetensors", ema=True)
+
+
+def say(folder: Path, file: str, **said: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+
+
+def change(path: Path, tensors: dict[str, torch.Tensor], without: str = "-") -> None:
+    kept = {key: value for key, value in load_file(path).items() if not key.startswith(without)}
+    save_file(kept | tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("unet/config.json", {"cross_attention_dim": 48}),
+        ("unet/config.json", {"block_out_channels": [8, 8, 16, 32]}),
+        ("unet/config.json", {"layers_per_block": 1}),
+        ("unet/config.json", {"use_linear_projection": True, "in_channels": 4, "layers_per_block": 3}),
+        ("vae/config.json", {"layers_per_block": 2}),
+        ("vae/config.json", {"latent_channels": 8}),
+    ],
+)
+def test_a_folder_whose_configuration_is_of_other_weights_is_not_edited(
+    trce: Callable, folder: Path, tmp_path: Path, file: str, said: dict[str, Any]
+) -> None:
+    say(folder, file, **said)
+    for output in ("out", "out.safetensors"):
+        done = trce("map", folder, "-p", "weapons", "-o", tmp_path / output)
+        assert done.status == 2
+        assert any(told in done.err for told in ("its configuration asks for", "text encoders give"))
+        assert not (tmp_path / output).exists()
+
+
+def test_a_weight_that_is_missing_or_unknown_is_named(folder: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(str(folder))
+    check_weights(opened, converting=True)
+    change(folder / UNET, {"stray.weight": torch.zeros(2)})
+    opened = open_checkpoint(str(folder))
+    check_weights(opened, converting=False)  # a copy keeps it
+    with pytest.raises(BadInput, match=r"stray\.weight"):
+        write_single_file(opened, tmp_path / "out.safetensors", {}, {})
+    change(folder / UNET, {}, without="conv_in")
+    with pytest.raises(BadInput, match=r"lacks conv_in"):
+        check_weights(open_checkpoint(str(folder)), converting=False)
+
+
+def test_a_tensor_of_a_file_that_would_be_lost_is_named(file: Path, tiny_sd1: Path, tmp_path: Path) -> None:
+    harmless = ["loss.logvar", "model_ema.num_updates", "cond_stage_model.logit_scale", "betas"]
+    harmless += [
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+        "first_stage_model.loss.w",
+    ]
+    path = Path(shutil.copy(file, tmp_path / "file.safetensors"))
+    change(path, {name: torch.zeros(1) for name in harmless})
+    opened = open_checkpoint(str(path), config=tiny_sd1)
+    again = write_folder(opened, tmp_path / "out", {}, {})
+    assert load_file(again / VAE).keys() == load_file(tiny_sd1 / VAE).keys()
+    for name in (
+        "model.diffusion_model.input_blocks.1.0.other.weight",
+        "control_model.x",
+        "first_stage_model.x",
+    ):
+        path = Path(shutil.copy(file, tmp_path / "file.safetensors"))
+        change(path, {name: torch.zeros(1)})
+        with pytest.raises(BadInput, match=r"which (would be lost|its configuration does not know)"):
+            write_folder(open_checkpoint(str(path), config=tiny_sd1), tmp_path / "lost", {}, {})
+        assert not (tmp_path / "lost").exists()
+
+
+def built(tmp_path: Path, base: Path, **said: Any) -> Path:
+    """A tiny SD 1.x whose U-Net is built otherwise."""
+    from diffusers import UNet2DConditionModel
+
+    folder = Path(shutil.copytree(base, tmp_path / "built"))
+    config = json.loads((folder / "unet/config.json").read_text()) | said
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return folder
+
+
+def test_an_lcm_goes_both_ways_whole(tiny_sd1: Path, tmp_path: Path) -> None:
+    folder = built(tmp_path, tiny_sd1, time_cond_proj_dim=6)
+    say(folder, "model_index.json", _class_name="LatentConsistencyModelPipeline")
+    source = open_checkpoint(str(folder))
+    path = write_single_file(source, tmp_path / "lcm.safetensors", {}, {})
+    again = write_folder(open_checkpoint(str(path), config=tiny_sd1), tmp_path / "out", {}, {})
+    before, after = load_file(folder / UNET), load_file(again / UNET)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert json.loads((again / "unet/config.json").read_text())["time_cond_proj_dim"] == 6
+
+
+def test_layers_and_depths_are_read_from_the_keys(tiny_sd1: Path, tmp_path: Path) -> None:
+    folder = built(tmp_path, tiny_sd1, layers_per_block=1, transformer_layers_per_block=[2, 1, 1, 1])
+    path = write_single_file(open_checkpoint(str(folder)), tmp_path / "small.safetensors", {}, {})
+    opened = open_checkpoint(str(path), config=tiny_sd1)  # the base's
+    assert "layers_per_block = 1" in opened.remarks[0]
+    again = write_folder(opened, tmp_path / "out", {}, {})
+    from diffusers import UNet2DConditionModel
+
+    loaded, info = UNet2DConditionModel.from_pretrained(again / "unet", output_loading_info=True)
+    assert not any(info.values())
+    before = load_file(folder / UNET)
+    assert before.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
+
+
+def test_what_no_key_tells_asks_for_a_config(
+    file: Path, tiny_sd1: Path, tmp_path: Path, trce: Callable
+) -> None:
+    config = Path(shutil.copytree(tiny_sd1, tmp_path / "config"))
+    say(config, "unet/config.json", block_out_channels=[8, 8, 16, 32])
+    done = trce("map", file, "--config", config, "-p", "weapons", "--as", "diffusers", "-o", tmp_path / "out")
+    assert done.status == 2
+    assert "--config" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_autoencoder_has_no_single_file(folder: Path, tmp_path: Path, trce: Callable) -> None:
+    from diffusers import AutoencoderTiny
+
+    shutil.rmtree(folder / "vae")
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    AutoencoderTiny(**channels, **blocks).save_pretrained(folder / "vae")
+    say(folder, "model_index.json", vae=["diffusers", "AutoencoderTiny"])
+    forms = ("--as", "lora", "--as", "single-file")
+    done = trce("map", folder, "-p", "weapons", *forms, "-o", tmp_path / "out")
+    assert (done.status, "AutoencoderTiny" in done.err) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert trce("map", folder, "-p", "weapons", "-o", tmp_path / "out").status == 0
