@@ -21,6 +21,8 @@ def solve_map(
     presets: str | Path | Sequence[str | Path],
     *,
     preserve: float | None = None,
+    word_share: float | None = None,
+    word_prompts: int | None = None,
     ridge: float | None = None,
     token_weights: Sequence[float] | Mapping[str, float] | None = None,
     strength: float | None = None,
@@ -45,6 +47,8 @@ def solve_map(
         raise TypeError(f"solve_map() got an unexpected keyword argument {min(unknown)!r}")
     given = {
         "preserve": preserve,
+        "word_share": word_share,
+        "word_prompts": word_prompts,
         "ridge": ridge,
         "token_weights": weights,
         "strength": strength,

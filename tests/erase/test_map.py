@@ -148,7 +148,9 @@ def test_equals_the_plain_procedure(
         checkpoint,
         PAIRS,
         PRIOR,
-        MapSettings(preserve=preserve, token_weights=token_weights, strength=strength, ridge=ridge),
+        MapSettings(
+            preserve=preserve, token_weights=token_weights, strength=strength, ridge=ridge, word_share=0.0
+        ),
     )
     plain = plain_of(folder)
     for key in (checkpoint.door_weights()["context"][0], checkpoint.door_weights()["context"][-1]):
@@ -169,7 +171,9 @@ def test_the_pooled_embedding_is_mapped_where_it_enters(
         checkpoint,
         PAIRS,
         PRIOR,
-        MapSettings(preserve=preserve, token_weights=(0, 0, 0, 1), strength=strength, ridge=ridge),
+        MapSettings(
+            preserve=preserve, token_weights=(0, 0, 0, 1), strength=strength, ridge=ridge, word_share=0.0
+        ),
     )
     W = checkpoint.read("denoiser", POOLED_KEY).double()
     own = W[:, :40]  # what follows belongs to the picture's sizes
@@ -317,7 +321,7 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
 
 def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
-    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, WEIGHTS)
+    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, WEIGHTS, MapSettings().words_asked)
     for token_weights in WEIGHTS:
         for preserve in (0.5, 20.0):
             settings = MapSettings(preserve=preserve, token_weights=token_weights)

@@ -77,6 +77,22 @@ def test_every_door_is_of_a_stream_and_as_wide_as_its_embeddings(checkpoint: Che
             assert columns > door.width if door.wider else columns == door.width
 
 
+def test_words_are_spread_over_the_vocabulary_and_the_same_each_time(checkpoint: Checkpoint) -> None:
+    text = checkpoint.family.text(checkpoint, CPU, torch.float32)
+    every, some = text.words(10**6), text.words(10)
+    assert len(every) == len(set(every)) > 20
+    assert 5 < len(some) <= 10
+    assert list(text.words(10)) == list(some)
+    assert set(some) <= set(every)
+    places = [list(every).index(word) for word in some]
+    assert places == sorted(places)
+    assert places[-1] - places[0] > len(every) / 2
+    # One token each: with a word more, a prompt says something at one position more.
+    content = text.content(["a dog", *(f"a {word} dog" for word in some)])
+    lengths = [len(where) for where in next(iter(content.values())).values()]
+    assert lengths == [lengths[0], *[lengths[0] + 1] * len(some)]
+
+
 def entering(checkpoint: Checkpoint, module: torch.nn.Module, call: Callable[[], Any]) -> dict[str, Any]:
     """By stream, all rows of embeddings that met the doors while something was called, in order."""
     family, seen = checkpoint.family, defaultdict(list)

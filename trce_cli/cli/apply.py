@@ -103,5 +103,5 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         table.add_row(
             f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}"
         )
-    add_changes(table, figures["canary_change"], figures["canaries"])
+    add_changes(table, figures["canary_change"], f"{figures['canaries']} canary captions")
     return table

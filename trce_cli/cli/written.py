@@ -32,14 +32,13 @@ def write(console: Console, edited: "Edited", outputs: "Outputs") -> dict[str, A
         return write_outputs(edited, outputs, lambda count: writing(count / 1e6))
 
 
-def add_changes(table: "Table", change: Any, canaries: int) -> None:
+def add_changes(table: "Table", change: Any, on: str) -> None:
     """Rows on how much the weights of a stream's doors change, as `erase.map.door_changes` has it."""
-    told = f"on {canaries} canary captions"
     if isinstance(change, float):  # there is one door of one layer
-        table.add_row(f"Change of what enters {told}", "", f"{change:.2%}")
+        table.add_row(f"Change of what enters on {on}", "", f"{change:.2%}")
         return
     for name, layers in change.items():
-        row = f"Change of {name} {told}, mean (largest) of the layers"
+        row = f"Change of {name} on {on}, mean (largest) of the layers"
         table.add_row(row, "", f"{layers['mean']:.2%} ({layers['max']:.2%})")
 
 

@@ -15,6 +15,7 @@ from trce_cli.erase.moments import Moments, second_moments
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
 from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
+from trce_cli.erase.vocabulary import Vocabulary
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.slots import Given, slot_weights
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
@@ -50,14 +51,18 @@ def solve(
 ) -> Solution:
     """Both steps at once, for one setting: see `Statistics`."""
     weights = [settings.token_weights]
-    return Statistics.of(checkpoint, pairs, prior, weights, device, dtype, task).solve(settings, task)
+    statistics = Statistics.of(
+        checkpoint, pairs, prior, weights, settings.words_asked, device=device, dtype=dtype, task=task
+    )
+    return statistics.solve(settings, task)
 
 
 @dataclass(frozen=True)
 class Statistics:
     """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
 
-    P, canaries: moments of the prior's captions and of its canaries. guards: the targets that guards measure
+    P, canaries: moments of the prior's captions and of its canaries. words: the same of the vocabulary's
+    words, where it has some and they are asked for. guards: the targets that guards measure
     at, the slots of the family's defaults. dtype: that prompts were encoded in.
     """
 
@@ -65,6 +70,7 @@ class Statistics:
     prior: Prior
     P: Moments
     canaries: Moments
+    words: Vocabulary | None
     pairs: EmbeddedPairs
     guards: Mapping[str, Targets]
     dtype: torch.dtype
@@ -76,11 +82,13 @@ class Statistics:
         pairs: Sequence[PromptPair],
         prior: Prior,
         token_weights: Collection[Given],
+        word_prompts: int = 0,
+        *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         task: Task = no_task,
     ) -> "Statistics":
-        """Encode captions and pairs, on `device` in `dtype`, for maps with any of these token weights.
+        """Encode captions, words and pairs, on `device` in `dtype`, for maps with any of these token weights.
 
         Statistics are float64 on the CPU. The text encoders are read one layer at a time. Raises TrceError or
         BadInput where weights or embeddings are not finite.
@@ -93,12 +101,16 @@ class Statistics:
         P = second_moments(text, prior.captions, report)
         report = task("Encoding canaries", len(set(prior.canaries)), "captions")
         canaries = second_moments(text, prior.canaries, report)
+        words = None
+        if word_prompts:
+            report = task("Encoding words", None, "prompts")
+            words = Vocabulary.of(text, pairs, family.defaults.slots, word_prompts, report)
         report = task("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
         guarded = slot_weights(family, None)
         weights = [guarded, *(slot_weights(family, each) for each in token_weights)]
         distinct = {tuple(each.values()): each for each in weights}.values()
         embedded = embed_pairs(text, pairs, distinct, report)
-        return cls(checkpoint, prior, P, canaries, embedded, embedded.targets(guarded), dtype)
+        return cls(checkpoint, prior, P, canaries, words, embedded, embedded.targets(guarded), dtype)
 
     def solve(self, settings: MapSettings, task: Task = no_task) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
@@ -117,25 +129,43 @@ class Statistics:
             task("Solving", None, "")
             weights = self.checkpoint.read("denoiser", doors[stream][0]).dtype
             eps = torch.finfo(self.dtype).eps
-            solved[stream], figures[stream] = fit(targets[stream], self.P[stream], settings, eps, weights)
+            solved[stream], figures[stream] = fit(
+                targets[stream], self._preserved(stream, settings.word_share), settings, eps, weights
+            )
             if stream == streams[0]:
                 figures[stream] |= {
                     "pairs": len(self.pairs.pairs),
                     "captions": len(self.prior.captions),
                     "canaries": len(self.prior.canaries),
                 }
+                if self.words and settings.word_share:
+                    figures[stream] |= {
+                        "word_prompts": self.words.prompts,
+                        "exempt_words": list(self.words.exempt),
+                        "held_out_words": len(self.words.held_out),
+                    }
             figures[stream] |= {
                 "cosine_to_safe": self.guards[stream].cosines(solved[stream]),
-                "canary_change": self._canary_change(
-                    stream, solved[stream], task("Measuring", len(doors[stream]), "layers")
-                ),
             }
+            for name, moments in self._measured():
+                report = task("Measuring", len(doors[stream]), "layers")
+                figures[stream][name] = self._change(stream, solved[stream], moments[stream], report)
         main = figures.pop(streams[0])
-        change = main.pop("canary_change")
-        return Solution(solved, main | figures | {"canary_change": change})
+        changes = {name: main.pop(name) for name, _ in self._measured()}
+        return Solution(solved, main | figures | changes)
 
-    def _canary_change(self, stream: str, linear: LinearMap, report: Report) -> Any:
-        moment = self.canaries[stream]
+    def _preserved(self, stream: str, word_share: float) -> Tensor:
+        """P: of captions and words by their shares, of captions alone where there are no words."""
+        if self.words is None:
+            return self.P[stream]
+        return (1 - word_share) * self.P[stream] + word_share * self.words.P[stream]
+
+    def _measured(self) -> list[tuple[str, Moments]]:
+        """What side effects are measured on, by the names of the figures."""
+        words = [("word_change", self.words.canaries)] if self.words else []
+        return [("canary_change", self.canaries), *words]
+
+    def _change(self, stream: str, linear: LinearMap, moment: Tensor, report: Report) -> Any:
         moved = linear.moved_moment(moment)
 
         def change(weight: Tensor, key: str) -> float:

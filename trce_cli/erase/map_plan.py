@@ -36,6 +36,8 @@ def plan(
         "captions": len(prior.captions),
         "canaries": len(prior.canaries),
         "preserve": settings.preserve,
+        "word_share": settings.word_share,
+        "word_prompts": settings.words_asked,
         "ridge": settings.ridge,
         "token_weights": list(slot_weights(checkpoint.family, settings.token_weights).values()),
         "strength": settings.strength,

@@ -1,16 +1,18 @@
-"""Second moments of captions' embeddings, computed once for each text encoder and cached."""
+"""Second moments of prompts' embeddings, computed once for each text encoder and cached."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.families.base import States, Text
+from trce_cli.families.base import Shape, States, Text
 from trce_cli.maths.closed_form import SecondMoment
 from trce_cli.system.cache import cache_folder
 from trce_cli.system.progress import Report, no_report
@@ -21,6 +23,19 @@ from trce_cli.system.whole import write_tensors
 # (width, width) float64.
 Moments = Mapping[str, Tensor]
 
+_MEANINGS: Final = "meanings"  # the name of a tensor in the cache beside those of the streams
+
+
+@dataclass(frozen=True)
+class Known:
+    """What prompts look like to the encoder: the moments of all, and the meaning of each.
+
+    meanings: (prompts, width) float32, embeddings of the main stream at the slots, averaged over a prompt's.
+    """
+
+    moments: Moments
+    meanings: Tensor
+
 
 def second_moments(text: Text, captions: Sequence[str], report: Report = no_report) -> Moments:
     """The moments of captions; one that is given twice counts twice.
@@ -29,14 +44,72 @@ def second_moments(text: Text, captions: Sequence[str], report: Report = no_repo
     `report` gets the number of distinct captions as they are done.
     """
     key = text.fingerprint(captions)
-    path = cache_folder() / "prior" / f"{key}.safetensors"
-    moments = _load(path, key, text.streams)
-    if moments is None:
-        moments = _compute(text, captions, report)
-        _store(path, key, moments)
+    found: Moments | None = _load(key, _shapes(text))
+    if found is None:
+        found = _compute(text, captions, report)
+        _store(key, found)
     else:
         report(len(set(captions)))
-    return moments
+    return found
+
+
+def known_prompts(
+    text: Text, prompts: Sequence[str], slots: Mapping[str, float], report: Report = no_report
+) -> Known:
+    """What distinct prompts look like, by the slots' weights; cached as `second_moments` is."""
+    key = hashlib.sha256(f"{text.fingerprint(prompts)} {sorted(slots.items())}".encode()).hexdigest()
+    width = next(iter(text.streams.values()))
+    expected = _shapes(text) | {_MEANINGS: (torch.float32, (len(prompts), width))}
+    found = _load(key, expected)
+    if found is None:
+        known = look(text, prompts, slots, report)
+        _store(key, {**known.moments, _MEANINGS: known.meanings})
+        return known
+    report(len(prompts))
+    return Known({stream: found[stream] for stream in text.streams}, found[_MEANINGS])
+
+
+def look(
+    text: Text,
+    prompts: Sequence[str],
+    slots: Mapping[str, float],
+    report: Report = no_report,
+    among: Sequence[str] = (),
+) -> Known:
+    """As `known_prompts`, past the cache.
+
+    among: prompts that these are some of, as whose part they count: what a family counts once for all
+    prompts, such as the beginning of a template, counts with the first of all.
+    """
+    main = next(iter(text.streams))
+    places = {
+        prompt: [slot.unsafe for slot in text.slots(prompt, prompt, prompt, slots)[main]]
+        for prompt in prompts
+    }
+    content = text.content(among or prompts)
+    wanted = {
+        stream: {
+            prompt: sorted({*content[stream][prompt], *(places[prompt] if stream == main else ())})
+            for prompt in prompts
+        }
+        for stream in text.streams
+    }
+    moments = {stream: SecondMoment(width, len(prompts)) for stream, width in text.streams.items()}
+    meanings: dict[str, Tensor] = {}
+    for batch in text.states(wanted, report):
+        for stream, states in batch.items():
+            times = torch.zeros(len(states.embeddings))
+            for prompt, rows in states.rows.items():
+                row_of = dict(zip(wanted[stream][prompt], rows, strict=True))
+                times[[row_of[place] for place in content[stream][prompt]]] += 1
+                if stream == main:
+                    at_slots = states.embeddings[[row_of[place] for place in places[prompt]]]
+                    meanings[prompt] = at_slots.mean(0)
+            moments[stream].update(states.embeddings, times)
+    return Known(
+        {stream: moment.P for stream, moment in moments.items()},
+        torch.stack([meanings[prompt] for prompt in prompts]),
+    )
 
 
 def _compute(text: Text, captions: Sequence[str], report: Report) -> Moments:
@@ -56,30 +129,36 @@ def occurrences(states: States, times: Mapping[str, int]) -> Tensor:
     return counts
 
 
-def _load(path: Path, key: str, widths: Mapping[str, int]) -> Moments | None:
-    """The cached moments, or None where there are none to be trusted: absent, damaged, of something else."""
+def _shapes(text: Text) -> dict[str, tuple[torch.dtype, Shape]]:
+    return {stream: (torch.float64, (width, width)) for stream, width in text.streams.items()}
+
+
+def _path(key: str) -> Path:
+    return cache_folder() / "prior" / f"{key}.safetensors"
+
+
+def _load(key: str, expected: Mapping[str, tuple[torch.dtype, Shape]]) -> dict[str, Tensor] | None:
+    """What is cached, or None where there is nothing to be trusted: absent, damaged, of something else."""
     try:
-        file = SafetensorsFile.open(path)
-        moments = {stream: file.read(stream) for stream in widths}
+        file = SafetensorsFile.open(_path(key))
+        found = {name: file.read(name) for name in expected}
     except (BadInput, KeyError, OSError):
         return None
-    trusted = file.metadata.get("sha256") == _seal(key, moments) and all(
-        moment.dtype == torch.float64
-        and moment.shape == (widths[stream], widths[stream])
-        and bool(torch.isfinite(moment).all())
-        for stream, moment in moments.items()
+    trusted = file.metadata.get("sha256") == _seal(key, found) and all(
+        (tensor.dtype, tuple(tensor.shape)) == expected[name] and bool(torch.isfinite(tensor).all())
+        for name, tensor in found.items()
     )
-    return moments if trusted else None
+    return found if trusted else None
 
 
-def _store(path: Path, key: str, moments: Moments) -> None:
+def _store(key: str, found: Mapping[str, Tensor]) -> None:
     with suppress(TrceError):  # a cache that cannot be written costs time, not the edit
-        write_tensors(path, moments, {"sha256": _seal(key, moments)})
+        write_tensors(_path(key), found, {"sha256": _seal(key, found)})
 
 
-def _seal(key: str, moments: Moments) -> str:
+def _seal(key: str, found: Mapping[str, Tensor]) -> str:
     """A hash over content and name, so that neither a flipped bit nor a renamed entry passes."""
     digest = hashlib.sha256(key.encode())
-    for moment in moments.values():
-        digest.update(moment.contiguous().view(-1).view(torch.uint8).numpy().data)
+    for tensor in found.values():
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -19,9 +19,10 @@ from trce_cli.settings import Flag, Seed, Settings, option_name
 class MapSettings(MapTable):
     """How to solve stage 1.
 
-    preserve: lambda. ridge: r as a share of the mean eigenvalue. token_weights: w in the order of the
-    family's slots, or by their names; None: the family's. strength: s in M_s = I + s (M - I), 1 is the full
-    edit. without: further streams that are left alone.
+    preserve: lambda. word_share: of the words in P; word_prompts: in how many prompts they stand at most.
+    ridge: r as a share of the mean eigenvalue. token_weights: w in the order of the family's slots, or by
+    their names; None: the family's. strength: s in M_s = I + s (M - I), 1 is the full edit. without: further
+    streams that are left alone.
     """
 
     without: tuple[str, ...] = ()
@@ -34,6 +35,11 @@ class MapSettings(MapTable):
         """The settings as they are recorded: of each further stream whether it is mapped."""
         mapped = {stream: stream not in self.without for stream in family.streams[1:]}
         return self.model_dump(exclude={"without"}) | mapped
+
+    @property
+    def words_asked(self) -> int:
+        """In how many prompts words are preserved: in none where they have no share."""
+        return self.word_prompts if self.word_share else 0
 
 
 class Recipe(TrajectoryTable):

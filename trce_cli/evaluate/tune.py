@@ -103,7 +103,10 @@ def tune(
     done = finished(output / RESULT, told["asked"])
     if todo := [trial for trial in trials if trial.key not in done]:
         weights = [trial.settings.token_weights for trial in todo]
-        statistics = Statistics.of(evaluation.original, pairs, maps.prior, weights, device, task=task)
+        words = max(trial.settings.words_asked for trial in todo)
+        statistics = Statistics.of(
+            evaluation.original, pairs, maps.prior, weights, words, device=device, task=task
+        )
         stores = {
             each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
         }

@@ -272,6 +272,14 @@ class Text(Protocol):
         """
         ...
 
+    def words(self, count: int) -> Sequence[str]:
+        """Up to so many words of the tokenizers' vocabulary, each of which they read as one token of its own.
+
+        They are spread evenly over the vocabulary in its own order, which begins with what is frequent, and
+        always the same. None where the vocabulary has no whole words.
+        """
+        ...
+
     def states(self, wanted: Wanted, report: Callable[[int], None] = ...) -> Iterator[Batch]:
         """The embeddings at the wanted positions, a batch at a time, in an order of its own.
 

@@ -14,6 +14,12 @@ class PromptPair:
     safe: str
     keyword: str
 
+    @property
+    def replacement(self) -> str:
+        """The safe phrase as it stands in the latter, in the keyword's place."""
+        before, _, after = self.unsafe.partition(self.keyword)
+        return self.safe.removeprefix(before).removesuffix(after)
+
 
 def prompt_pairs(presets: Iterable[Preset]) -> list[PromptPair]:
     """Every concept in every template of its preset, included presets too: deduplicated, in stable order.

@@ -60,6 +60,16 @@ class MapTable(Settings):
         description="lambda: how much a benign caption counts against a prompt pair; else the preset's, else "
         "{default}.",
     )
+    word_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.75,  # measured on the embedded checkpoint, see docs/method.md
+        description="Share of what is preserved that single words of the tokenizer's vocabulary have; the "
+        "rest is the captions', 0 leaves words out; else the preset's, else {default}.",
+    )
+    word_prompts: Count = Field(
+        6000,
+        description="Prompts of single words that are preserved at most: a sample of the words in three "
+        "templates each, or of few words all in up to six; else the preset's, else {default}.",
+    )
     ridge: NotNegative = Field(
         1e-4,  # the largest that cost no erasure on the embedded checkpoint, see docs/method.md
         description="Bounds the edit, so that it survives rounded weights: how much a change counts, as a "

@@ -13,6 +13,7 @@ from trce_cli.families.clip.encoder import ClipEncoder
 from trce_cli.families.clip.load import load_tokenizers
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.tokens import Tokenizers
+from trce_cli.families.clip.words import whole_words
 from trce_cli.families.prefix_tree import Pack, packs
 from trce_cli.system.progress import Report, no_report
 
@@ -77,6 +78,10 @@ class ClipText:
         if POOLED in self.streams:
             found[POOLED] = self.tokenizers.slots(unsafe, safe, keyword, {"FIRST_EOT": 1.0})
         return found
+
+    def words(self, count: int) -> list[str]:
+        """Up to so many whole words, spread evenly over the first tokenizer's vocabulary."""
+        return whole_words(self.tokenizers.each, count)[0]
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.

@@ -71,11 +71,18 @@ class ClipWords(ClipModels):
                 table[row] = part
 
 
-def whole_words(tokenizers: Sequence[Any]) -> tuple[list[str], list[Tensor]]:
-    """Words that each tokenizer reads as the one token of that name, and the tokens' ids by tokenizer."""
+def whole_words(tokenizers: Sequence[Any], count: int | None = None) -> tuple[list[str], list[Tensor]]:
+    """Words that each tokenizer reads as the one token of that name, and the tokens' ids by tokenizer.
+
+    In alphabetical order; with `count` up to so many, spread evenly over the first vocabulary, in its order.
+    """
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
     named = {token.removesuffix("</w>") for token in vocabularies[0] if token.endswith("</w>")}
     tried = sorted(word for word in named if word.isascii() and word.isalpha())
+    if count is not None:
+        tried.sort(key=lambda word: vocabularies[0][f"{word}</w>"])
+        step = max(len(tried) / count, 1)
+        tried = [tried[int(place * step)] for place in range(min(count, len(tried)))]
     read = [tokenizer(tried, add_special_tokens=False).input_ids if tried else [] for tokenizer in tokenizers]
     words = [
         word
