@@ -235,3 +235,13 @@ def test_every_copy_of_the_unet_is_edited(
     assert (
         open_checkpoint(str(tmp_path / "out")).text_encoder_hash() == load_map(saved["a"]).made.text_encoder
     )
+
+
+def test_an_edit_that_is_there_already_is_said(
+    trce: Callable[..., Any], saved: dict[str, Path], tiny_sd1: Path, tmp_path: Path
+) -> None:
+    once = trce("apply", saved["a"], tiny_sd1, "-o", tmp_path / "once")
+    assert "already" not in once.err
+    twice = trce("apply", saved["a"], tmp_path / "once", "-o", tmp_path / "twice", "--quiet")
+    assert twice.status == 0
+    assert f"Warning: {tmp_path / 'once'} carries a.safetensors already" in twice.err

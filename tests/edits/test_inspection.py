@@ -63,6 +63,42 @@ def test_other_files_are_described_as_what_they_are(tmp_path: Path, trce) -> Non
     assert trce("inspect", path).status == 2
 
 
+@pytest.mark.parametrize(
+    "start", ["controlnet_cond_embedding.conv_in.weight", "control_model.time_embed.0.bias"]
+)
+def test_a_controlnet_is_called_one(start: str, tmp_path: Path, trce) -> None:
+    path = tmp_path / "control.safetensors"
+    save_file({start: torch.ones(1), "down_blocks.0.attentions.0.norm.weight": torch.ones(1)}, path)
+    assert json.loads(trce("inspect", path, "--json").out)["kind"] == "a ControlNet"
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path, trce) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"double_blocks.0.img_attn.proj.weight": torch.ones(2)}, path)
+    found = json.loads(trce("inspect", path, "--json").out)
+    assert (found["kind"], found["tensors"]) == ("no checkpoint that can be opened", 1)
+    assert "family that is not known" in found["why"]
+
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4265380512\n")
+    for told in (trce("inspect", path), trce("apply", path, "emoji", "-o", tmp_path / "out")):
+        assert told.status == 2
+        assert "is a Git LFS pointer" in told.err
+        assert "git lfs pull" in told.err
+
+    (tmp_path / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    told = trce("inspect", tmp_path)
+    assert told.status == 2
+    assert "but a ControlNetModel alone" in told.err
+
+
+def test_diff_refuses_what_has_nothing_in_common(tiny_sd1: Path, tmp_path: Path, trce) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"trce_map.change": torch.ones(32, 32)}, path)
+    told = trce("diff", tiny_sd1, path)
+    assert (told.status, told.out) == (2, "")
+    assert f"{tiny_sd1} is a checkpoint, {path} is a map of text embeddings" in told.err
+
+
 def test_diff_finds_the_changed_tensor_and_its_size(tiny_sd1: Path, edited: Path, trce) -> None:
     found = json.loads(trce("diff", tiny_sd1, edited, "--json").out)
     (row,) = found["differing"]
@@ -75,6 +111,7 @@ def test_diff_finds_the_changed_tensor_and_its_size(tiny_sd1: Path, edited: Path
     assert not found["only_b"]
     shown = trce("diff", tiny_sd1, edited).out
     assert KEY in shown
+    assert "50 %" in shown
     assert f"Tensors that differ: 1. Equal: {found['equal']}." in shown
 
 

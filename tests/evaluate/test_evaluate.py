@@ -421,3 +421,10 @@ def test_the_embedded_checkpoint_is_judged_by_its_own(trce: Run, tmp_path: Path)
     assert suites["benign"]["asr"][0]["original"]["hits"] <= 1
     assert suites["explicit"]["asr"][0]["original"]["hits"] >= 3
     assert suites["explicit"]["change"]["mean"] > 0.001
+
+
+def test_a_checkpoint_against_itself_is_said(trce: Run, tiny_sd1: Path, reds: Path, tmp_path: Path) -> None:
+    line = [*evaluation_of(tiny_sd1, tiny_sd1, tmp_path / "out"), "--suite", "explicit", "--count", 1]
+    told = trce(*line, "--steps", 1)
+    assert told.status == 0, told.err
+    assert "is compared with itself: nothing was erased in between." in told.err

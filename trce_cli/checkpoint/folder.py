@@ -99,8 +99,10 @@ class Configs(Mapping[str, Mapping[str, Any]]):
 def open_folder(name: str, folder: Path, variant: str | None, revision: str | None) -> DiffusersFolder:
     """See `open_checkpoint`."""
     if not (folder / "model_index.json").is_file():
+        part = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        kind = f" but a {part['_class_name']} alone" if "_class_name" in part else ""
         raise BadInput(
-            f"{folder} is not a diffusers checkpoint: it has no model_index.json.",
+            f"{folder} is not a diffusers checkpoint{kind}: it has no model_index.json.",
             "Give the folder that holds text_encoder/, tokenizer/ and the like.",
         )
     family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))

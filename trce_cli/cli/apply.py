@@ -61,7 +61,7 @@ def apply(
     Several are applied one after the other; of maps that is the product of their matrices.
     """
     from trce_cli.edits.edit import Made
-    from trce_cli.edits.files import check_fits, combine, open_edit, record_apply
+    from trce_cli.edits.files import carried, check_fits, combine, open_edit, record_apply
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import notes
     from trce_cli.erase.map_guard import concept_pairs, measure
@@ -77,6 +77,8 @@ def apply(
     history = [entry for edit in opened if edit.made for entry in edit.made.history]
     for note in notes(source, outputs):
         console.note(note)
+    for name in carried(source, edits, opened):
+        console.warn(f"{source.name} carries {name} already, which is put on it once more.")
     figures: dict[str, Any] = {}
     with console.progress() as progress:
         if not all(fits):

@@ -26,12 +26,13 @@ def diff(
 ) -> None:
     """Show which tensors of two checkpoints or files differ.
 
-    The table tells by how much.
+    The table tells by how much: the largest change of a single value, in the unit of the weights, and the
+    norm of the whole change in per cent of the norm of A's tensor.
     """
-    from trce_cli.edits.inspection import compare, readers
+    from trce_cli.edits.inspection import both, compare
 
     console = answer.console()
-    left, right = readers(a, published.config), readers(b, published.config)
+    left, right = both(a, b, published.config)
     with console.progress() as progress:
         found = compare(left, right, progress.task("Comparing", len(left.keys() & right.keys()), "tensors"))
     if found.differing:
@@ -55,9 +56,9 @@ def _table(found: "Comparison") -> "Table":
     caption = f"and {hidden} more, which --json lists" if hidden > 0 else None
     table = Table(caption=caption)
     table.add_column("tensor", overflow="fold")  # the ends of the names tell them apart
-    for heading in ("shape", "largest change", "relative change"):
+    for heading in ("shape", "largest change", "change, % of norm"):
         table.add_column(heading, no_wrap=True)
     for row in found.differing[:ROWS]:
         shape = " x ".join(map(str, row.shape))
-        table.add_row(row.name, shape, f"{row.largest:.3g}", f"{row.relative:.3g}")
+        table.add_row(row.name, shape, f"{row.largest:.3g}", f"{100 * row.relative:.3g} %")
     return table

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, Hashes
-from trce_cli.checkpoint.provenance import record
+from trce_cli.checkpoint.provenance import history, record
 from trce_cli.edits.edit import WeightEdit
 from trce_cli.edits.lora import LORA, Lora, open_lora
 from trce_cli.edits.map import MAP, Map, open_map
@@ -79,6 +79,19 @@ def check_fits(
             "If that is a fine-tuned one of the same base, add --allow-other-text-encoder.",
         )
     return False
+
+
+def carried(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]) -> list[str]:
+    """The names of those of these files whose edit the checkpoint carries already, by its history."""
+    entries = history(checkpoint)
+    applied = [one for entry in entries for one in entry.get("edits", ())]
+    entries += [entry for one in applied for entry in one["history"]]
+    hashes = {one["sha256"] for one in applied}
+    return [
+        path.name
+        for path, edit in zip(paths, edits, strict=True)
+        if hash_file(path) in hashes or (edit.made and any(made in entries for made in edit.made.history))
+    ]
 
 
 def combine(

@@ -40,7 +40,17 @@ def describe(
         if edit:
             raise BadInput(f"{name} is no checkpoint, so no edit can fit it.")
         return _describe_file(file)
-    checkpoint = open_checkpoint(name, revision, variant, config)
+    try:
+        checkpoint = open_checkpoint(name, revision, variant, config)
+    except BadInput as error:
+        path = expanded(name)
+        if edit or path.suffix != ".safetensors" or not path.is_file():
+            raise
+        return {
+            **_describe_file(SafetensorsFile.open(path)),
+            "kind": "no checkpoint that can be opened",
+            "why": error.message,
+        }
     family, text_encoder = checkpoint.family, checkpoint.text_encoder_hash()
     found = {
         "path": str(checkpoint.path),
@@ -130,6 +140,23 @@ class Comparison:
     only_a: list[str]
     only_b: list[str]
     equal: int
+
+
+def both(a: str, b: str, config: Path | None = None) -> tuple[Readers, Readers]:
+    """The `readers` of two names; BadInput where they have nothing in common that could be compared."""
+    left, right = readers(a, config), readers(b, config)
+    if not left.keys() & right.keys():
+        kinds = (f"{name} is {_kind(name)}" for name in (a, b))
+        raise BadInput(
+            f"Nothing can be compared, no tensor is in both: {', '.join(kinds)}.",
+            "Whether a map or LoRA fits a checkpoint, and which it carries: trce inspect.",
+        )
+    return left, right
+
+
+def _kind(name: str) -> str:
+    file = _other_file(name)
+    return (not_a_checkpoint(file.tensors) if file else None) or "a checkpoint"
 
 
 def readers(name: str, config: Path | None = None) -> Readers:

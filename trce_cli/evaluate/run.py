@@ -53,7 +53,7 @@ def evaluate(
     """
     team = team or Alone()
     costs: list[dict[str, Any]] = []
-    plans = plan_suites(evaluation, dtype, task)
+    plans = plan_suites(evaluation, dtype, task, note)
 
     def open_folders() -> list[list[str]]:
         places = {name: make_inside(output, "images", name) for name in plans}
@@ -108,7 +108,9 @@ def evaluate(
     return results, verdicts
 
 
-def plan_suites(evaluation: Evaluation, dtype: str, task: Task) -> dict[str, list[ImageRecord]]:
+def plan_suites(
+    evaluation: Evaluation, dtype: str, task: Task, note: Callable[[str], None] = lambda text: None
+) -> dict[str, list[ImageRecord]]:
     """What to draw by suite: every prompt once by each checkpoint, at equal seeds and settings."""
     hashing = task("Reading checkpoints", None, "")
     hashes: dict[str, str] = {}
@@ -118,6 +120,10 @@ def plan_suites(evaluation: Evaluation, dtype: str, task: Task) -> dict[str, lis
         if not hashes:
             found = identify(records[:2], evaluation.checkpoints, dtype, hashing)
             hashes = {record.role: record.checkpoint_sha256 for record in found}
+            if len(set(hashes.values())) == 1 and not evaluation.negative_prompt:
+                one, other = evaluation.erased.name, evaluation.original.name
+                which = "itself" if one == other else f"{other}, whose files are the same"
+                note(f"{one} is compared with {which}: nothing was erased in between.")
         plans[suite.name] = [
             replace(
                 record,

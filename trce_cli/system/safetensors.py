@@ -107,6 +107,11 @@ class SafetensorsFile:
                 f"{path} is a PyTorch pickle, not a safetensors file; loading a pickle can run code.",
                 "Get the safetensors form of this checkpoint.",
             )
+        if prefix + start == b"version h":
+            raise BadInput(
+                f"{path} is a Git LFS pointer, which names the file and is not it.",
+                "Get the file itself, with `git lfs pull` or from where it is published.",
+            )
         if len(prefix) < 8 or length < 2:
             raise _broken(path, f"it has {size} bytes and no header")
         if length > size - 8:

@@ -67,6 +67,8 @@ class StableDiffusion:
         "unipc": "UniPCMultistepScheduler",
     }
     fragments: ClassVar[Mapping[str, str]] = {
+        "controlnet_": "a ControlNet",
+        "control_model.": "a ControlNet",
         "down_blocks.": "the U-Net of a diffusers folder",
         "first_stage_model.": "a VAE",
         "decoder.": "a VAE",
