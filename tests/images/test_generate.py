@@ -22,7 +22,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.sd.family import SD1
 from trce_cli.images.draw import draw
 from trce_cli.images.plan import identify, plan_images
-from trce_cli.images.record import ImageRecord, read_image
+from trce_cli.images.record import ImageRecord, parameters, read_image
 from trce_cli.images.schedulers import scheduler_name
 from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import Prompt
@@ -92,6 +92,40 @@ def test_image_equals_the_pipelines_own(pipeline: Any, tiny_sd1: Path) -> None:
         height=16,
     ).images[0]
     assert abs(drawn(pipeline, [record])[record.file] - np.asarray(expected, dtype=int)).max() <= 1
+
+
+def test_clip_skip_reads_both_prompts_at_the_last_layer_but_one(pipeline: Any, tiny_sd1: Path) -> None:
+    skipped = plan(tiny_sd1, [Prompt("a dog", seed=5)], negative_prompt="rain", guidance_scale=6, clip_skip=2)
+    plain = plan(tiny_sd1, [Prompt("a dog", seed=5)], negative_prompt="rain", guidance_scale=6)
+    encoder = pipeline.text_encoder
+    ids = pipeline.tokenizer(["a dog", "rain"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = encoder(ids, output_hidden_states=True).hidden_states[-2]
+        positive, negative = getattr(encoder, "text_model", encoder).final_layer_norm(states).split(1)
+    expected = pipeline(
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        num_inference_steps=4,
+        guidance_scale=6.0,
+        generator=torch.Generator().manual_seed(5),
+        width=16,
+        height=16,
+    ).images[0]
+    found = drawn(pipeline, skipped)[skipped[0].file]
+    assert abs(found - np.asarray(expected, dtype=int)).max() <= 1
+    assert abs(found - drawn(pipeline, plain)[plain[0].file]).max() > 5
+    assert "Clip skip: 2" in parameters(skipped[0])
+    assert "Clip skip" not in parameters(plain[0])
+
+
+@pytest.mark.parametrize(("family", "clip_skip"), [("sd1", 99), ("sdxl", 2)])
+def test_a_clip_skip_beyond_what_a_family_reads_is_refused(
+    trce: Any, request: pytest.FixtureRequest, tmp_path: Path, family: str, clip_skip: int
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")
+    told = trce("generate", folder, "a dog", "--clip-skip", clip_skip, "-o", tmp_path / "out")
+    assert (told.status, f"clip skip of {clip_skip}" in told.err) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])

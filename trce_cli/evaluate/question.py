@@ -143,6 +143,7 @@ def prepare(
             steps=asked.steps or home.steps or STEPS,
             guidance_scale=asked.guidance_scale,
             scheduler=asked.scheduler,
+            clip_skip=asked.clip_skip,
         ),
         negative_prompt=asked.negative_prompt,
         real=asked.real,

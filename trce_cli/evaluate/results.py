@@ -57,6 +57,7 @@ def describe(
             "steps": record.steps,
             "guidance_scale": sorted({each.guidance_scale for plan in plans.values() for each in plan}),
             "scheduler": record.scheduler,
+            "clip_skip": record.clip_skip,
             "dtype": record.dtype,
             "device": str(device),
             "processes": processes,

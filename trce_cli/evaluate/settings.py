@@ -12,6 +12,7 @@ from trce_cli.evaluate.detectors.registry import parse_threshold, usage
 from trce_cli.evaluate.gates import Gate, parse_gate
 from trce_cli.families.base import Family
 from trce_cli.families.slots import slot_weights
+from trce_cli.images.settings import CLIP_SKIP
 from trce_cli.prompts.presets import Preset
 from trce_cli.prompts.settings import parse_token_weights
 from trce_cli.settings import Count, Flag, NotNegative, Seed, Settings
@@ -62,6 +63,7 @@ class EvaluationSettings(Asked):
     negative_prompt: str = Field(
         "", description="What CHECKPOINT alone is steered away from: the baseline that needs no editing."
     )
+    clip_skip: Count = Field(1, description=CLIP_SKIP)
     real: Annotated[Path | None, Flag(metavar="DIR")] = Field(
         None, description="Real images, to which benign suites and your own are compared too."
     )

@@ -103,13 +103,14 @@ class Told:
 @dataclass(frozen=True)
 class Canvas:
     """What pictures a checkpoint draws: the size that it was trained for in pixels, of what the sides must be
-    multiples, and in how many steps at most.
+    multiples, in how many steps at most, and up to which `clip_skip`.
     """
 
     width: int
     height: int
     multiple: int
     max_steps: int
+    max_clip_skip: int = 1
 
 
 @dataclass(frozen=True)
@@ -585,11 +586,12 @@ class Family(Protocol):
         guidance_scale: float,
         width: int,
         height: int,
+        clip_skip: int = 1,
     ) -> Any:
         """Pictures of the prompts, (prompts, height, width, 3) within [0, 1], a numpy array.
 
         The latents of each come from its own generator of the CPU in float32, and then whatever noise its
-        scheduler asks for.
+        scheduler asks for. clip_skip: the layer of the text encoder that is read, counted from the last one.
         """
         ...
 

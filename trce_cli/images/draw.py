@@ -46,6 +46,7 @@ def draw(
             guidance_scale=record.guidance_scale,
             width=record.width,
             height=record.height,
+            clip_skip=record.clip_skip,
         )
         if not np.isfinite(picture).all():
             fix = "The weights may be damaged; try another checkpoint."

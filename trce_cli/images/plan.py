@@ -44,6 +44,7 @@ def plan_images(
         guidance = first(settings.guidance_scale, prompt.guidance, last.family.defaults.guidance)
         for role, canvas in canvases.items():
             check_canvas(canvas, width, height, settings.steps, f"Prompt {index}", checkpoints[role].name)
+            check_clip_skip(canvas, settings.clip_skip, checkpoints[role].name)
         for offset in range(settings.images_per_prompt):
             seed = (first(settings.seed, prompt.seed, 0) + offset) & MAX_SEED
             for role, checkpoint in checkpoints.items():
@@ -63,6 +64,7 @@ def plan_images(
                     checkpoint=checkpoint.name,
                     checkpoint_sha256="",
                     negative_prompt=settings.negative_prompt,
+                    clip_skip=settings.clip_skip,
                     row={name: cell for name, cell in prompt.row.items() if len(cell) <= ROW_CELL},
                 )
                 records.append(record)
@@ -99,6 +101,16 @@ def check_canvas(canvas: Canvas, width: int, height: int, steps: int, who: str, 
             )
     if not 1 <= steps <= canvas.max_steps:
         raise BadInput(f"{checkpoint} draws in 1 to {canvas.max_steps} steps, not in {steps}.")
+
+
+def check_clip_skip(canvas: Canvas, clip_skip: int, checkpoint: str) -> None:
+    """Raise BadInput where the checkpoint's text encoder cannot be read at that layer."""
+    if clip_skip > canvas.max_clip_skip:
+        most = canvas.max_clip_skip
+        raise BadInput(
+            f"{checkpoint} cannot be drawn with a clip skip of {clip_skip}.",
+            f"Its text encoder has {most} layers." if most > 1 else "It reads its text at one layer alone.",
+        )
 
 
 def checkpoint_hash(checkpoint: Checkpoint, report: Report = no_report) -> str:

@@ -47,6 +47,7 @@ class ImageRecord:
     checkpoint: str
     checkpoint_sha256: str
     negative_prompt: str = ""
+    clip_skip: int = 1
     treatment: str = ""  # what was done to the checkpoint before it drew, in memory alone
     row: Mapping[str, str] = field(default_factory=dict)  # all cells of the prompt's row in its file
 
@@ -63,6 +64,7 @@ PIXEL_FIELDS = (
     "checkpoint_sha256",
     "prompt",
     "negative_prompt",
+    "clip_skip",
     "treatment",
     "seed",
     "steps",
@@ -86,6 +88,8 @@ def parameters(record: ImageRecord) -> str:
         "Model": Path(record.checkpoint).name.replace(",", "_"),
         "Version": f"trce {__version__}",
     }
+    if record.clip_skip > 1:
+        settings["Clip skip"] = record.clip_skip
     lines = [record.prompt]
     if record.negative_prompt:
         lines.append(f"Negative prompt: {record.negative_prompt}")

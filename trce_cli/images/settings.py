@@ -11,6 +11,9 @@ from trce_cli.prompts.files import MAX_SEED, Prompt, read_prompts
 from trce_cli.settings import Count, Flag, NotNegative, Settings
 
 STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
+CLIP_SKIP = (
+    "The text encoder's layer that is read, counted from the last, as web UIs count it (SD 1.x and 2.x)."
+)
 
 
 def _check_seed(seed: int) -> int:
@@ -36,6 +39,7 @@ class DrawSettings(Settings):
         "draws the family with.",
     )
     negative_prompt: str = Field("", description="What to steer away from.")
+    clip_skip: Count = Field(1, description=CLIP_SKIP)
     scheduler: str | None = Field(
         None,
         description="ddim, ddpm, dpmsolver++, euler, euler-a, heun, lms, pndm, unipc; else the checkpoint's.",

@@ -251,7 +251,7 @@ class StableDiffusion:
         """See `Family`."""
         from trce_cli.families.sd import pipeline
 
-        return pipeline.canvas(weights)
+        return pipeline.canvas(weights, self.encoders)
 
     def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
         """See `Family`."""
@@ -294,20 +294,22 @@ class StableDiffusion:
         guidance_scale: float,
         width: int,
         height: int,
+        clip_skip: int = 1,
     ) -> Any:
         """See `Family`."""
         from trce_cli.families.sd import pipeline
 
-        return pipeline.draw(
-            pipe,
-            prompts,
-            negative,
-            generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            width=width,
-            height=height,
-        )
+        with pipeline.skipping(pipe, clip_skip):
+            return pipeline.draw(
+                pipe,
+                prompts,
+                negative,
+                generators,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                width=width,
+                height=height,
+            )
 
 
 _SLOTS: Final = {"FIRST_EOT": 1.0}  # the paper's

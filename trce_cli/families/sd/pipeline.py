@@ -1,7 +1,8 @@
 """SD's diffusers pipelines: loaded strictly, called, and given schedulers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from trce_cli.families.sd.denoiser import load_unet
 from trce_cli.families.sd.sampling import check_scheduler, class_of
 
 
-def canvas(weights: Weights) -> Canvas:
-    """See `Family.canvas`."""
+def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
+    """See `Family.canvas`. Clip skip is of a text encoder that is read at its last layer: SDXL's are not, and
+    clients ignore it there.
+    """
+    reads_last = all(spec.hidden == "last" for spec in encoders)
     blocks = weights.config["vae"].get("block_out_channels")
     sample = weights.config["denoiser"].get("sample_size")
     size = sample if isinstance(sample, list) else [sample, sample]
@@ -31,6 +35,7 @@ def canvas(weights: Weights) -> Canvas:
         height=size[0] * factor,
         multiple=math.lcm(8, factor),  # diffusers' pipelines insist on 8
         max_steps=steps - 1,  # SD's schedules begin at 1, and end before the last
+        max_clip_skip=weights.config[encoders[0].folder]["num_hidden_layers"] if reads_last else 1,
     )
 
 
@@ -130,6 +135,21 @@ def draw(
         output_type="np",
         **settings,
     ).images
+
+
+@contextmanager
+def skipping(pipe: Any, clip_skip: int) -> Iterator[None]:
+    """With the text encoder's last `clip_skip` - 1 layers left out, the final norm kept.
+
+    So web UIs have it, for the negative prompt as well; diffusers' own `clip_skip` is of the prompt alone.
+    """
+    encoder = getattr(pipe.text_encoder, "text_model", pipe.text_encoder).encoder
+    layers = encoder.layers
+    encoder.layers = layers[: len(layers) + 1 - clip_skip]
+    try:
+        yield
+    finally:
+        encoder.layers = layers
 
 
 @torch.no_grad()

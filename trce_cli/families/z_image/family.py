@@ -99,8 +99,9 @@ class ZImage(LlmFamily):
         guidance_scale: float,
         width: int,
         height: int,
+        clip_skip: int = 1,
     ) -> Any:
-        """See `Family`."""
+        """See `Family`; there is one layer to read."""
         from trce_cli.families.z_image import pipeline
 
         return pipeline.draw(
