@@ -19,6 +19,7 @@ from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.choice import MARGIN, Point, choose, grid, parse_range, spread
 from trce_cli.images.draw import draw
+from trce_cli.images.folder import ImageFolder
 from trce_cli.images.record import ImageRecord, read_image
 
 Run = Callable[..., Any]
@@ -160,6 +161,38 @@ def test_a_run_goes_on_where_it_was(tuned: Path, tmp_path: Path) -> None:
     assert again["chosen"] == before["chosen"]
     for key in ("attack_success", "kept"):
         assert again["trials"][0][key] == before["trials"][0][key]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_again_and_again_ends_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["tune", "emoji", "--preset", "emoji-weapons", "--count", "2", "--steps", "2", "--device", "cpu"]
+    line += ["--suite", "explicit", "--suite", "benign", "--preserve", "0.1"]
+    line += ["--token-weights", "0,1,0,0", "--token-weights", "0,1,1,1", "--quiet", "--output"]
+    assert main([*line, str(tmp_path / "whole")]) == 0
+
+    real, drawn = ImageFolder.add, []
+
+    def stopped_after_five(folder: ImageFolder, record: ImageRecord, image: Image.Image) -> None:
+        real(folder, record, image)
+        drawn.append(folder.path / record.file)
+        if len(drawn) % 5 == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageFolder, "add", stopped_after_five)
+        assert [main([*line, str(tmp_path / "stopped")]) for _ in range(3)] == [130, 130, 0]
+    assert len(set(drawn)) == len(drawn) == 12
+    one, other = (tmp_path / name for name in ("whole", "stopped"))
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    for file in files:
+        if file.suffix in (".png", ".csv"):
+            assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    told = [json.loads((folder / "tune.json").read_text("utf-8")) for folder in (one, other)]
+    assert [each.pop("date") for each in told]
+    assert told[0] == told[1]
 
 
 def test_pictures_of_other_settings_are_refused(tuned: Path, trce: Run) -> None:

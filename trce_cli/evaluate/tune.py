@@ -102,8 +102,9 @@ def tune(
     }
     done = finished(output / RESULT, told["asked"])
     if todo := [trial for trial in trials if trial.key not in done]:
-        weights = [trial.settings.token_weights for trial in todo]
-        words = max(trial.settings.words_asked for trial in todo)
+        # Of all trials, done or not: what is encoded together decides how it is rounded.
+        weights = [trial.settings.token_weights for trial in trials]
+        words = max(trial.settings.words_asked for trial in trials)
         statistics = Statistics.of(
             evaluation.original, pairs, maps.prior, weights, words, device=device, task=task
         )
