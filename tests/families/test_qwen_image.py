@@ -126,8 +126,11 @@ def test_one_edit_by_every_route_draws_the_same(
     run = trce("apply", tmp_path / "out.map.safetensors", file, "--config", folder, "-o", edited)
     assert run.status == 0, run.err
     torch.testing.assert_close(load_file(edited)[f"model.diffusion_model.{DOOR}"], after[DOOR])
-    run = trce("generate", edited, "a photo of a knife", "--config", folder, "--steps", 2, "--width", 16,
-               "--height", 16, "--guidance-scale", 2, "-o", tmp_path / "images")  # fmt: skip
+    line = ["generate", edited, "a photo of a knife", "--config", folder, "--width", 16, "--height", 16]
+    run = trce(*line, "--steps", 1, "-o", tmp_path / "none")
+    assert run.status == 2
+    assert "--steps 2" in run.err
+    run = trce(*line, "--steps", 2, "--guidance-scale", 2, "-o", tmp_path / "images")
     assert run.status == 0, run.err
 
 

@@ -41,12 +41,17 @@ class Euler:
         import torch
         from diffusers import FlowMatchEulerDiscreteScheduler
 
+        config = dict(weights.config["scheduler"])
+        if (
+            steps == 1
+        ):  # which is the noise's and nothing else's: there is no last one to stretch the others to
+            config["shift_terminal"] = None
         with refusing(f"{weights.name} cannot be sampled with {steps} steps"):
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(weights.config["scheduler"]))
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
             scheduler.set_timesteps(
                 sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=shift(scheduler.config, tokens)
             )
-        self.scheduler, self.sigmas = scheduler, scheduler.sigmas
+        self.weights, self.scheduler, self.sigmas = weights, scheduler, scheduler.sigmas
         if len(self.timesteps) != steps or steps >= self.levels:
             raise BadInput(f"{weights.name} cannot be sampled with as many as {steps} steps.")
 
@@ -64,8 +69,8 @@ class Euler:
     @property
     def identity(self) -> Mapping[str, Any]:
         """See `Schedule`."""
-        config = dict(self.scheduler.config)
-        return {"prediction": "flow", **{name: config.get(name) for name in Scheduler.model_fields}}
+        told = Scheduler.model_validate(dict(self.weights.config["scheduler"]))
+        return {"prediction": "flow", **told.model_dump()}
 
     def step(self, prediction: "Tensor", t: "Tensor", latents: "Tensor") -> "Tensor":
         """See `Schedule`."""

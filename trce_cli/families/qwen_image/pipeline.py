@@ -57,6 +57,8 @@ def draw(
 ) -> Any:
     """See `Family.draw`; settings: of diffusers' pipeline, which calls guidance `true_cfg_scale` and only
     guides where it is told of what to guide away from."""
+    if settings["num_inference_steps"] == 1 and pipe.scheduler.config.shift_terminal:
+        raise BadInput("The schedule of this checkpoint has no single step.", "Draw with --steps 2 or more.")
     factor = pipe.vae_scale_factor
     shape = (1, pipe.transformer.config.in_channels // 4, height // factor, width // factor)
     latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
