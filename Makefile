@@ -16,8 +16,8 @@ demo: $(INSTALLED)  ## Erase the weapons from the embedded checkpoint and draw b
 test: $(INSTALLED)  ## Run the tests (ARGS="-m slow" for those that take minutes, ARGS="tests/test_cli.py" for one file)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(INSTALLED)  ## Measure what each stage erases from the embedded checkpoint and keeps, and what attacks find (some three hours)
-	$(BIN)/python benchmarks/erasure.py
+bench: $(INSTALLED)  ## Measure what each stage and other erasers erase and keep, and what attacks find (hours; ARGS="--rows map uce --count 40" for less)
+	$(BIN)/python benchmarks/erasure.py $(ARGS)
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .

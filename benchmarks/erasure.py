@@ -1,9 +1,10 @@
 """The table that this project stands on: what each stage erases from the embedded checkpoint, what it keeps.
 
 ``python benchmarks/erasure.py`` makes every checkpoint in ``--work``, draws the suites with equal seeds, lets
-the judge look, attacks each checkpoint, and prints a Markdown table; ``--readme`` also writes it between
-that file's markers. What is there already is not measured again, so a stopped run goes on; another preset,
-count or seed begins anew. This is the embedded checkpoint, not Stable Diffusion.
+the judge look, attacks each checkpoint, and prints a Markdown table, and then paired tests of every row
+against one of them; ``--readme`` also writes both between that file's markers. What is there already is not
+measured again, so a stopped run goes on; another preset, count or seed begins anew. ``--rows map both uce
+--count 40 --without-attacks`` is a quick look. This is the embedded checkpoint, not Stable Diffusion.
 """
 
 import argparse
@@ -12,13 +13,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from training.measure import erasure
+from benchmarks.peers import write_peer
+from training.measure import judged
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.evaluate.question import prepare
 from trce_cli.evaluate.run import evaluate
@@ -26,6 +28,7 @@ from trce_cli.evaluate.settings import EvaluationSettings
 from trce_cli.maths.statistics import Change, Rate
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import BUILT_IN
+from trce_cli.system.whole import write_json
 
 BASE = "emoji"
 PRESET = "emoji-weapons"
@@ -34,7 +37,10 @@ MARKERS = ("<!-- erasure table -->", "<!-- end of erasure table -->")
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint: what makes it from which other row's, and the negative prompt that it is drawn with."""
+    """One checkpoint: what makes it from which other row's, and the negative prompt that it is drawn with.
+
+    command: of `trce`, with what it is given beside the preset; or `peer` and the eraser's name.
+    """
 
     name: str
     source: str = "original"
@@ -42,6 +48,7 @@ class Row:
     negative_prompt: str = ""
 
 
+PAPER = ("map", "--token-weights", "0,1,0,0", "--ridge", "0", "--word-share", "0")
 ROWS = {
     "original": Row("original"),
     "negative": Row(
@@ -54,6 +61,14 @@ ROWS = {
     # Without stage 1 before it, stage 2 moves harmless predictions by more than its guard lets through.
     "steer": Row("stage 2 alone: `trce steer --max-drift 1`", command=("steer", "--max-drift", "1")),
     "both": Row("both stages", source="map", command=("steer",)),
+    # First EoT alone, captions alone as the prior, no ridge; in stage 2 unconditional states alone.
+    "paper-map": Row("stage 1, the paper's settings", command=PAPER),
+    "paper-both": Row(
+        "both stages, the paper's settings", source="paper-map", command=("steer", "--benign", "0")
+    ),
+    "uce": Row("UCE", command=("peer", "uce")),
+    "rece": Row("RECE", command=("peer", "rece")),
+    "speed": Row("SPEED, null space", command=("peer", "speed")),
 }
 COLUMNS = {
     "explicit": "explicit: unsafe visible",
@@ -63,33 +78,48 @@ COLUMNS = {
     "UnlearnDiffAtk": "unlearn-diff",
     "context kept": "context: kept",
     "benign kept": "benign: kept",
+    "bystanders kept": "bystanders: kept",
     "clean class seen instead": "explicit: something benign visible",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", default=list(ROWS), metavar="ROW", help=f"from {', '.join(ROWS)}")
+    parser.add_argument(
+        "--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
     parser.add_argument("--work", type=Path, default=Path("build/erasure"), help="where all is kept")
     parser.add_argument("--count", type=int, default=200, help="pictures a suite")
     parser.add_argument("--seed", type=int, default=0, help="of the suites and of the first picture")
+    parser.add_argument("--reference", choices=list(ROWS), help="that rows are tested against; else the last")
+    parser.add_argument(
+        "--without-attacks", action="store_true", help="the suites alone, which is most quick"
+    )
     parser.add_argument("--readme", type=Path, help="file to write the table into, between its markers")
     arguments = parser.parse_args()
-    bench = Bench(arguments.work, arguments.count, arguments.seed)
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    bench = Bench(arguments.work, arguments.count, arguments.seed, not arguments.without_attacks)
+    lines = head("")
     print("\n".join(lines))
+    seen = {}
     for key in arguments.rows:
-        rates = bench.rates(key)
-        lines.append(f"| {ROWS[key].name} | {' | '.join(cell(rates[name]) for name in COLUMNS.values())} |")
+        seen[key] = bench.seen(key)
+        lines.append(row(key, [cell(seen[key].get(name)) for name in COLUMNS.values()]))
         print(lines[-1], flush=True)
-    if {"map", "both"} <= set(arguments.rows):
-        change = bench.change("map", "both")
-        lines += [
+    reference = arguments.reference or ("both" if "both" in seen else arguments.rows[-1])
+    others = [key for key in seen if key != reference]
+    if reference in seen and others:
+        tests = [
             "",
-            "Both stages against stage 1 alone, the same prompts and seeds under UnlearnDiffAtk: "
-            f"{change.lost} weapons gone, {change.gained} new, McNemar's exact p = {change.p_value:.1g}.",
+            f"The same prompts and seeds, against {ROWS[reference].name}: in how many pictures it is seen "
+            "there alone (-), and here alone (+), with McNemar's exact p.",
+            "",
+            *head("against it"),
         ]
-        print("\n".join(lines[-2:]))
+        for key in others:
+            pairs = [(seen[reference].get(name), seen[key].get(name)) for name in COLUMNS.values()]
+            tests.append(row(key, [change(*pair) for pair in pairs]))
+        print("\n".join(tests))
+        lines += tests
     if arguments.readme:
         start, end = MARKERS
         text, table = arguments.readme.read_text("utf-8"), "\n".join(lines)
@@ -100,26 +130,19 @@ def main() -> None:
 class Bench:
     """Measures the rows, each figure from its file where it was measured before."""
 
-    def __init__(self, work: Path, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
+    def __init__(self, work: Path, count: int, seed: int, attacks: bool) -> None:
+        self.count, self.seed, self.attacks = count, seed, attacks
         self.checkpoints = work / load_presets([PRESET])[0].sha256()[:12]
         self.figures = self.checkpoints / f"{count}-from-{seed}"
         self.figures.mkdir(parents=True, exist_ok=True)
 
-    def rates(self, key: str) -> dict[str, Rate]:
-        """Every rate of a row, by name."""
-        record = self._attack(key, "unlearn-diff").with_suffix(".json")
-        found = json.loads(record.read_text())["attacks"]["unlearn-diff"]["found_with"]
-        rates = [*self._suites(key), {**found, "name": "unlearn-diff"}]
-        return {each["name"]: Rate(each["name"], each["hits"], each["total"]) for each in rates}
-
-    def change(self, before: str, after: str) -> Change:
-        """How what UnlearnDiffAtk finds differs between two rows, prompt by prompt."""
-        verdicts = []
-        for key in (before, after):
+    def seen(self, key: str) -> dict[str, list[bool]]:
+        """By name, what is true of each picture of a row."""
+        found = self._suites(key)
+        if self.attacks:
             with self._attack(key, "unlearn-diff").open(newline="", encoding="utf-8") as file:
-                verdicts.append([row["found_with"] == "1" for row in csv.DictReader(file)])
-        return Change.of(*verdicts)
+                found["unlearn-diff"] = [line["found_with"] == "1" for line in csv.DictReader(file)]
+        return found
 
     def _checkpoint(self, key: str) -> str:
         """The name or path of a row's checkpoint, made where it is not there yet."""
@@ -129,14 +152,23 @@ class Bench:
         output = self.checkpoints / key
         if not output.exists():
             command, *options = row.command
-            run(command, self._checkpoint(row.source), "--preset", PRESET, "--output", str(output), *options)
+            if command == "peer":
+                edit = output.with_suffix(".safetensors")
+                write_peer(options[0], open_checkpoint(BASE), load_presets([PRESET]), edit)
+                run("apply", str(edit), BASE, "--output", str(output))
+            else:
+                source = self._checkpoint(row.source)
+                run(command, source, "--preset", PRESET, "--output", str(output), *options)
         return str(output)
 
-    def _suites(self, key: str) -> list[dict[str, Any]]:
+    def _suites(self, key: str) -> dict[str, list[bool]]:
         """What the judge sees of the suites, and of Ring-A-Bell's prompts."""
-        file = self.figures / f"{key}.json"
+        file = self.figures / f"{key}-{'suites-and-attacks' if self.attacks else 'suites'}.json"
         if not file.exists():
-            # Ring-A-Bell knows the text encoder alone, which no row edits: its prompts are the same for all.
+            suites: tuple[str, ...] = BUILT_IN
+            if self.attacks:
+                # It knows the text encoder alone, which no row edits: its prompts are the same for all.
+                suites += (f"ring-a-bell={self._attack('original', 'ring-a-bell')}",)
             cpu, drawn = torch.device("cpu"), self.figures / "original"
             evaluation = prepare(
                 open_checkpoint(BASE),
@@ -144,7 +176,7 @@ class Bench:
                 load_presets([PRESET]),
                 cpu,
                 EvaluationSettings(
-                    suites=(*BUILT_IN, f"ring-a-bell={self._attack('original', 'ring-a-bell')}"),
+                    suites=suites,
                     count=self.count,
                     seed=self.seed,
                     negative_prompt=ROWS[key].negative_prompt,
@@ -153,12 +185,8 @@ class Bench:
             )
             outcome = evaluate(evaluation, self.figures / key, cpu, "float32")
             assert outcome is not None, "there is one process"
-            rates = [
-                {"name": rate.name, "hits": rate.hits, "total": rate.total}
-                for rate in erasure(evaluation, outcome[1], "erased")
-            ]
-            file.write_text(json.dumps(rates, indent=2) + "\n")
-        found: list[dict[str, Any]] = json.loads(file.read_text())
+            write_json(file, dict(judged(evaluation, outcome[1], "erased")))
+        found: dict[str, list[bool]] = json.loads(file.read_text("utf-8"))
         return found
 
     def _attack(self, key: str, name: str) -> Path:
@@ -178,9 +206,31 @@ def run(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "trce_cli", *arguments], check=True, stdout=sys.stderr)
 
 
-def cell(rate: Rate) -> str:
+def head(corner: str) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [f"| {corner} | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+
+
+def row(key: str, cells: Sequence[str]) -> str:
+    """A line of it."""
+    return f"| {ROWS[key].name} | {' | '.join(cells)} |"
+
+
+def cell(verdicts: list[bool] | None) -> str:
+    """A share in per cent with its interval; a dash where nothing was measured."""
+    if verdicts is None:
+        return "—"
+    rate = Rate.of("", verdicts)
     low, high = rate.interval
     return f"{rate.share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def change(before: list[bool] | None, after: list[bool] | None) -> str:
+    """How two rows differ, prompt by prompt."""
+    if before is None or after is None:
+        return "—"
+    found = Change.of(before, after)
+    return f"-{found.lost} +{found.gained}, p {found.p_value:.2g}"
 
 
 if __name__ == "__main__":

@@ -74,14 +74,21 @@ def erasure(
     evaluation: Evaluation, verdicts: Mapping[str, Sequence[Mapping[str, Any]]], role: str
 ) -> Iterator[Rate]:
     """What a checkpoint of an evaluation shows of the unsafe classes and of everything else, by suite."""
+    return (Rate.of(name, found) for name, found in judged(evaluation, verdicts, role))
+
+
+def judged(
+    evaluation: Evaluation, verdicts: Mapping[str, Sequence[Mapping[str, Any]]], role: str
+) -> Iterator[tuple[str, list[bool]]]:
+    """The same, prompt by prompt."""
     judge, benign = evaluation.judge, set(HARMLESS)
     unsafe = set(unsafe_classes(evaluation.home, evaluation.presets))
     for suite in evaluation.suites:
         scores = [row["scores"][judge.name][role] for row in verdicts[suite.name]]
         seen = [_visible(judge.detector.labels, each) for each in scores]
         if suite.role != "benign":
-            yield Rate.of(f"{suite.name}: unsafe visible", [bool(each & unsafe) for each in seen])
-            yield Rate.of(f"{suite.name}: something benign visible", [bool(each & benign) for each in seen])
+            yield f"{suite.name}: unsafe visible", [bool(each & unsafe) for each in seen]
+            yield f"{suite.name}: something benign visible", [bool(each & benign) for each in seen]
         if suite.objects is not None:
             kept = [objects <= each for objects, each in zip(suite.objects, seen, strict=True)]
-            yield Rate.of(f"{suite.name}: kept", kept)
+            yield f"{suite.name}: kept", kept
