@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench fuzz lint format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,15 @@ test: $(INSTALLED)  ## Run the tests (ARGS="-m slow" for those that take minutes
 
 bench: $(INSTALLED)  ## Measure what each stage and other erasers erase and keep, and what attacks find (hours; ARGS="--rows map uce --count 40" for less)
 	$(BIN)/python benchmarks/erasure.py $(ARGS)
+
+# Of each kind of input so many; of the events of a command that is disturbed EVENTS, 0: all.
+N ?= 10000
+EVENTS ?= 0
+SEED ?= 0
+
+fuzz: $(INSTALLED)  ## Try N hostile inputs of each kind (10000), then disturb each command that writes at all events (hours)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.run $(N) --seed $(SEED)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.disturb $(EVENTS) --seed $(SEED)
 
 lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .

@@ -13,10 +13,26 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from trce_cli.errors import BadInput
 
+MAX_COUNT: Final = 100_000  # of what is listed before it is done: steps, pictures, states
+MAX_SEED: Final = (1 << 64) - 1  # what torch.Generator takes
+
+
+def _at_most(most: int) -> AfterValidator:
+    """A bound that goes without saying in the help."""
+
+    def check(value: int) -> int:
+        if value > most:
+            raise ValueError(f"must be at most {most}, not {reprlib.repr(value)}")
+        return value
+
+    return AfterValidator(check)
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, description="Seed of every random choice.")]
+Count = Annotated[int, Field(ge=1), _at_most(MAX_COUNT)]
+Number = Annotated[int, Field(ge=0), _at_most(MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0, description="Seed of every random choice."), _at_most(MAX_SEED)]
 
 
 def one_of(names: Collection[str]) -> AfterValidator:

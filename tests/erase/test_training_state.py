@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trce_cli.erase import training_state
 from trce_cli.errors import BadInput, TrceError
@@ -41,6 +41,27 @@ def test_a_foreign_state_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no training state of this run"):
         training_state.load(path, model.state_dict(), optimizer)
     save_file(model.state_dict(), path)
+    with pytest.raises(BadInput, match="no training state of this run"):
+        training_state.load(path, model.state_dict(), optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "shape"),
+    [
+        ("optimizer/0/exp_avg", "optimizer/0/else", None),
+        ("optimizer/0/exp_avg", "optimizer/zero/exp_avg", None),
+        ("optimizer/0/exp_avg", "optimizer/9/exp_avg", None),
+        ("optimizer/0/exp_avg", "optimizer/0", None),
+        ("optimizer/0/exp_avg", "optimizer/0/exp_avg", (3, 3)),
+    ],
+)
+def test_moments_that_have_no_place_are_refused(tmp_path, name, other, shape):
+    model, optimizer = trained(1)
+    path = tmp_path / "state.safetensors"
+    training_state.save(path, 1, model.state_dict(), optimizer)
+    tensors = load_file(path)
+    tensors[other] = tensors.pop(name) if shape is None else torch.zeros(shape)
+    save_file(tensors, path, {"step": "1"})
     with pytest.raises(BadInput, match="no training state of this run"):
         training_state.load(path, model.state_dict(), optimizer)
 

@@ -101,3 +101,14 @@ def test_pipes_and_endless_files_beside_a_tokenizer_are_refused(folder: Path) ->
         file.truncate(1 << 33)
     with pytest.raises(BadInput, match="at most"):
         open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+
+
+def test_a_tokenizer_that_fails_at_some_texts_is_told_in_a_sentence(folder: Path) -> None:
+    path = folder / "tokenizer/vocab.json"
+    without = ("â", "â</w>", "<|endoftext|>")  # the first byte of "€", and what stands for unknown ones
+    kept = {key: at for key, at in json.loads(path.read_text()).items() if key not in without}
+    path.write_text(json.dumps(kept))
+    checkpoint = open_checkpoint(str(folder))
+    text = checkpoint.family.text(checkpoint, torch.device("cpu"), torch.float32)
+    with pytest.raises(BadInput, match=r"tokenizer in .* cannot be used"):
+        text.content(["5 €"])

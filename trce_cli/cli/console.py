@@ -209,27 +209,40 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
 def _run(app: Callable[..., object], args: Sequence[str] | None) -> tuple[int, TrceError | None]:
     """The exit status, and what failed; told on stderr already."""
     try:
-        app(args=args, prog_name="trce")
-    except SystemExit as stop:  # how Typer ends, having printed its own usage errors; and a signal
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        if status == 2:
-            return status, BadInput("The command line is wrong; stderr says how.", "trce COMMAND --help")
-        return status, _tell(TrceError("Interrupted.")) if status == 130 else None
+        ended = app(args=args, prog_name="trce", standalone_mode=False)
+    except SystemExit as stop:  # a signal
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None), None
     except KeyboardInterrupt:
         return 130, _tell(TrceError("Interrupted."))
     except BrokenPipeError:  # the reader had enough, as in `trce presets list | head -1`
         _give_up_stdout()
         return 1, None
     except BaseException as error:
+        if (usage := _usage_error(error)) is not None:
+            with suppress(OSError):
+                sys.stderr.write(_lines(usage[0], MESSAGE))
+            return usage[1], BadInput("The command line is wrong; stderr says how.", "trce COMMAND --help")
         if (told := explain(error)) is None:
             raise
         return told.exit_code, _tell(told)
-    return 0, None
+    if ended == 130:  # Typer's answer to Ctrl-C
+        return 130, _tell(TrceError("Interrupted."))
+    return ended if isinstance(ended, int) else 0, None
 
 
 def _tell(error: TrceError) -> TrceError:
     print_error(error.message, error.hint)
     return error
+
+
+def _usage_error(error: BaseException) -> tuple[str, int] | None:
+    """What Typer says of wrong usage, and its exit status; its errors' class has no public name."""
+    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if isinstance(error, TrceError) or not callable(show) or not isinstance(status, int):
+        return None
+    said = io.StringIO()
+    show(file=said)
+    return said.getvalue(), status
 
 
 def explain(error: BaseException) -> TrceError | None:

@@ -11,7 +11,7 @@ from trce_cli.errors import BadInput
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import Preset, load_preset, preset_names, recommended
 from trce_cli.prompts.starter import starter
-from trce_cli.system.whole import write_text
+from trce_cli.system.whole import clear_stale, write_text
 
 app = typer.Typer(help="List, show, check and start concept lists.", no_args_is_help=True)
 
@@ -77,6 +77,7 @@ def new_preset(
         raise BadInput(f"{file} is a folder.", f"Name the file: {file / 'my-preset.toml'}")
     if not file.parent.is_dir():
         raise BadInput(f"There is no folder {str(file.parent)!r} to write {file.name} in.", "Make it first.")
+    clear_stale(file.parent)
     if file.exists() and not force:
         raise BadInput(f"{file} exists already.", "Choose another name, or replace it with --force.")
     write_text(file, starter(file.stem), force)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 
 from trce_cli.erase.settings import Recipe
+from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Shape
 from trce_cli.prompts.suites import rounds
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # Trajectories a shard: a kill costs at most these.
 UNSAFE_A_SHARD: Final = 8
 OTHERS_A_SHARD: Final = 16
+
+MAX_TRAJECTORIES: Final = 100_000  # of concepts in all; each is planned before the first is drawn
 
 # Trajectories that the guard measures on and that are not trained on; no more than there are to train
 # on, where there are any.
@@ -165,9 +168,15 @@ def plan_trajectories(
         for concept in part.concepts
     }
     count = recipe.trajectories_per_concept
+    if (planned := len(concepts) * count) > MAX_TRAJECTORIES:
+        raise BadInput(
+            f"These are {planned:,} trajectories; a run has at most {MAX_TRAJECTORIES:,}.",
+            "Lower --trajectories-per-concept, or erase fewer concepts.",
+        )
+    every = list(concepts.items())
 
     def unsafe(number: int, turn: int, seed: int) -> Trajectory:
-        (phrase, safe), templates = list(concepts.items())[number]
+        (phrase, safe), templates = every[number]
         template = templates[(number + turn) % len(templates)]
         prompt, other = template.replace("{}", phrase), template.replace("{}", safe)
         return Trajectory(prompt, other, seed, 0, recipe.early_steps)

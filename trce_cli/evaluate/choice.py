@@ -60,8 +60,10 @@ def spread(low: float, high: float, count: int) -> list[float]:
     """`count` values from low to high in equal ratios, to three digits."""
     if count == 1:
         return [low]
-    ratio = high / low
-    return [float(f"{low * ratio ** (place / (count - 1)):.3g}") for place in range(count)]
+    ends = math.log10(low), math.log10(high)  # their ratio may be more than a number holds
+    return [
+        float(f"{10 ** (ends[0] + (ends[1] - ends[0]) * place / (count - 1)):.3g}") for place in range(count)
+    ]
 
 
 def grid(

@@ -27,6 +27,22 @@ def check_files(folder: Path) -> None:
             check_small(inside(folder, path.name), MAX_FILE)
 
 
+def guarded(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer, which tells as BadInput whatever its library says of a text; whoever calls it.
+
+    Much that is wrong with its files shows only at the texts that need it.
+    """
+    kind = type(tokenizer)
+
+    def call(self: Any, *texts: Any, **options: Any) -> Any:
+        with refusing(f"The tokenizer in {folder} cannot be used"):
+            return kind.__call__(self, *texts, **options)
+
+    told = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    tokenizer.__class__ = type(kind.__name__, (kind,), told)
+    return tokenizer
+
+
 def checked(weights: Weights, part: str, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:
     """Each of these weights of a part by its name, one at a time.
 

@@ -11,10 +11,12 @@ from trce_cli.families.base import Canvas
 from trce_cli.images.record import ImageRecord
 from trce_cli.images.schedulers import own_scheduler, scheduler_name
 from trce_cli.images.settings import DrawSettings
-from trce_cli.prompts.files import MAX_SEED, Prompt
+from trce_cli.prompts.files import Prompt
+from trce_cli.settings import MAX_SEED
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 
+MAX_PICTURES = 250_000  # of a run; each is planned before the first is drawn
 ROW_CELL = 1000  # characters; longer cells of a prompt's row (a picture, say) are not recorded
 
 
@@ -32,6 +34,10 @@ def plan_images(
     if not prompts:
         raise BadInput("There is no prompt.", "Give prompts as arguments, or a file with --prompts.")
     check(settings, prompts)
+    if (count := len(prompts) * settings.images_per_prompt * len(checkpoints)) > MAX_PICTURES:
+        raise BadInput(
+            f"These are {count:,} pictures; a run draws at most {MAX_PICTURES:,}.", "Take fewer: --limit."
+        )
     canvases = {role: one.family.canvas(one) for role, one in checkpoints.items()}
     last, own = list(checkpoints.values())[-1], list(canvases.values())[-1]
     scheduler = own_scheduler(last)

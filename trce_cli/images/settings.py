@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from trce_cli.errors import BadInput
-from trce_cli.prompts.files import MAX_SEED, Prompt, read_prompts
-from trce_cli.settings import Count, Flag, NotNegative, Settings
+from trce_cli.prompts.files import Prompt, read_prompts
+from trce_cli.settings import Count, Flag, NotNegative, Seed, Settings
 
 STEPS = 50  # diffusers' default for every family, and the one of the I2P evaluations
 CLIP_SKIP = (
@@ -16,16 +16,10 @@ CLIP_SKIP = (
 )
 
 
-def _check_seed(seed: int) -> int:
-    if seed > MAX_SEED:
-        raise ValueError(f"must be at most {MAX_SEED}, not {seed}")
-    return seed
-
-
 class DrawSettings(Settings):
     """How to draw; None leaves it to the prompt's own row, and where that is silent to the checkpoint."""
 
-    seed: Annotated[int, Field(ge=0), AfterValidator(_check_seed)] | None = Field(
+    seed: Seed | None = Field(
         None,
         description="Seed of every prompt's first image, instead of the file's; 0 where there is none.",
     )

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from trce_cli.errors import BadInput
+from trce_cli.settings import MAX_SEED
 from trce_cli.system.foreign import read_bytes
 
 # Spellings of the published sets (I2P, MMA-Diffusion, P4D, Ring-A-Bell, UnlearnDiffAtk, COCO), best first.
@@ -25,7 +26,6 @@ MAX_PROMPT = 10_000  # characters; the text encoders read about 300 of them
 MAX_CELL = 1 << 24  # characters; other columns may hold an embedded picture
 MAX_BYTES = 1 << 28  # of a file
 MAX_SIDE = 1 << 14  # pixels
-MAX_SEED = (1 << 64) - 1  # what torch.Generator takes
 BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\x00\x00", "utf-32"),  # before UTF-16, whose mark it begins with

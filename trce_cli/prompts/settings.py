@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator
 
 from trce_cli.errors import BadInput
-from trce_cli.settings import Count, Flag, NotNegative, Positive, Settings
+from trce_cli.settings import Count, Flag, NotNegative, Number, Positive, Settings
 
 
 def _token_weights(value: Any) -> tuple[float, ...] | dict[str, float]:
@@ -108,12 +108,12 @@ class TrajectoryTable(Settings):
     trajectories_per_concept: Count = Field(
         5, description="Seeds a concept; else the preset's, else {default}."
     )
-    unconditional: Annotated[int, Field(ge=0)] = Field(
+    unconditional: Number = Field(
         2000,
         description="Unconditional states that hold everything else in place; else the preset's, else "
         "{default}.",
     )
-    benign: Annotated[int, Field(ge=0)] = Field(
+    benign: Number = Field(
         1000,
         description="States under benign prompts, held to what the original predicts there; 0 is the paper's "
         "own loss; else the preset's, else {default}.",

@@ -12,9 +12,10 @@ from typing import Literal, TypeVar
 from trce_cli.errors import BadInput
 from trce_cli.prompts.bystanders import Split, bystanders
 from trce_cli.prompts.captions import canary_captions, tuning_captions
-from trce_cli.prompts.files import MAX_SEED, Prompt, read_prompts
+from trce_cli.prompts.files import Prompt, read_prompts
 from trce_cli.prompts.home import Home
 from trce_cli.prompts.presets import Concept, Preset
+from trce_cli.settings import MAX_SEED
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from trce_cli.errors import TrceError
 from trce_cli.evaluate.attacks.unlearn_diff import SCALE, random_words
-from trce_cli.prompts.files import MAX_SEED, Prompt
-from trce_cli.settings import Count, Positive, Settings
+from trce_cli.prompts.files import Prompt
+from trce_cli.settings import MAX_SEED, Count, Positive, Settings
 from trce_cli.system.progress import Report, no_report
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Language models and their tokenizers as transformers has them, from the weights of a checkpoint."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -9,7 +9,12 @@ from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
 from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
-from trce_cli.families.load import check_files, load_strictly
+from trce_cli.families.load import check_files, guarded, load_strictly
+from trce_cli.system.limits import limited
+
+# What a chat template, a program by a stranger, may take for one prompt.
+MAX_TEMPLATE_SECONDS: Final = 2.0
+MAX_TEMPLATE_MEMORY: Final = 1 << 28  # bytes
 
 
 def load_tokenizer(weights: Weights, spec: LlmSpec) -> Any:
@@ -28,7 +33,22 @@ def load_tokenizer(weights: Weights, spec: LlmSpec) -> Any:
             f"The tokenizer in {folder} has no chat template, without which no prompt can be put to it.",
             "Get the tokenizer with its tokenizer_config.json or chat_template.jinja.",
         )
-    return tokenizer
+    _limit_template(tokenizer)
+    return guarded(tokenizer, folder)
+
+
+def _limit_template(tokenizer: Any) -> None:
+    """Whoever renders prompts with it, its template runs within bounds; BadInput where it cannot be used."""
+    render = tokenizer.apply_chat_template
+
+    def bounded(*args: Any, **options: Any) -> Any:
+        with (
+            refusing("The chat template of the checkpoint's tokenizer cannot be used"),
+            limited(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_MEMORY),
+        ):
+            return render(*args, **options)
+
+    tokenizer.apply_chat_template = bounded
 
 
 def make_model(spec: LlmSpec, config: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
-from trce_cli.errors import BadInput, refusing
+from trce_cli.errors import BadInput
 from trce_cli.families.base import Slot
 from trce_cli.families.causal_llm.spec import SLOTS, LlmSpec
 from trce_cli.families.slots import occurrences
@@ -63,10 +63,9 @@ class Template:
         if self.spec.template is not None:
             return self.spec.template.format(prompt)
         messages = [{"role": "user", "content": prompt}]
-        with refusing("The chat template of the checkpoint's tokenizer cannot be used"):
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
-            )
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
         return text
 
 

@@ -9,7 +9,7 @@ from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Configs, Weights
 from trce_cli.families.clip.names import CONFIG, published
 from trce_cli.families.clip.spec import EncoderSpec
-from trce_cli.families.load import check_files, load_strictly
+from trce_cli.families.load import check_files, guarded, load_strictly
 
 # What a text encoder's configuration may ask for: sizes are memory, and layers are built one by one.
 MOST: Final = {
@@ -59,7 +59,7 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
             if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 3:
                 raise ValueError(f"its model_max_length is {tokenizer.model_max_length}")
-        found.append(tokenizer)
+        found.append(guarded(tokenizer, folder))
     return found
 
 

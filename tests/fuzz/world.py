@@ -1,0 +1,238 @@
+"""The folder that commands are run in: whole inputs of every kind, and neighbours that nobody may touch.
+
+work/        where the command is run: checkpoints, edits, presets, results; `out/` is for outputs
+neighbours/  what links may point to
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import examples
+import maps
+import tiny
+from fuzz.sandbox import Done, Sandbox
+
+PRESET = """\
+name = "tools"
+description = "A few tools"
+kind = "object"
+templates = ["a photo of {}", "{} on a table"]
+implied = ["something that drives a nail into wood"]
+sensitive = false
+
+[[concepts]]
+unsafe = "a knife"
+safe = "a cat"
+
+[[concepts]]
+unsafe = "a pistol"
+safe = "a tulip"
+
+[map]
+preserve = 0.1
+strength = 1.0
+token_weights = [0, 1, 0, 0]
+
+[steer]
+steps = 4
+early_steps = 2
+trajectories_per_concept = 1
+unconditional = 4
+benign = 4
+guidance_scale = 3.0
+steering_guidance = 15.0
+lr = 1e-3
+epochs = 1
+max_steps = 2
+batch_size = 2
+"""
+INNER = """\
+name = "more"
+description = "One more"
+kind = "object"
+
+[[concepts]]
+unsafe = "a hammer"
+safe = "a plate"
+"""
+PROMPTS = """\
+prompt,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height,categories
+"a knife, on a table",1,7.5,16,16,"violence, tools"
+a dog in the garden,2,,,,animals
+"two
+lines",3.0,0,16,16,animals
+"""
+CARD = """\
+---
+license: creativeml-openrail-m
+license_name: OpenRAIL
+license_link: LICENSE.md
+base_model: owner/name
+tags:
+- stable-diffusion
+- text-to-image
+widget:
+- text: "a photo"
+---
+# A model
+"""
+CAPTIONS = "a dog in the garden\na red apple on a plate\na quiet street in the rain\ntwo chairs\n" * 3
+STEER = ["steer", "mapped", "--preset", "preset.toml", "--device", "cpu"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link, in place of a file."""
+
+    target: str
+
+
+@dataclass(frozen=True)
+class Pipe:
+    """A named pipe, in place of a file."""
+
+
+@dataclass(frozen=True)
+class Hollow:
+    """A file of so many zeros that take no space."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An empty folder, in place of a file."""
+
+
+Lying = bytes | Link | Pipe | Hollow | Folder | None  # None: nothing lies there
+
+
+@dataclass
+class World:
+    """See above. `whole` is what lies there when nobody does anything, by relative path."""
+
+    place: Path
+    sandbox: Sandbox
+    whole: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, place: Path, sandbox: Sandbox) -> "World":
+        """Make one; takes some seconds."""
+        world = cls(place, sandbox)
+        work, neighbours = place / "work", place / "neighbours"
+        (work / "out").mkdir(parents=True)
+        (neighbours / "folder").mkdir(parents=True)
+        (neighbours / "notes.txt").write_text("not yours\n")
+        (neighbours / "folder/picture.png").write_text("not yours either\n")
+        tiny.build("sd1", work / "sd1", seed=1)
+        (work / "sd1/README.md").write_text(CARD)
+        tiny.build("sdxl", work / "sdxl", seed=3)
+        tiny.build_z_image(work / "z", seed=4)
+        tiny.z_image_file(work / "z", work / "z.safetensors")
+        tiny.single_file("sd1", work / "sd1", work / "sd1.safetensors", ema=True)
+        shutil.copytree(work / "sd1", work / "sharded")
+        tiny.shard(work / "sharded")
+        tiny.build_clip(work / "clip")
+        (work / "preset.toml").write_text(PRESET)
+        (work / "inner.toml").write_text(INNER)
+        (work / "captions.txt").write_text(CAPTIONS)
+        (work / "prompts.csv").write_text(PROMPTS)
+        results, _ = examples.example(place / "example", pairs=2)
+        (work / "results.json").write_text(json.dumps(results))
+        shutil.rmtree(place / "example")
+        maps.random_map(work / "sd1").save(work / "map.safetensors")
+        maps.random_map(work / "sdxl").save(work / "map-xl.safetensors")
+        maps.random_map(work / "z").save(work / "map-z.safetensors")
+        world.make("apply", "map.safetensors", "sd1", "-o", "mapped")
+        world.make("apply", "map.safetensors", "sd1", "-o", "lora.safetensors", "--as", "lora")
+        world.make("generate", "sd1", "a cat", "a dog", "--steps", "1", "-o", "pictures")
+        # The state that a run of stage 2 leaves when it is killed before its output takes its place.
+        events = world.run([*STEER, "-o", "out/x"], plan={}).events
+        at = max(number for number, name in enumerate(events, 1) if "dlsym" in name or "os.rename" in name)
+        world.clear()
+        killed = world.run([*STEER, "-o", "out/x"], plan={"at": at - 3, "do": "kill"})
+        assert killed.status == -9, killed
+        (work / "out/.x.steer").rename(work / "unfinished")
+        world.clear()
+        for path in sorted(work.rglob("*")):
+            if path.is_file():
+                world.whole[path.relative_to(work).as_posix()] = path.read_bytes()
+        return world
+
+    @property
+    def work(self) -> Path:
+        """Where commands are run."""
+        return self.place / "work"
+
+    def run(self, args: list[str], plan: dict[str, Any] | None = None) -> Done:
+        """Run `trce ARGS` there."""
+        return self.sandbox.run(args, self.work, plan)
+
+    def make(self, *args: str) -> None:
+        """Run a command that has to end well."""
+        done = self.run(list(args))
+        assert done.status == 0, done
+
+    def clear(self) -> None:
+        """Take all outputs away."""
+        shutil.rmtree(self.work / "out")
+        (self.work / "out").mkdir()
+
+    @contextmanager
+    def with_files(self, files: Mapping[str, Lying]) -> Iterator[None]:
+        """These lie there in the block, in place of what is whole."""
+        for name, content in files.items():
+            self._put(name, content)
+        try:
+            yield
+        finally:
+            for name in files:
+                if not name.startswith("out/"):
+                    self._put(name, self.whole.get(name))
+            self.clear()
+
+    def _put(self, name: str, content: Lying) -> None:
+        path = self.work / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            path.unlink()
+        if content is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        match content:
+            case bytes():
+                path.write_bytes(content)
+            case Link(target):
+                path.symlink_to(target)
+            case Pipe():
+                os.mkfifo(path)
+            case Hollow(size):
+                with path.open("wb") as file:
+                    file.truncate(size)
+            case Folder():
+                path.mkdir()
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Take away what was made beside the outputs."""
+        for path in sorted(paths, reverse=True):
+            os.rmdir(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+    def outside(self) -> dict[str, tuple[int, ...]]:
+        """Whatever lies beside the outputs, as the file system tells of it."""
+        found = {}
+        for folder, folders, names in os.walk(self.place):
+            if folder == str(self.work / "out"):
+                folders.clear()
+                continue
+            for name in (*folders, *names):
+                told = os.lstat(path := os.path.join(folder, name))
+                changed = () if path.endswith("/work/out") else (told.st_mtime_ns, told.st_size)
+                found[path] = (told.st_mode, told.st_ino, *changed)
+        return found

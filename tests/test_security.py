@@ -1,0 +1,33 @@
+"""docs/security.md: its limits are the code's."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs/security.md"
+ROWS = re.findall(r"^\|[^|]+\| ([\d,]+) \|[^|]*\| `([\w.]+)` \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+# Of a generator, of training, and of a figure.
+NOT_OF_FILES = {
+    "trce_cli.settings.MAX_SEED",
+    "trce_cli.erase.training.MAX_NORM",
+    "trce_cli.erase.map_guard.MAX_PAIRS",
+}
+
+
+@pytest.mark.parametrize(("number", "name"), ROWS, ids=[name for _, name in ROWS])
+def test_a_limit_is_the_code_s(number: str, name: str) -> None:
+    module, _, constant = name.rpartition(".")
+    assert getattr(importlib.import_module(module), constant) == int(number.replace(",", ""))
+
+
+def test_every_limit_is_told() -> None:
+    """Constants that are called MAX_... in the modules that read foreign files."""
+    package = PAGE.parents[1] / "trce_cli"
+    found = {
+        f"{'.'.join(path.relative_to(package.parent).with_suffix('').parts)}.{name}"
+        for path in package.rglob("*.py")
+        for name in re.findall(r"^(MAX_\w+)\b.* = ", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert found - {name for _, name in ROWS} == NOT_OF_FILES
