@@ -402,6 +402,24 @@ def test_loras_of_other_tools_are_read(tiny_sdxl: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(found[1](weight), weight + scale * up.double() @ down.double())
 
 
+def test_convolutions_of_1_x_1_are_linear(tiny_sd1: Path, tmp_path: Path) -> None:
+    """proj_in and proj_out of SD 1.x, which nearly every LoRA for it has."""
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    key = "down_blocks.0.attentions.0.proj_in.weight"
+    rows, columns, *ones = checkpoint.shape("denoiser", key)
+    assert ones == [1, 1]
+    name = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    up, down = torch.randn(rows, 2, 1, 1), torch.randn(2, columns, 1, 1)
+    tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    (found,) = open_edit(tmp_path / "lora.safetensors").weight_edits(checkpoint, 0.5).items()
+    weight = checkpoint.read("denoiser", key)
+    pixels = torch.randn(1, columns, 3, 3, dtype=torch.float64)
+    added = torch.conv2d(torch.conv2d(pixels, down.double()), up.double())
+    expected = torch.conv2d(pixels, weight.double()) + 0.5 * added
+    torch.testing.assert_close(torch.conv2d(pixels, found[1](weight)), expected)
+
+
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
@@ -422,7 +440,11 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
             "not have",
         ),
         ({"lora_te_text_model_x.lora_up.weight": (16, 2)}, "text encoder"),
-        ({f"{LAYER}.hada_w1_a": (2, 2)}, "neither a map nor a LoRA"),
+        ({f"{LAYER}.hada_w1_a": (2, 2)}, "is a LoHa"),
+        ({f"{LAYER}.lokr_w1": (2, 2)}, "is a LoKr"),
+        ({f"{LAYER}.dora_scale": (2, 2)}, "is a DoRA"),
+        ({"unet.mid_block.lora_A.weight": (2, 2)}, "PEFT's names"),
+        ({f"{LAYER}.lora_up.weight": (16, 2, 3, 3), f"{LAYER}.lora_down.weight": (2, 32, 1, 1)}, "no factor"),
     ],
 )
 def test_loras_that_do_not_fit_are_refused(

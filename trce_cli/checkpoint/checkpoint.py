@@ -221,6 +221,13 @@ class Checkpoint(ABC):
         self.check_unchanged()
         return pipe
 
+    def cut(self, prompts: Collection[str]) -> list[str]:
+        """A sentence on how many of the prompts are longer than the text encoders read; none for none."""
+        limit, count = self.family.truncated(self, list(prompts))
+        if not count:
+            return []
+        return [f"{self.name} reads {limit} tokens; {count} of {len(prompts)} prompts are longer and cut."]
+
     def check_unchanged(self) -> None:
         """Raise TrceError where a file is no longer what it was when the checkpoint was opened."""
         copies = (*self.denoiser, *self.parts.values())

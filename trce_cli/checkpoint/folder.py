@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 from trce_cli.checkpoint.checkpoint import (
@@ -16,7 +17,7 @@ from trce_cli.checkpoint.checkpoint import (
 from trce_cli.checkpoint.checks import check
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
-from trce_cli.families.registry import family_of_folder
+from trce_cli.families.registry import FAMILIES, family_of_folder
 from trce_cli.system.foreign import identities, read_json, read_text
 from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import SafetensorsFile
@@ -94,6 +95,17 @@ class Configs(Mapping[str, Mapping[str, Any]]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def cut_by_base(prompts: Collection[str]) -> list[str]:
+    """A sentence on how many of the prompts are longer than the base of the oldest family reads."""
+    family: Any = FAMILIES[0]
+    base = family.base_folder()
+    told = SimpleNamespace(config=Configs(base, family.denoiser), folder=base.joinpath)
+    limit, count = family.truncated(told, list(prompts))
+    if not count:
+        return []
+    return [f"{family.name} reads {limit} tokens; {count} of {len(prompts)} prompts are longer and cut."]
 
 
 def open_folder(name: str, folder: Path, variant: str | None, revision: str | None) -> DiffusersFolder:

@@ -23,7 +23,7 @@ from trce_cli.cli.options import (
 from trce_cli.cli.written import add_changes, hash_original, show_written, write
 from trce_cli.erase.settings import choose_map_settings
 from trce_cli.families.registry import FURTHER_STREAMS
-from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.prompts.pairs import pair_prompts, prompt_pairs
 from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.settings import MapTable
 from trce_cli.settings import Flag, Settings
@@ -88,7 +88,7 @@ def map_(
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read(presets, prior, opening.config))
     benign = choose_prior(source, prior, console.note)
-    for remark in remarks + notes(source, outputs):
+    for remark in remarks + notes(source, outputs) + source.cut(pair_prompts(chosen)):
         console.note(remark)
     if dry_run:
         planned = plan(source, output, prompt_pairs(chosen), benign, settings)

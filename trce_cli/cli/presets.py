@@ -8,7 +8,7 @@ import typer
 from trce_cli.cli.console import Console
 from trce_cli.cli.options import Answer, Force, PresetName, with_options
 from trce_cli.errors import BadInput
-from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.prompts.pairs import pair_prompts, prompt_pairs
 from trce_cli.prompts.presets import Preset, load_preset, preset_names, recommended
 from trce_cli.prompts.starter import starter
 from trce_cli.system.whole import clear_stale, write_text
@@ -56,8 +56,13 @@ def check_preset(
     answer: Answer,
 ) -> None:
     """Say whether a file is a valid preset, or what is wrong with it."""
+    from trce_cli.checkpoint.folder import cut_by_base
+
     console = answer.console()
-    summary = _summary(load_preset(file))
+    preset = load_preset(file)
+    summary = _summary(preset)
+    for cut in cut_by_base(pair_prompts([preset])):
+        console.note(cut)
     console.answer(
         f"{file} is a valid preset: {summary['concepts']} concepts, {summary['pairs']} prompt pairs."
     )

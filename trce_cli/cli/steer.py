@@ -24,6 +24,7 @@ from trce_cli.cli.options import (
 )
 from trce_cli.cli.written import show_written
 from trce_cli.erase.settings import Running, SteerSettings, Training, choose_steer_settings
+from trce_cli.prompts.pairs import pair_prompts
 from trce_cli.prompts.presets import load_presets, recommended
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def steer(
     if dry_run:
         _show_plan(console, source, {"teacher": original.checkpoint.name, "output": str(output), **planned})
         return
+    for cut in source.cut(pair_prompts(chosen)):
+        console.note(cut)
     for line in (_in_short(planned, running.trajectories), *notes(source, outputs)):
         console.note(line)
     with _tracked(running, computing, training, output, given) as accelerator, console.progress() as progress:

@@ -18,6 +18,7 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.evaluate.settings import Tried, TuningSettings
+from trce_cli.prompts.pairs import pair_prompts
 from trce_cli.prompts.presets import load_presets
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def tune(
     original = opening.open(checkpoint)
     settings = tried.settings(chosen, original.family)
     check_outside(output, [original])
+    for cut in original.cut(pair_prompts(chosen)):
+        console.note(cut)
     where, benign = drawing.place(), choose_prior(original, prior, console.note)
     arguments = [checkpoint, *spelt({"preset": presets, "prior": prior, **dict(opening)})]
     with console.progress() as progress:

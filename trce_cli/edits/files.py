@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -18,6 +18,15 @@ from trce_cli.system.paths import expanded
 from trce_cli.system.safetensors import SafetensorsFile, hash_file
 
 Edit = Map | Lora
+# What adapters of other kinds are called, and what is in the names of their tensors.
+_OTHER_ADAPTERS: Final = {
+    "DoRA": "dora_scale",
+    "LoHa": ".hada_w1_",
+    "LoKr": ".lokr_w",
+    "LoRA with PEFT's names": ".lora_A.",
+    "GLoRA": ".a1.weight",
+    "LoCon": ".lora_mid.",
+}
 
 
 def load_map(path: str | Path) -> Map:
@@ -45,6 +54,12 @@ def open_edit(path: str | Path) -> Edit:
         raise BadInput(
             f"{path} is a LoRA that changes the text encoder; only those of the denoiser can be applied here."
         )
+    for kind, part in _OTHER_ADAPTERS.items():
+        if any(part in name for name in file.tensors):
+            raise BadInput(
+                f"{path} is a {kind}, which cannot be applied here.",
+                "Merge it into the checkpoint with the tool that it comes from.",
+            )
     what = not_a_checkpoint(file.tensors) or "a file of another kind"
     raise BadInput(
         f"{path} is neither a map nor a LoRA with kohya's names, but {what}.",

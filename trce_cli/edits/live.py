@@ -4,27 +4,31 @@ W (M e) = (W M) e, so the pictures are those of an edited checkpoint, and taking
 pipeline exactly: no weight is touched. Switching costs microseconds, a map in use two small products a step.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.base import Family
 from trce_cli.maths.linear_map import LinearMap
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from torch.utils.hooks import RemovableHandle
 
 
 class Hook:
-    """What runs before the denoiser's entrance: the maps by stream, in float32, at their present strength."""
+    """What runs before the denoiser's entrance: the maps by stream, in float32, at their present strength.
 
-    def __init__(self, family: Family, streams: Mapping[str, LinearMap], strength: float) -> None:
-        self.family, self.streams, self.strength = family, dict(streams), strength
-        self.handle: RemovableHandle | None = None
+    map_id: of the map that it is of.
+    """
+
+    def __init__(
+        self, map_id: str, family: Family, streams: Mapping[str, LinearMap], strength: float
+    ) -> None:
+        self.map_id, self.family = map_id, family
+        self.streams, self.strength = dict(streams), strength
 
     def __call__(
         self, entrance: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -39,36 +43,63 @@ class Hook:
         return torch.add(wide, linear.moves(wide), alpha=self.strength).to(embeddings.dtype)
 
 
-Hooks = MutableMapping[nn.Module, Hook]
-
-
 def denoiser_of(family: Family, pipe: "DiffusionPipeline") -> nn.Module:
-    """The part of a pipeline that maps act on; BadInput where it has none."""
+    """The part of a pipeline that maps act on, as it was before compilation; BadInput without one."""
     denoiser = getattr(pipe, family.denoiser, None)
     if not isinstance(denoiser, nn.Module):
         raise BadInput(f"{type(pipe).__name__} has no {family.denoiser}, so the map cannot be put on it.")
+    while isinstance(inner := getattr(denoiser, "_orig_mod", None), nn.Module):
+        torch.compiler.reset()  # what was compiled knows the hooks of then
+        denoiser = inner
     return denoiser
 
 
+def hooks_of(family: Family, denoiser: nn.Module, map_id: str) -> dict[int, Hook]:
+    """The map's hooks by their numbers: found on the module itself, for a copy of one has copies of them."""
+    hooks = family.entrance(denoiser)._forward_pre_hooks
+    return {
+        number: hook for number, hook in hooks.items() if isinstance(hook, Hook) and hook.map_id == map_id
+    }
+
+
 def apply(
-    hooks: Hooks,
-    family: Family,
-    streams: Mapping[str, LinearMap],
-    denoiser: nn.Module,
-    strength: float,
+    map_id: str, family: Family, streams: Mapping[str, LinearMap], denoiser: nn.Module, strength: float
 ) -> None:
-    """See `Map.apply_to`. hooks: those of the map, kept up here. streams: in float32."""
-    if denoiser in hooks:
-        hooks[denoiser].strength = strength
+    """See `Map.apply_to`. map_id: of the map. streams: in float32."""
+    if found := hooks_of(family, denoiser, map_id):
+        for hook in found.values():
+            hook.strength = strength
         return
-    hook = Hook(family, streams, strength)
     # On weights a later map acts on embeddings first: W M_a M_b e.
-    hook.handle = family.entrance(denoiser).register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-    hooks[denoiser] = hook
+    hook = Hook(map_id, family, streams, strength)
+    family.entrance(denoiser).register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
 
 
-def remove(hooks: Hooks, denoiser: nn.Module) -> None:
+def remove(map_id: str, family: Family, denoiser: nn.Module) -> None:
     """See `Map.remove_from`."""
-    hook = hooks.pop(denoiser, None)
-    if hook is not None and hook.handle is not None:
-        hook.handle.remove()
+    entrance = family.entrance(denoiser)
+    for number in hooks_of(family, denoiser, map_id):
+        del entrance._forward_pre_hooks[number]
+        entrance._forward_pre_hooks_with_kwargs.pop(number, None)
+
+
+@torch.no_grad()
+def bake(family: Family, streams: Mapping[str, LinearMap], pipe: "DiffusionPipeline") -> None:
+    """See `Map.bake_into`."""
+    denoiser: Any = denoiser_of(family, pipe)
+    config = {"denoiser": dict(denoiser.config)}
+    for part in family.weight_parts:
+        of: Any = getattr(getattr(pipe, part, None), "config", {})
+        config[part] = of.to_dict() if hasattr(of, "to_dict") else dict(of)
+    weights = dict(denoiser.named_parameters())
+    edited = {
+        key: streams[door.stream].edit(weights[key].double().cpu())
+        for door in family.doors(config, weights)
+        if door.stream in streams
+        for key in door.weights
+    }
+    for key, value in edited.items():
+        if not bool(value.to(weights[key].dtype).isfinite().all()):
+            raise TrceError(f"The map gives values in {key} that {weights[key].dtype} cannot hold.")
+    for key, value in edited.items():
+        weights[key].copy_(value)

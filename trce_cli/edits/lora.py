@@ -40,7 +40,8 @@ class Lora:
                 raise BadInput(f"{self.file.path} changes {layer}, which {checkpoint.name} does not have.")
             key = names[layer]
             down, up = (self.file.tensors[f"{layer}.lora_{part}.weight"].shape for part in ("down", "up"))
-            if (up[0], down[1]) != (shape := checkpoint.shape("denoiser", key)):
+            shape = checkpoint.shape("denoiser", key)
+            if (up[0], down[1]) != shape[:2] or shape[2:] not in ((), (1, 1)):
                 raise BadInput(
                     f"{layer} in {self.file.path} is for weights of {up[0]} x {down[1]}; {checkpoint.name} "
                     f"has {' x '.join(map(str, shape))}."
@@ -51,7 +52,8 @@ class Lora:
     def _added(self, layer: str, strength: float, weight: Tensor) -> Tensor:
         down, up = (self._read(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
         alpha = float(self._read(f"{layer}.alpha")) if f"{layer}.alpha" in self.file.tensors else len(down)
-        return weight.double() + (strength * alpha / len(down) * up) @ down
+        change = (strength * alpha / len(down) * up.flatten(1)) @ down.flatten(1)
+        return weight.double() + change.reshape(weight.shape)
 
     def _read(self, name: str) -> Tensor:
         tensor = self.file.read(name)
@@ -72,11 +74,12 @@ def open_lora(file: SafetensorsFile) -> Lora:
                 raise BadInput(f"{file.path} has {name} without {other}.")
             pair = info.shape, file.tensors[other].shape
             down, up = pair if part == "lora_down.weight" else pair[::-1]
-            fits = len(down) == len(up) == 2 and down[0] == up[1] > 0
+            fits = len(down) == len(up) in (2, 4) and down[0] == up[1] > 0
+            fits = fits and {*down[2:], *up[2:]} <= {1}  # a convolution of 1 x 1 is linear
         if not fits or info.dtype not in FLOATS:
             raise BadInput(
                 f"{name} in {file.path} is no factor of a linear layer: {info.dtype} {list(info.shape)}.",
-                "LoRAs of convolutions cannot be applied here.",
+                "LoRAs of convolutions larger than 1 x 1 cannot be applied here.",
             )
         if part == "alpha" and f"{layer}.lora_down.weight" not in file.tensors:
             raise BadInput(f"{file.path} has {name} without factors.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
-from weakref import WeakKeyDictionary
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Map:
 
     made: Made
     streams: Mapping[str, LinearMap]
-    _hooks: live.Hooks = field(init=False, repr=False, default_factory=WeakKeyDictionary)
+    _id: str = field(init=False, repr=False, default_factory=lambda: uuid4().hex)
 
     @cached_property
     def single(self) -> Mapping[str, LinearMap]:
@@ -93,14 +93,28 @@ class Map:
         """
         check_strength(strength)
         denoiser = live.denoiser_of(self.made.family, pipe)
-        if denoiser not in self._hooks:
+        if not live.hooks_of(self.made.family, denoiser, self._id):
             widths = self.made.family.widths(cast(Any, denoiser).config)
             check_widths(self.streams, widths, f"the {type(pipe).__name__}")
-        live.apply(self._hooks, self.made.family, self.single, denoiser, strength)
+        live.apply(self._id, self.made.family, self.single, denoiser, strength)
 
     def remove_from(self, pipe: "DiffusionPipeline") -> None:
         """Take the map off a pipeline, which then draws bit for bit as before; nothing where it is not on."""
-        live.remove(self._hooks, live.denoiser_of(self.made.family, pipe))
+        live.remove(self._id, self.made.family, live.denoiser_of(self.made.family, pipe))
+
+    def bake_into(self, pipe: "DiffusionPipeline", strength: float = 1.0) -> None:
+        """Fold the map into a live pipeline's weights, for good, and take it off as a hook.
+
+        What is made of the pipeline then has the edit: `save_pretrained`, and pipelines that build a denoiser
+        of their own from its weights. Raises BadInput as `apply_to` does, TrceError for a weight that its
+        dtype could not hold; then nothing is changed.
+        """
+        scaled, family = self.scaled(strength), self.made.family
+        denoiser = live.denoiser_of(family, pipe)
+        widths = family.widths(cast(Any, denoiser).config)
+        check_widths(self.streams, widths, f"the {type(pipe).__name__}")
+        live.bake(family, scaled.streams, pipe)
+        live.remove(self._id, family, denoiser)
 
 
 def check_widths(streams: Mapping[str, LinearMap], widths: Mapping[str, int], name: str) -> None:

@@ -73,11 +73,8 @@ def draw_missing(
         for remark in checkpoint.remarks:
             note(remark)
         pipeline = checkpoint.pipe(device, getattr(torch, missing[0].dtype))
-        limit, cut = family.truncated(checkpoint, [record.prompt for record in missing])
-        if cut:
-            note(
-                f"{checkpoint.name} reads {limit} tokens; {cut} of {len(missing)} prompts are longer and cut."
-            )
+        for cut in checkpoint.cut([record.prompt for record in missing]):
+            note(cut)
         for record, image in draw(family, pipeline, missing):
             folder.add(record, image)
             yield record, image

@@ -21,6 +21,11 @@ class PromptPair:
         return self.safe.removeprefix(before).removesuffix(after)
 
 
+def pair_prompts(presets: Iterable[Preset]) -> list[str]:
+    """Every prompt of the presets' pairs, each once."""
+    return list(dict.fromkeys(text for pair in prompt_pairs(presets) for text in (pair.unsafe, pair.safe)))
+
+
 def prompt_pairs(presets: Iterable[Preset]) -> list[PromptPair]:
     """Every concept in every template of its preset, included presets too: deduplicated, in stable order.
 

@@ -59,6 +59,13 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
             if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 3:
                 raise ValueError(f"its model_max_length is {tokenizer.model_max_length}")
+            rows, known = weights.config[spec.folder]["vocab_size"], tokenizer.get_vocab()
+            if known and max(known.values()) >= rows:
+                beyond = sorted(token for token, number in known.items() if number >= rows)
+                raise ValueError(
+                    f"the {spec.folder} has {rows:,} rows and none for {len(beyond)} tokens such as "
+                    f"{beyond[0][:40]!r}"
+                )
         found.append(guarded(tokenizer, folder))
     return found
 

@@ -20,6 +20,7 @@ from trce_cli.system.progress import Report, no_report
 # Sequences that are computed together: few, because the MLP of OpenCLIP bigG needs 40 KB a token, and enough
 # to make little of converting its weights.
 BATCH: Final = 8
+EOT: Final = 49407  # transformers' where a configuration is silent
 
 
 class ClipText:
@@ -66,7 +67,7 @@ class ClipText:
         }
         every: dict[str, dict[str, Sequence[int]]] = {
             CONTEXT: {prompt: range(eot + 1) for prompt, eot in eots.items()},
-            POOLED: {prompt: [eot] for prompt, eot in eots.items()},
+            POOLED: {prompt: [self._pooled_at(prompt)] for prompt in eots},
         }
         return {stream: every[stream] for stream in self.streams}
 
@@ -76,12 +77,21 @@ class ClipText:
         """The slots of a pair; of the pooled embedding its one, of weight 1 whatever the others' weights."""
         found = {CONTEXT: self.tokenizers.slots(unsafe, safe, keyword, weights)}
         if POOLED in self.streams:
-            found[POOLED] = self.tokenizers.slots(unsafe, safe, keyword, {"FIRST_EOT": 1.0})
+            found[POOLED] = [Slot("FIRST_EOT", self._pooled_at(unsafe), self._pooled_at(safe), 1.0)]
         return found
 
     def words(self, count: int) -> list[str]:
         """Up to so many whole words, spread evenly over the first tokenizer's vocabulary."""
         return whole_words(self.tokenizers.each, count)[0]
+
+    def _pooled_at(self, prompt: str) -> int:
+        """Where the last encoder is pooled, as transformers does it: at its first EoT; or, for the
+        configurations of old that call 2 the EoT, at the highest id, which an added token may have."""
+        (tokens,) = self.tokenizers.tokens([prompt])
+        ids, eot = tokens.ids[-1], self.encoders[-1].config.get("eos_token_id", EOT)
+        if eot == 2:
+            return ids.index(max(ids))
+        return ids.index(eot) if eot in ids else 0
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.
