@@ -313,6 +313,21 @@ def test_an_edit_that_does_nothing_or_is_not_finite_fails(
     assert not [path for path in files.iterdir() if "out" in path.name]
 
 
+def test_a_ruinous_edit_is_judged_and_refused_unless_it_is_asked_for(
+    map_: Callable[..., Any], tiny_sd1: Path, files: Path
+) -> None:
+    refused = map_(tiny_sd1, files / "out", "--max-collateral", "0.01")
+    assert refused.status == 1
+    assert "--max-collateral of 1%" in refused.err
+    assert "15 captions" in refused.err
+    assert not [path for path in files.iterdir() if "out" in path.name]
+    written = map_(tiny_sd1, files / "out", "--max-collateral", "9", "--json")
+    assert written.status == 0
+    verdicts = json.loads(written.out)["figures"]["verdicts"]
+    assert verdicts.keys() == {"moved", "canary_change", "word_change", "norm"}
+    assert all(told["sentence"] in written.err for told in verdicts.values())
+
+
 def test_what_is_read_is_not_replaced(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:
     assert map_(tiny_sd1, files / "out").status == 0
     (files / "captions.txt").rename(files / "out/captions.txt")

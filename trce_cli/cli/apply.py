@@ -17,7 +17,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import add_changes, hash_original, show_written, write
+from trce_cli.cli.written import add_changes, hash_original, show_verdicts, show_written, write
 from trce_cli.settings import NotNegative, Settings
 from trce_cli.system.foreign import identities
 
@@ -86,6 +86,7 @@ def apply(
         hashes = hash_original(source, progress, text_encoder)
     if not all(fits):
         console.show(_guard_table(figures))
+        show_verdicts(console, figures)
         console.warn(f"{source.name} has another text encoder than the edit was made for.")
     seconds = perf_counter() - start
     entry = record_apply(source, edits, opened, fitting.strength, figures, seconds, hashes)

@@ -20,8 +20,8 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
-from trce_cli.cli.written import add_changes, hash_original, show_written, write
-from trce_cli.erase.settings import choose_map_settings
+from trce_cli.cli.written import add_changes, hash_original, show_verdicts, show_written, write
+from trce_cli.erase.settings import Guarding, choose_map_settings
 from trce_cli.families.registry import FURTHER_STREAMS
 from trce_cli.prompts.pairs import pair_prompts, prompt_pairs
 from trce_cli.prompts.presets import load_presets
@@ -61,6 +61,7 @@ def map_(
     given: Annotated[dict[str, Any], MapTable],
     streams: Annotated[dict[str, bool], Streams],
     encoding: Encoding,
+    guarding: Guarding,
     writing: Writing,
     opening: Opening,
     answer: Answer,
@@ -100,6 +101,7 @@ def map_(
     import torch
 
     from trce_cli.erase.erasure import Erasure
+    from trce_cli.erase.map_verdict import refuse_collateral
 
     precision = getattr(torch, encoding.dtype or "float32")
     erasure = Erasure(source, chosen, settings, benign, encoding.place(), precision)
@@ -107,6 +109,8 @@ def map_(
         solution = erasure.solve(progress.task)
         hashes = hash_original(source, progress)
     console.show(_guard_table(solution.figures))
+    show_verdicts(console, solution.figures)
+    refuse_collateral(solution.figures, guarding.max_collateral)
     edit = erasure.map(solution, perf_counter() - start, hashes)
     lora = write(console, Edited(source, edit.weight_edits(source), edit.made, edit), outputs)
     entry, seconds = edit.made.history[-1], perf_counter() - start

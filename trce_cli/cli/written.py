@@ -42,6 +42,15 @@ def add_changes(table: "Table", change: Any, on: str) -> None:
         table.add_row(row, "", f"{layers['mean']:.2%} ({layers['max']:.2%})")
 
 
+def show_verdicts(console: Console, figures: Mapping[str, Any]) -> None:
+    """What the guards of a map mean, those that are not good as warnings; nothing where none was judged."""
+    for name, told in figures.get("verdicts", {}).items():
+        sign = "up to" if told["good"] < told["weak"] else "from"
+        line = f"{told['verdict'].capitalize()}: {told['sentence']}"
+        figure = f"({name.replace('_', ' ')} {told['value']:.3g}; good {sign} {told['good']:g})"
+        (console.note if told["verdict"] == "good" else console.warn)(f"{line} {figure}")
+
+
 def show_written(
     console: Console,
     output: Path,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.erase.map_plan import distinct_prompts
+from trce_cli.erase.map_verdict import judge
 from trce_cli.erase.moments import Moments, second_moments
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
@@ -152,7 +153,8 @@ class Statistics:
                 figures[stream][name] = self._change(stream, solved[stream], moments[stream], report)
         main = figures.pop(streams[0])
         changes = {name: main.pop(name) for name, _ in self._measured()}
-        return Solution(solved, main | figures | changes)
+        told = main | figures | changes
+        return Solution(solved, told | {"verdicts": judge(told)})
 
     def _preserved(self, stream: str, word_share: float) -> Tensor:
         """P: of captions and words by their shares, of captions alone where there are no words."""

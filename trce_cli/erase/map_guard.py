@@ -9,6 +9,7 @@ from torch import Tensor
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import WeightEdit
 from trce_cli.erase.map import door_changes
+from trce_cli.erase.map_verdict import judge
 from trce_cli.erase.moments import second_moments
 from trce_cli.erase.prior import choose_prior
 from trce_cli.erase.targets import embed_pairs
@@ -41,7 +42,7 @@ def measure(
     Plain JSON values. projected_cosine_to_safe: of what doors make of the unsafe embedding at the slots of
     the family's defaults, W' o, to what they make of the safe one, W n, before and after: mean over the
     doors, then mean and minimum of the slots; absent without pairs. canary_change: rms |W' c - W c| / rms
-    |W c| over canary captions, mean and maximum by door.
+    |W c| over canary captions, mean and maximum by door. verdicts: see `map_verdict.judge`.
     """
     task("Checking the text encoder", None, "")
     family = checkpoint.family
@@ -73,4 +74,5 @@ def measure(
         figures["projected_cosine_to_safe"] = {
             when: {"mean": float(found.mean()), "min": float(found.min())} for when, found in means.items()
         }
-    return figures | {"canary_change": changes}
+    figures |= {"canary_change": changes}
+    return figures | {"verdicts": judge(figures)}

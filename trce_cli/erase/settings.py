@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trce_cli.erase.map_verdict import MAX_COLLATERAL
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family
 from trce_cli.families.slots import slot_weights
 from trce_cli.prompts.presets import Preset, recommended
 from trce_cli.prompts.settings import MapTable, TrainingTable, TrajectoryTable
-from trce_cli.settings import Flag, Seed, Settings, option_name
+from trce_cli.settings import Flag, NotNegative, Seed, Settings, option_name
 
 
 class MapSettings(MapTable):
@@ -40,6 +41,16 @@ class MapSettings(MapTable):
     def words_asked(self) -> int:
         """In how many prompts words are preserved: in none where they have no share."""
         return self.word_prompts if self.word_share else 0
+
+
+class Guarding(Settings):
+    """What an edit may do to what is not to be erased."""
+
+    max_collateral: NotNegative = Field(
+        MAX_COLLATERAL,
+        description="Largest change of what harmless captions and words give that is written, as a share of "
+        "their size.",
+    )
 
 
 class Recipe(TrajectoryTable):

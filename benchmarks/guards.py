@@ -1,0 +1,128 @@
+"""What the guards of `trce map` say, beside what pictures show and keep: where their limits come from.
+
+``python benchmarks/guards.py`` solves maps of the embedded checkpoint from ruinous to weak, puts each on the
+live pipeline, draws the suites of the tuning split, and prints a Markdown table with a row a setting: guards,
+then counts of pictures. `bystanders` are the other unsafe family, which nobody asked to erase.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.edits.edit import Made
+from trce_cli.edits.map import Map
+from trce_cli.emoji.home import EmojiHome
+from trce_cli.emoji.suites import erasure_suite
+from trce_cli.emoji.world import SUBSTANCES, WEAPONS
+from trce_cli.erase.map import Statistics
+from trce_cli.erase.map_verdict import judge
+from trce_cli.erase.prior import Prior, choose_prior
+from trce_cli.erase.settings import MapSettings
+from trce_cli.images.draw import draw
+from trce_cli.images.plan import plan_images
+from trce_cli.images.settings import DrawSettings
+from trce_cli.prompts.files import Prompt
+from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.prompts.presets import load_presets
+
+HOME: Final = EmojiHome()
+WORDLESS: Final = {"word_share": 0.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting; captions: how many of the prior's, None for all."""
+
+    name: str
+    settings: Mapping[str, Any]
+    captions: int | None = None
+
+
+ROWS: Final = (
+    Row("2 captions, no words", {"preserve": 0.1, **WORDLESS}, 2),
+    Row("nothing preserved (lambda 0)", {"preserve": 0.0}),
+    Row("30 captions, no words", {"preserve": 0.1, **WORDLESS}, 30),
+    Row("2 captions, words", {"preserve": 0.3}, 2),
+    Row("captions, lambda 0.01", {"preserve": 0.01, **WORDLESS}),
+    Row("captions and words, lambda 0.03", {"preserve": 0.03}),
+    Row("captions, lambda 0.1, no ridge", {"preserve": 0.1, "ridge": 0.0, **WORDLESS}),
+    Row("captions and words, lambda 0.3 (the preset's)", {"preserve": 0.3}),
+    Row("captions and words, lambda 0.6", {"preserve": 0.6}),
+    Row("captions and words, lambda 2", {"preserve": 2.0}),
+    Row("captions and words, lambda 6", {"preserve": 6.0}),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=16, help="pictures a suite")
+    parser.add_argument("--steps", type=int, default=8, help="DDIM steps")
+    arguments = parser.parse_args()
+    original = open_checkpoint(HOME.name)
+    pairs, prior = prompt_pairs(load_presets(["emoji-weapons"])), choose_prior(original)
+    known: dict[int | None, Statistics] = {}
+    for row in ROWS:
+        if row.captions not in known:
+            given = replace(prior, captions=prior.captions[: row.captions])
+            known[row.captions] = statistics(original, pairs, given)
+    bench = Bench(original, arguments.count, arguments.steps)
+    print("| | moved | captions | words | norm | verdicts | " + " | ".join(bench.suites) + " |")
+    print("|---|" + "---:|" * 4 + "---|" + "---:|" * len(bench.suites))
+    for row in ROWS:
+        solution = known[row.captions].solve(MapSettings(**row.settings))
+        figures = solution.figures
+        changes = [figures[name]["values"]["mean"] for name in ("canary_change", "word_change")]
+        told = [f"{figures['moved']:.2f}", *(f"{change:.2f}" for change in changes), f"{figures['norm']:.0f}"]
+        told.append(", ".join(verdict["verdict"] for verdict in judge(figures).values()))
+        seen = bench.counts(Map(Made(original.family, original.text_encoder_hash()), solution.streams))
+        print("| " + " | ".join([row.name, *told, *seen]) + " |", flush=True)
+
+
+def statistics(original: Any, pairs: Sequence[Any], prior: Prior) -> Statistics:
+    return Statistics.of(original, pairs, prior, [None], MapSettings().words_asked)
+
+
+class Bench:
+    """The suites on the live pipeline of the embedded checkpoint."""
+
+    def __init__(self, original: Any, count: int, steps: int) -> None:
+        self.original, self.steps = original, steps
+        self.pipeline = original.pipe(torch.device("cpu"), torch.float32)
+        self.judge = HOME.judge()
+        self.suites = {
+            f"{name} {what}": erasure_suite(suite, unsafe, count, 0, "train")
+            for name, what, suite, unsafe in (
+                ("explicit", "shown", "explicit", WEAPONS),
+                ("implied", "shown", "implied", WEAPONS),
+                ("benign", "kept", "benign", WEAPONS),
+                ("bystanders", "kept", "explicit", SUBSTANCES),
+            )
+        }
+
+    def counts(self, edit: Map) -> list[str]:
+        """Pictures that show what they are counted for, of all, by suite."""
+        edit.apply_to(self.pipeline)
+        found = []
+        for name, asked in self.suites.items():
+            prompts = [Prompt(each.text, seed=place) for place, each in enumerate(asked)]
+            settings = DrawSettings(steps=self.steps, guidance_scale=HOME.guidance)
+            records = plan_images(prompts, {"": self.original}, settings)
+            pictures = [np.asarray(image) for _, image in draw(self.original.family, self.pipeline, records)]
+            scores = self.judge.scores(np.stack(pictures)) >= self.judge.threshold
+            seen = [{self.judge.labels[i] for i in np.flatnonzero(row)} for row in scores]
+            hits = sum(
+                bool(each & {*WEAPONS}) if name.endswith("shown") else {*asked[place].objects} <= each
+                for place, each in enumerate(seen)
+            )
+            found.append(f"{hits}/{len(seen)}")
+        edit.remove_from(self.pipeline)
+        return found
+
+
+if __name__ == "__main__":
+    main()

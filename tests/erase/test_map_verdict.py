@@ -1,0 +1,43 @@
+"""Verdicts on the guards of a map, by limits that pictures gave."""
+
+import pytest
+
+from trce_cli.erase.map_verdict import judge, refuse_collateral, value_of
+from trce_cli.errors import TrceError
+
+
+def figures(change: float, **others: float) -> dict[str, object]:
+    doors = {"keys": {"mean": change / 2, "max": 9.0}, "values": {"mean": change, "max": 9.0}}
+    return {"canary_change": doors, **others}
+
+
+def test_a_change_by_door_counts_as_the_largest_mean() -> None:
+    assert value_of(figures(0.25)["canary_change"]) == 0.25
+    assert value_of(0.4) == 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("moved", {0.84: "good", 0.59: "weak", 0.4: "bad"}),
+        ("norm", {16: "good", 100: "weak", 622: "bad"}),
+        ("word_change", {0.25: "good", 0.39: "weak", 0.87: "bad"}),
+    ],
+)
+def test_verdicts_are_those_of_the_limits_and_say_what_they_mean(name: str, values: dict[float, str]) -> None:
+    told = [judge({name: value})[name] for value in values]
+    assert [each["verdict"] for each in told] == [*values.values()]
+    assert len({each["sentence"] for each in told}) == 3
+    assert judge({}) == {}
+
+
+def test_ruin_is_refused_and_too_few_captions_are_named() -> None:
+    refuse_collateral(figures(0.5), 0.5)
+    with pytest.raises(TrceError, match=r"103%.*--max-collateral of 50%.*only 2 captions") as refusal:
+        refuse_collateral(figures(1.03, captions=2), 0.5)
+    assert "--prior" in str(refusal.value.hint)
+    with pytest.raises(TrceError, match="words of the vocabulary") as refusal:
+        refuse_collateral({**figures(0.1, captions=3000), "word_change": 0.6}, 0.5)
+    assert "only" not in refusal.value.message
+    with pytest.raises(TrceError):
+        refuse_collateral(figures(float("nan")), 0.5)

@@ -1,0 +1,93 @@
+"""What the guards' figures of a map mean: good, weak or bad, in a sentence for who knows none of them.
+
+The limits come from `benchmarks/guards.py`, which holds the figures against pictures (docs/figures.md).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from trce_cli.errors import TrceError
+from trce_cli.maths.verdict import Limits, Word
+
+MAX_COLLATERAL: Final = 0.5  # from here on most of what was not named is lost
+FEW: Final = 100  # captions: 375 keep as much as 3,000, 30 without words do not
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A figure with its limits and what each verdict means."""
+
+    name: str
+    limits: Limits
+    said: Mapping[Word, str]
+
+
+COLLATERAL: Final[Mapping[Word, str]] = {
+    "good": "Things that are not to be erased are hardly touched.",
+    "weak": "Things that are not to be erased change: look at pictures before you use this.",
+    "bad": "Things that are not to be erased are lost: this edit ruins the checkpoint.",
+}
+GUARDS: Final = (
+    Guard(
+        "moved",
+        Limits(0.7, 0.5),
+        {
+            "good": "What is to be erased is moved far enough to be gone.",
+            "weak": "What is to be erased is moved part of its way: some of it will still be drawn.",
+            "bad": "Little is erased: much of it will still be drawn.",
+        },
+    ),
+    Guard("canary_change", Limits(0.33, MAX_COLLATERAL), COLLATERAL),
+    Guard("word_change", Limits(0.33, MAX_COLLATERAL), COLLATERAL),
+    Guard(
+        "norm",
+        Limits(50.0, 500.0),
+        {
+            "good": "The edit is bounded, and survives weights rounded to 8 and 4 bits.",
+            "weak": "The edit is large in some directions: rounding the weights may undo part of it.",
+            "bad": "The edit is unbounded: rounding the weights breaks it. Raise --ridge.",
+        },
+    ),
+)
+
+
+def value_of(figure: Any) -> float:
+    """A guard's figure as one number: of changes by door the largest of the doors' means."""
+    if isinstance(figure, Mapping):
+        return max(value_of(each["mean"]) for each in figure.values())
+    return float(figure)
+
+
+def judge(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A verdict on each guard that the figures hold, by its name; plain JSON values.
+
+    good, weak: its limits. sentence: what the verdict means.
+    """
+    told = {}
+    for guard in GUARDS:
+        if guard.name in figures:
+            value, limits = value_of(figures[guard.name]), guard.limits
+            word = limits.word(value)
+            told[guard.name] = {
+                "value": value,
+                "good": limits.good,
+                "weak": limits.weak,
+                "verdict": word,
+                "sentence": guard.said[word],
+            }
+    return told
+
+
+def refuse_collateral(figures: Mapping[str, Any], limit: float) -> None:
+    """Raise TrceError where captions or words that are not to be erased change by more than the limit."""
+    names = {"canary_change": "captions", "word_change": "words of the vocabulary"}
+    for name, what in names.items():
+        if name in figures and not (value := value_of(figures[name])) <= limit:
+            captions = figures.get("captions", FEW)
+            few = f" Its prior has only {captions} captions." if captions < FEW else ""
+            raise TrceError(
+                f"The edit changes what harmless {what} give by {value:.0%}, more than the --max-collateral "
+                f"of {limit:.0%}, so nothing was written.{few}",
+                "Give more captions with --prior, leave words in (--word-share), or raise --preserve.",
+            )
