@@ -21,7 +21,7 @@ from map import as_toml, child, preset, write
 PARAMETERS = {"z-image": 2560, "qwen-image": 3584}  # widths of the door, which say which family it is
 
 
-def build(folder: Path, family: str) -> None:
+def build(folder: Path, family: str, layers: int) -> None:
     """A diffusers folder in fp16 with the family's true shapes and random weights."""
     import diffusers
     import torch
@@ -33,7 +33,7 @@ def build(folder: Path, family: str) -> None:
     tiny.write_qwen_tokenizer(folder / "tokenizer")
     if family == "z-image":
         text = transformers.Qwen3Config(
-            vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
+            vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=layers or 36,
             num_attention_heads=32, num_key_value_heads=8, head_dim=128, rope_theta=1e6,
         )  # fmt: skip
         kinds = (transformers.Qwen3Model, diffusers.ZImageTransformer2DModel, diffusers.AutoencoderKL)
@@ -47,7 +47,7 @@ def build(folder: Path, family: str) -> None:
         text = transformers.Qwen2_5_VLConfig(
             text_config={
                 "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
-                "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                "num_hidden_layers": layers or 28, "num_attention_heads": 28, "num_key_value_heads": 4,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
             }
         )  # fmt: skip
@@ -111,12 +111,13 @@ def main() -> None:
     if sys.argv[1:2] == ["--part"]:
         name, *paths = sys.argv[2:]
         if name == "build":
-            build(Path(paths[0]), paths[1])
+            build(Path(paths[0]), paths[1], int(paths[2]))
         print(json.dumps({} if name == "build" else work(*map(Path, paths))))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", choices=PARAMETERS, default="z-image")
     parser.add_argument("--captions", type=int, default=2400, help="of the built-in prior, the first so many")
+    parser.add_argument("--layers", type=int, default=0, help="of the text encoder; else as many as it has")
     parser.add_argument("--concepts", type=int, default=12)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
@@ -132,7 +133,7 @@ def measure(scratch: Path, options: argparse.Namespace) -> None:
     toml.write_text(as_toml(preset(options.concepts, 3)))
     captions.write_text("\n".join(prior_captions()[: options.captions]))
     own = [sys.executable, __file__, "--part"]
-    child([*own, "build", str(folder), options.family])
+    child([*own, "build", str(folder), options.family, str(options.layers)])
     known, _, _ = child([*own, "work", str(folder), str(toml), str(captions)])
     rates, _, _ = child(
         [sys.executable, str(Path(__file__).with_name("map.py")), "--part", "machine", str(scratch)]
