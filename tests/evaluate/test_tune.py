@@ -169,7 +169,7 @@ def test_a_run_stopped_again_and_again_ends_as_an_undisturbed_one(
 ) -> None:
     line = ["tune", "emoji", "--preset", "emoji-weapons", "--count", "2", "--steps", "2", "--device", "cpu"]
     line += ["--suite", "explicit", "--suite", "benign", "--preserve", "0.1"]
-    line += ["--token-weights", "0,1,0,0", "--token-weights", "0,1,1,1", "--quiet", "--output"]
+    line += ["--token-weights", "0,1,1,1", "--token-weights", "0,1,0,0", "--quiet", "--output"]
     assert main([*line, str(tmp_path / "whole")]) == 0
 
     real, drawn = ImageFolder.add, []
