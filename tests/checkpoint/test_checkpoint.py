@@ -267,7 +267,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: replace_json(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
         "text_encoder is T5EncoderModel",
     ),
-    "inpainting": (lambda f: replace_json(f / "unet/config.json", in_channels=9), "9 channels"),
+    "other channels": (lambda f: replace_json(f / "unet/config.json", in_channels=5), "5 channels"),
     "index out of the folder": (sharded_with(weight_map={"a": "../../secret.safetensors"}), "outside"),
     "index to an absolute path": (sharded_with(weight_map={"a": "/etc/passwd"}), "outside"),
     "index of numbers": (sharded_with(weight_map={"a": 3}), "outside"),

@@ -159,3 +159,22 @@ def test_another_kind_of_autoencoder_has_no_single_file(folder: Path, tmp_path: 
     assert (done.status, "AutoencoderTiny" in done.err) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert trce("map", folder, "-p", "weapons", "-o", tmp_path / "out").status == 0
+
+
+def test_an_inpainting_sibling_is_mapped_and_not_drawn(
+    tiny_sd1: Path, tmp_path: Path, trce: Callable
+) -> None:
+    folder = built(tmp_path, tiny_sd1, in_channels=9)
+    say(folder, "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    file = write_single_file(open_checkpoint(str(folder)), tmp_path / "in.safetensors", {}, {})
+    done = trce(
+        "map", file, "--config", tiny_sd1, "-p", "weapons", "--as", "diffusers", "-o", tmp_path / "out"
+    )
+    assert done.status == 0, done.err
+    assert json.loads((tmp_path / "out/unet/config.json").read_text())["in_channels"] == 9
+    assert trce("map", folder, "-p", "weapons", "-o", tmp_path / "copy").status == 0
+    before, after = load_file(tmp_path / "copy" / UNET), load_file(tmp_path / "out" / UNET)
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    for command in (("generate", folder, "a dog"), ("steer", folder, "-p", "weapons")):
+        done = trce(*command, "-o", tmp_path / f"no-{command[0]}")
+        assert (done.status, "fills in pictures" in done.err) == (2, True)

@@ -32,6 +32,7 @@ __all__ = [
 ]  # the key is gone when streams are everywhere
 
 Config = Mapping[str, Mapping[str, Any]]
+CHANNELS: Final = (4, 9)  # of latents; for inpainting those of the masked picture and the mask as well
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class StableDiffusion:
         index = config["model_index"]
         if (pipeline := index.get("_class_name")) not in self.pipelines:
             return f"its pipeline is {pipeline}"
-        if (channels := config["denoiser"].get("in_channels", 4)) != 4:
-            return f"its U-Net takes {channels} channels, not 4"
+        if (channels := config["denoiser"].get("in_channels", 4)) not in CHANNELS:
+            return f"its U-Net takes {channels} channels, not 4 or, for inpainting, 9"
         for spec in self.encoders:
             entry = index.get(spec.folder)
             found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
@@ -111,8 +112,8 @@ class StableDiffusion:
         if not any(key.startswith(UNET) for key in shapes):
             return f"it has no key that begins with {UNET}"
         channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
-        if len(channels) < 2 or channels[1] != 4:
-            return f"its U-Net does not take 4 channels (input_blocks.0.0: {list(channels)})"
+        if len(channels) < 2 or channels[1] not in CHANNELS:
+            return f"its U-Net takes neither 4 channels nor 9 (input_blocks.0.0: {list(channels)})"
         absent = [spec.ldm for spec in self.encoders if not any(key.startswith(spec.ldm) for key in shapes)]
         return f"it holds no text encoder {' and '.join(absent)}" if absent else None
 
@@ -322,6 +323,7 @@ SD1 = StableDiffusion(
     (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
     ),
@@ -337,7 +339,7 @@ SD1 = StableDiffusion(
 SD2 = StableDiffusion(
     "sd2",
     "SD 2.x",
-    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
+    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     (EncoderSpec("text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.model.", True),),
     linear=True,
     pooled=False,
@@ -346,7 +348,11 @@ SD2 = StableDiffusion(
 SDXL = StableDiffusion(
     "sdxl",
     "SDXL",
-    ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ),
     (
         EncoderSpec(
             "text_encoder",

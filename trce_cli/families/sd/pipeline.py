@@ -57,6 +57,11 @@ def load(
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
+    if (channels := weights.config["denoiser"].get("in_channels", 4)) != 4:
+        raise BadInput(
+            f"{weights.name} fills in pictures (its U-Net takes {channels} channels): not drawn here.",
+            "`trce map` and `trce apply` work on it.",
+        )
     if not weights.keys("vae"):
         raise BadInput(
             f"{weights.path} holds no VAE, which drawing needs.",

@@ -22,6 +22,8 @@ class Ddim:
 
         own = class_of(weights.config)
         why = f"its noise is that of {own}" if is_edm(own) else few_steps(weights.config)
+        if weights.config["denoiser"].get("in_channels", 4) != 4:
+            why = "it fills in pictures"
         if why:
             raise BadInput(
                 f"{weights.name} is not sampled by DDIM in many steps, which `trce steer` and attacks by "

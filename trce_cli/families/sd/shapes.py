@@ -78,6 +78,9 @@ def built_by(
         ]
 
     said: dict[str, Any] = {}
+    entry = shapes.get(diffusers.get("conv_in.weight", ""), ())
+    if len(entry) == 4 and entry[1] != config.get("in_channels", 4):
+        said["in_channels"] = entry[1]
     layers = [count(f"down_blocks.{level}.resnets.") for level in range(depth)]
     if layers != _each(config.get("layers_per_block", 2), depth):
         said["layers_per_block"] = layers[0] if len(set(layers)) == 1 else layers
