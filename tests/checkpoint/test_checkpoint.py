@@ -573,3 +573,22 @@ def test_an_input_that_changes_while_it_is_in_use_is_an_error(sd1: Path, change:
     assert Path(file).name in caught.value.message
     assert not (sd1.parent / "out").exists()
     assert not list(sd1.parent.glob(".trce*"))
+
+
+@pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer", "unet"])
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tiny_sd1, monkeypatch, part):
+    """Neither is an output without it made, nor a picture's hash."""
+    listdir, scandir = os.listdir, os.scandir
+
+    def refused(function):
+        def call(path="."):
+            if str(path).endswith(f"/{part}"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path)
+
+        return call
+
+    monkeypatch.setattr(os, "listdir", refused(listdir))
+    monkeypatch.setattr(os, "scandir", refused(scandir))
+    with pytest.raises(PermissionError):
+        open_checkpoint(str(tiny_sd1))

@@ -19,7 +19,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import FAMILIES, family_of_folder
 from trce_cli.system.foreign import identities, read_json, read_text
-from trce_cli.system.paths import inside
+from trce_cli.system.paths import inside, matching
 from trce_cli.system.safetensors import SafetensorsFile
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
@@ -146,7 +146,7 @@ def _denoiser_copies(
     where = folder / family.denoiser
     copies: dict[str, WeightCopy] = {}
     listed: set[str] = set()
-    for index in sorted(where.glob("*.safetensors.index*.json")):
+    for index in matching(where, "*.safetensors.index*.json"):
         stem, label = index.name.removesuffix(".json").split(".safetensors.index", 1)
         weight_map = _read_index(folder, index)
         opened = {
@@ -160,7 +160,7 @@ def _denoiser_copies(
         tensors = {key: Place(file, Stored(key)) for file in opened.values() for key in file.tensors}
         name = label.removeprefix(".") or _variant_of(stem)
         copies[name] = WeightCopy(name, tensors)
-    for path in sorted(where.glob("*.safetensors")):
+    for path in matching(where, "*.safetensors"):
         if path.name in listed or path.name.startswith("."):
             continue
         if _SHARD.fullmatch(path.name):
@@ -210,7 +210,7 @@ def part_weights(
     None without any, which the text encoders alone may not be.
     """
     where = folder / part
-    found = sorted(path.name for path in where.glob("*.safetensors") if not path.name.startswith("."))
+    found = [path.name for path in matching(where, "*.safetensors") if not path.name.startswith(".")]
     plain = [name for name in found if name.count(".") == 1]
     asked = [name for name in found if variant and name.endswith(f".{variant}.safetensors")]
     name = next(iter(asked + plain + found), None)
@@ -238,7 +238,7 @@ def part_weights(
 
 
 def _refuse_pickles(folder: Path) -> None:
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+    pickles = [path.name for path in matching(folder) if path.suffix in PICKLE_SUFFIXES]
     if pickles:
         raise BadInput(
             f"{folder} has its weights only as a pickle ({pickles[0]}); loading one can run code, so only "
@@ -255,7 +255,7 @@ def _folder_files(
     edited = {f"{family.denoiser}/{file.path.name}" for copy in denoiser for file in copy.files}
     files: dict[str, Path] = {}
     left_out: dict[str, str] = {}
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_unseen):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (Path(place) / name).is_symlink():
@@ -282,3 +282,8 @@ def _folder_files(
             else:
                 files[relative] = inside(folder, relative)
     return files, left_out
+
+
+def _unseen(error: OSError) -> None:
+    """A folder that cannot be looked into is no empty one."""
+    raise error

@@ -11,7 +11,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import family_of_file, family_of_folder
 from trce_cli.system.foreign import identities
-from trce_cli.system.paths import inside
+from trce_cli.system.paths import inside, matching
 from trce_cli.system.safetensors import SafetensorsFile
 
 
@@ -61,7 +61,7 @@ class SingleFile(Checkpoint):
 def _texts(folder: Path, family: Family) -> list[Path]:
     """The configurations and tokenizers of a diffusers folder, each a file of that folder."""
     parts = (family.denoiser, *family.weight_parts, *family.other_parts)
-    found = [path.relative_to(folder) for part in parts for path in folder.glob(f"{part}/*")]
+    found = [path.relative_to(folder) for part in parts for path in matching(folder / part)]
     return [inside(folder, path.as_posix()) for path in found if path.suffix in (".json", ".txt", ".jinja")]
 
 

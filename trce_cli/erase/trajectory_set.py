@@ -14,6 +14,7 @@ from trce_cli.erase.settings import Recipe
 from trce_cli.erase.trajectories import Kind, Plan, Shard
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json
+from trce_cli.system.paths import matching
 from trce_cli.system.safetensors import SafetensorsFile, hash_file
 from trce_cli.system.whole import write_tensors
 
@@ -73,7 +74,7 @@ class TrajectorySet:
             )
         expected = {shard.name: shard for shard in plan.shards}
         self.done: set[str] = set()
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in matching(folder, "*.safetensors"):
             self._check(path, expected.get(path.name))
             self.done.add(path.name)
 

@@ -16,6 +16,7 @@ from trce_cli.evaluate.costs import phase
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.images.record import ImageRecord, load
 from trce_cli.system.foreign import open_file, parse_json, read_text, validated
+from trce_cli.system.paths import matching
 from trce_cli.system.progress import Task
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import appending
@@ -78,7 +79,7 @@ class ScoreStore:
 
     def read(self) -> None:
         """Take in what all processes have written."""
-        for path in self._folder.glob(f"{self._stem}-*.jsonl"):
+        for path in matching(self._folder, f"{self._stem}-*.jsonl"):
             for line in read_text(path, MAX_SCORES, errors="replace").splitlines():
                 with suppress(BadInput):
                     picture, scores = validated(tuple[str, Scores], parse_json(line, str(path)), str(path))

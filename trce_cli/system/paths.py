@@ -1,5 +1,6 @@
 """Paths as users write them."""
 
+import fnmatch
 import os
 from pathlib import Path
 
@@ -19,6 +20,18 @@ def real_path(path: str | Path) -> Path:
 def existing(path: Path) -> Path:
     """`path`, or the innermost of the folders around it that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def matching(folder: Path, pattern: str = "*") -> list[Path]:
+    """The entries of a folder whose names match, sorted; none where there is no folder.
+
+    OSError where it cannot be looked into: what is not seen would be taken for absent.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def inside(folder: Path, relative: str) -> Path:

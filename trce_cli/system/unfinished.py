@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import read_json
-from trce_cli.system.paths import real_path
+from trce_cli.system.paths import matching, real_path
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import SafetensorsFile
 from trce_cli.system.whole import check_own_folder, clear_stale, write_json, write_tensors
@@ -109,5 +109,5 @@ def _check_arguments(folder: Path, arguments: Mapping[str, Any], force: bool) ->
             f"{folder} holds an unfinished run with other arguments ({differing[0]} differs).",
             "Finish it with those, choose another --output, or begin again with --force.",
         )
-    for path in folder.glob("*.safetensors"):
+    for path in matching(folder, "*.safetensors"):
         path.unlink()
