@@ -44,7 +44,8 @@ def apply(
         list[Path],
         typer.Argument(
             metavar="EDIT",
-            help="Maps and LoRAs in .safetensors files, in the order in which they act.",
+            help="Maps, LoRAs, and weights of a denoiser as other erasers write them, in .safetensors files, "
+            "in the order in which they act.",
             show_default=False,
         ),
     ],
@@ -56,7 +57,7 @@ def apply(
     answer: Answer,
     force: Force = False,
 ) -> None:
-    """Put maps and LoRAs on a checkpoint with the same text encoder.
+    """Put maps, LoRAs and weights of other erasers on a checkpoint with the same text encoder.
 
     Several are applied one after the other; of maps that is the product of their matrices.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,12 +26,15 @@ from trce_cli.evaluate.settings import Checks, EvaluationSettings
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.prompts.presets import load_presets
 
+if TYPE_CHECKING:
+    from trce_cli.checkpoint.checkpoint import Checkpoint
+
 Erased = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[CHECKPOINT]",
-        help="The erased one: `emoji`, a diffusers folder, a .safetensors file, a hub id. After --compare "
-        "further results.",
+        help="The erased one: `emoji`, a diffusers folder, a .safetensors file, a hub id; or an edit's file, "
+        "which is put on ORIGINAL. After --compare further results.",
         show_default=False,
     ),
 ]
@@ -92,8 +95,8 @@ def evaluate(
     earlier = [read_results(path) for path in others]
     team = join_team(drawing.device)
     console = answer.console(team.is_main_process)
-    original, erased = opening.open_other(against), opening.open(names[0])
-    check_outside(output, (original, erased))
+    original = opening.open_other(against)
+    erased = open_erased(names[0], original, output, opening, team)
     where = team.device if team.num_processes > 1 and drawing.device == "auto" else drawing.place()
     with console.progress() as progress:
         progress.task("Loading detectors")
@@ -111,6 +114,22 @@ def evaluate(
     console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
     console.result({"output": output, "report": page, **results})
     check_met(results["gates"], page)
+
+
+def open_erased(name: str, original: "Checkpoint", output: Path, opening: Opening, team: Any) -> "Checkpoint":
+    """The checkpoint of that name; of a file with an edit the original with it, a copy in the output."""
+    from trce_cli.edits.files import is_edit
+    from trce_cli.edits.trial import open_copy, put_on
+    from trce_cli.system.processes import on_main
+
+    if not is_edit(name):
+        erased = opening.open(name)
+        check_outside(output, (original, erased))
+        return erased
+    check_outside(output, (original,))
+    copy = output / ("edited.safetensors" if original.path.is_file() else "edited")
+    on_main(team, lambda: put_on(original, name, copy))
+    return open_copy(name, copy)
 
 
 def split_compared(arguments: Sequence[str], compared: Sequence[Path]) -> tuple[list[str], list[Path]]:

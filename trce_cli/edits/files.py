@@ -12,12 +12,13 @@ from trce_cli.checkpoint.provenance import history, record
 from trce_cli.edits.edit import WeightEdit
 from trce_cli.edits.lora import LORA, Lora, open_lora
 from trce_cli.edits.map import MAP, Map, open_map
+from trce_cli.edits.weights import Weights, open_weights
 from trce_cli.errors import BadInput
-from trce_cli.families.registry import not_a_checkpoint
+from trce_cli.families.registry import may_be_denoiser, not_a_checkpoint
 from trce_cli.system.paths import expanded
 from trce_cli.system.safetensors import SafetensorsFile, hash_file
 
-Edit = Map | Lora
+Edit = Map | Lora | Weights
 # What adapters of other kinds are called, and what is in the names of their tensors.
 _OTHER_ADAPTERS: Final = {
     "DoRA": "dora_scale",
@@ -33,18 +34,31 @@ def load_map(path: str | Path) -> Map:
     """Read a map from its file; BadInput says in one sentence what is wrong with it."""
     edit = open_edit(path)
     if not isinstance(edit, Map):
-        raise BadInput(f"{path} is a LoRA, not a map.", "Load it with the pipeline's load_lora_weights.")
+        what = "a LoRA" if isinstance(edit, Lora) else "weights of a denoiser"
+        raise BadInput(f"{path} is {what}, not a map.", "Load it into the pipeline as diffusers does.")
     return edit
 
 
+def is_edit(name: str) -> bool:
+    """Whether what a user gives as a checkpoint is a file with an edit."""
+    path = expanded(name)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        open_edit(path)
+    except BadInput:
+        return False
+    return True
+
+
 def open_edit(path: str | Path) -> Edit:
-    """Open a map or a LoRA and check it; BadInput says in one sentence what is wrong with the file."""
+    """Open a map, a LoRA, or weights of a denoiser, and check it; BadInput says what is wrong with it."""
     path = expanded(path)
     if not path.exists():
         raise BadInput(f"There is no file {path}.", "The edits come first, the checkpoint last.")
     if path.is_dir() or path.suffix in PICKLE_SUFFIXES:
         what = "a folder" if path.is_dir() else "a PyTorch pickle, which can run code when it is loaded"
-        raise BadInput(f"{path} is {what}, not a map or LoRA in a .safetensors file.")
+        raise BadInput(f"{path} is {what}, not an edit in a .safetensors file.")
     file = SafetensorsFile.open(path)
     if any(name.startswith(MAP) for name in file.tensors):
         return open_map(file)
@@ -60,9 +74,11 @@ def open_edit(path: str | Path) -> Edit:
                 f"{path} is a {kind}, which cannot be applied here.",
                 "Merge it into the checkpoint with the tool that it comes from.",
             )
+    if may_be_denoiser({name: info.shape for name, info in file.tensors.items()}):
+        return open_weights(file)
     what = not_a_checkpoint(file.tensors) or "a file of another kind"
     raise BadInput(
-        f"{path} is neither a map nor a LoRA with kohya's names, but {what}.",
+        f"{path} is neither a map, a LoRA with kohya's names nor weights of a denoiser alone, but {what}.",
         "The edits come first, the checkpoint last.",
     )
 
@@ -72,10 +88,13 @@ def check_fits(
 ) -> bool:
     """Whether the checkpoint has the very text encoders that the edit was made for.
 
-    text_encoder: the checkpoint's `text_encoder_hash`.
+    text_encoder: the checkpoint's `text_encoder_hash`. Weights of a denoiser do not say, and are what they
+    are whatever encodes.
 
     Raises BadInput for another family, and for other or unknown text encoders unless they are allowed.
     """
+    if isinstance(edit, Weights):
+        return True
     made, name = edit.made, checkpoint.name
     if made and checkpoint.family is not made.family:
         raise BadInput(

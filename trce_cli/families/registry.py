@@ -66,6 +66,18 @@ def family_of_key(key: str | None) -> Family | None:
     return next((family for family in FAMILIES if family.key == key), None)
 
 
+def may_be_denoiser(shapes: Mapping[str, Shape]) -> bool:
+    """Whether a file's tensors may be weights of a denoiser by diffusers' names, and no whole checkpoint."""
+    if not shapes or not all(key.endswith((".weight", ".bias")) for key in shapes):
+        return False
+    if any(key.startswith(CHECKPOINT) for key in shapes):
+        return False
+    denoisers = {f"the {family.network} of a diffusers folder" for family in FAMILIES}
+    return not_a_checkpoint(shapes) in (None, *denoisers) and all(
+        family.claims_file(shapes) is not None for family in FAMILIES
+    )
+
+
 def not_a_checkpoint(keys: Collection[str]) -> str | None:
     """What a safetensors file is by its keys, where it is something that is often taken for a checkpoint."""
     if any(key.startswith(CHECKPOINT) for key in keys):
