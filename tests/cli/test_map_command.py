@@ -133,6 +133,8 @@ def test_provenance_says_what_was_done_and_repeats_it(
         > entry["figures"]["cosine_to_safe"]["before"]["mean"]
     )
     assert entry["figures"]["canaries"] == 200
+    assert entry["figures"]["bystanders"] >= 100
+    assert set(entry["figures"]["bystander_change"]) == {"keys", "values"}
     assert entry["peak_memory_bytes"] > 0
     card = (files / "out" / "README.md").read_text()
     assert "blades" in card

@@ -232,7 +232,7 @@ def test_other_broken_files_are_refused(sd1_map: Map, tiny_sd1: Path, tmp_path: 
         with pytest.raises(BadInput):
             open_edit(tmp_path / name)
     with pytest.raises(BadInput, match="neither a map nor a LoRA"):
-        open_edit(tiny_sd1 / "unet/diffusion_pytorch_model.safetensors")
+        open_edit(tiny_sd1 / "vae/diffusion_pytorch_model.safetensors")
     bad = Map(sd1_map.made, {"context": LinearMap.of(torch.ones(32, 32, dtype=torch.float64))})
     raw = bytearray(bad.save(tmp_path / "bad.safetensors").read_bytes())
     raw[-4:] = torch.tensor(torch.nan).numpy().tobytes()

@@ -31,7 +31,7 @@ PAIRS = [
     for unsafe, safe in (("a pistol", "two red apples on a plate"), ("zyx", "a tulip"))
     for prefix in ("", "a photo of ", "a drawing of a person holding ")
 ]
-PRIOR = Prior("test", (*prior_captions()[:48], *prior_captions()[:7]), ("a hat",))
+PRIOR = Prior("test", (*prior_captions()[:48], *prior_captions()[:7]), ("a hat",), ("a kite",))
 WEIGHTS = [(0, 1, 0, 0), (0.25, 1, 0.01, 0.5), (0, 0, 1, 0), (0, 0, 0, 1)]
 
 
@@ -307,16 +307,15 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
     assert solution.figures["cosine_to_safe"]["after"] == pytest.approx(after, abs=1e-5)
     assert after["mean"] > before["mean"] + 0.1
 
-    (states, length), changes = plain.encode("a hat"), {"keys": [], "values": []}
-    for key in checkpoint.door_weights()["context"]:
-        W = checkpoint.read("denoiser", key).double()
-        old, new = states[:length] @ W.T, states[:length] @ solution.streams["context"].edit(W).T
-        changes["keys" if "to_k" in key else "values"].append(float((new - old).norm() / old.norm()))
-    for kind, found in changes.items():
-        assert solution.figures["canary_change"][kind]["max"] == pytest.approx(max(found), rel=1e-4)
-        assert solution.figures["canary_change"][kind]["mean"] == pytest.approx(
-            sum(found) / len(found), rel=1e-4
-        )
+    for caption, name in (("a hat", "canary_change"), ("a kite", "bystander_change")):
+        (states, length), changes = plain.encode(caption), {"keys": [], "values": []}
+        for key in checkpoint.door_weights()["context"]:
+            W = checkpoint.read("denoiser", key).double()
+            old, new = states[:length] @ W.T, states[:length] @ solution.streams["context"].edit(W).T
+            changes["keys" if "to_k" in key else "values"].append(float((new - old).norm() / old.norm()))
+        for kind, found in changes.items():
+            assert solution.figures[name][kind]["max"] == pytest.approx(max(found), rel=1e-4)
+            assert solution.figures[name][kind]["mean"] == pytest.approx(sum(found) / len(found), rel=1e-4)
 
 
 def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_preset_that_names_every_bystander_of_a_world_leaves_none_to_ask(tmp_p
 @pytest.mark.parametrize("name", preset_names())
 def test_their_canaries_are_apart_from_every_suite(name: str) -> None:
     home = EMOJI if name.startswith("emoji") else REAL_WORLD
-    canaries = set(home.bystander_canaries())
+    canaries = set(home.bystander_canaries())  # what guards measure on
     assert len(canaries) >= 100
     assert not canaries & {*home.captions(), *home.canaries()}
     presets = load_presets([name])

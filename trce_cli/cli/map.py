@@ -129,6 +129,8 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     table.add_row(f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}")
     table.add_row("Targets moved, of their way to the safe embeddings", "", f"{figures['moved']:.1%}")
     add_changes(table, change, f"{figures['canaries']} canary captions")
+    if "bystander_change" in figures:
+        add_changes(table, figures["bystander_change"], f"{figures['bystanders']} captions of bystanders")
     if "word_change" in figures:
         add_changes(table, figures["word_change"], f"{figures['held_out_words']} words of no prior")
     table.add_row("Spectral norm of the change", "", f"{figures['norm']:.3g}")

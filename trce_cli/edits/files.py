@@ -78,7 +78,7 @@ def open_edit(path: str | Path) -> Edit:
         return open_weights(file)
     what = not_a_checkpoint(file.tensors) or "a file of another kind"
     raise BadInput(
-        f"{path} is neither a map, a LoRA with kohya's names nor weights of a denoiser alone, but {what}.",
+        f"{path} is neither a map nor a LoRA with kohya's names nor weights of a denoiser, but {what}.",
         "The edits come first, the checkpoint last.",
     )
 

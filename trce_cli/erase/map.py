@@ -62,7 +62,8 @@ def solve(
 class Statistics:
     """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
 
-    P, canaries: moments of the prior's captions and of its canaries. words: the same of the vocabulary's
+    P, canaries, bystanders: moments of the prior's captions, of its canaries, and of those of what neither
+    names, where it has some. words: the same of the vocabulary's
     words, where it has some and they are asked for. guards: the targets that guards measure
     at, the slots of the family's defaults. dtype: that prompts were encoded in.
     """
@@ -71,6 +72,7 @@ class Statistics:
     prior: Prior
     P: Moments
     canaries: Moments
+    bystanders: Moments | None
     words: Vocabulary | None
     pairs: EmbeddedPairs
     guards: Mapping[str, Targets]
@@ -102,6 +104,10 @@ class Statistics:
         P = second_moments(text, prior.captions, report)
         report = task("Encoding canaries", len(set(prior.canaries)), "captions")
         canaries = second_moments(text, prior.canaries, report)
+        bystanders = None
+        if prior.bystanders:
+            report = task("Encoding bystanders", len(set(prior.bystanders)), "captions")
+            bystanders = second_moments(text, prior.bystanders, report)
         words = None
         if word_prompts:
             report = task("Encoding words", None, "prompts")
@@ -111,7 +117,8 @@ class Statistics:
         weights = [guarded, *(slot_weights(family, each) for each in token_weights)]
         distinct = {tuple(each.values()): each for each in weights}.values()
         embedded = embed_pairs(text, pairs, distinct, report)
-        return cls(checkpoint, prior, P, canaries, words, embedded, embedded.targets(guarded), dtype)
+        guards = embedded.targets(guarded)
+        return cls(checkpoint, prior, P, canaries, bystanders, words, embedded, guards, dtype)
 
     def solve(self, settings: MapSettings, task: Task = no_task) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
@@ -138,6 +145,7 @@ class Statistics:
                     "pairs": len(self.pairs.pairs),
                     "captions": len(self.prior.captions),
                     "canaries": len(self.prior.canaries),
+                    "bystanders": len(self.prior.bystanders),
                 }
                 if self.words and settings.word_share:
                     figures[stream] |= {
@@ -164,8 +172,9 @@ class Statistics:
 
     def _measured(self) -> list[tuple[str, Moments]]:
         """What side effects are measured on, by the names of the figures."""
+        bystanders = [("bystander_change", self.bystanders)] if self.bystanders else []
         words = [("word_change", self.words.canaries)] if self.words else []
-        return [("canary_change", self.canaries), *words]
+        return [("canary_change", self.canaries), *bystanders, *words]
 
     def _change(self, stream: str, linear: LinearMap, moment: Tensor, report: Report) -> Any:
         moved = linear.moved_moment(moment)

@@ -15,12 +15,14 @@ from trce_cli.prompts.files import read_prompts
 class Prior:
     """Benign captions to preserve, and canary captions to measure side effects on that are not among them.
 
-    source: `built-in`, `emoji`, or the user's file. A caption that is given twice counts twice.
+    source: `built-in`, `emoji`, or the user's file. A caption that is given twice counts twice. bystanders:
+    further ones of what neither names.
     """
 
     source: str
     captions: tuple[str, ...]
     canaries: tuple[str, ...]
+    bystanders: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """The hash of the captions in their order, in hex."""
@@ -46,7 +48,8 @@ def choose_prior(
             f"{file} holds every caption that side effects are measured on.",
             "Leave some of them out.",
         )
-    return Prior(source, tuple(benign), kept)
+    bystanders = tuple(caption for caption in home.bystander_canaries() if _plain(caption) not in taken)
+    return Prior(source, tuple(benign), kept, bystanders)
 
 
 def _plain(caption: str) -> str:
