@@ -107,8 +107,9 @@ class QwenImage(LlmFamily):
         guidance_scale: float,
         width: int,
         height: int,
+        clip_skip: int = 1,
     ) -> Any:
-        """See `Family`."""
+        """See `Family`: there is no CLIP of which layers could be skipped, and the canvas allows none."""
         from trce_cli.families.qwen_image import pipeline
 
         return pipeline.draw(
