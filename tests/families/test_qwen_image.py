@@ -95,7 +95,7 @@ def test_one_edit_by_every_route_draws_the_same(
     (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES))
     out = tmp_path / "out"
     command = f"map {folder} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --energy 1 -q"
-    command += " --token-weights suffix=1,last=1,keyword=1 --preserve 0.01 --strength 8"
+    command += " --token-weights suffix=1,last=1,keyword=1 --preserve 0.01 --strength 8 --max-collateral 1000"
     assert (
         main([*command.split(), *["--as", "diffusers", "--as", "single-file", "--as", "lora", "--as", "map"]])
         == 0
