@@ -36,6 +36,7 @@ PRIOR = Prior(
     ("a fish beside a pig", "a watermelon"),
     ("a dog in the garden", "two red apples on a plate", "a cat on a chair"),
 )
+WORDS = ("harbour", "lamp")
 PRESET = """
 name = "toy"
 description = "For tests"
@@ -70,7 +71,7 @@ class Made:
     """A prepared set, and how many samples each model evaluated for it."""
 
     def __init__(self, checkpoint, preset, folder, accelerator, recipe=RECIPE):
-        self.plan = plan_trajectories(checkpoint, [preset], PRIOR, recipe)
+        self.plan = plan_trajectories(checkpoint, [preset], PRIOR, recipe, WORDS)
         self.identity = identity(checkpoint, checkpoint, preset, recipe)
         self.set = TrajectorySet(folder, self.plan, self.identity)
         self.denoiser = checkpoint.family.denoise(checkpoint)
@@ -273,10 +274,11 @@ def test_a_shard_says_what_it_was_made_of(sd1):
     assert (first["prompt"], first["safe"]) == ("a knife", "a tulip")
 
 
-def test_benign_trajectories_take_the_captions_of_the_prior_in_turn(sd1):
+def test_benign_trajectories_take_captions_and_words_in_turns(sd1):
     trajectories = sd1.plan.trajectories["benign"]
-    counts = sorted([one.prompt for one in trajectories].count(caption) for caption in PRIOR.captions)
-    assert counts == [2, 3]
+    asked = [one.prompt for one in trajectories]
+    assert sorted(asked.count(text) for text in PRIOR.captions) == [1, 2]
+    assert [asked.count(word) for word in WORDS] == [1, 1]
     assert {one.prompt for one in sd1.plan.trajectories["benign-check"]} == set(PRIOR.canaries)
 
 
@@ -344,7 +346,7 @@ def test_only_what_is_missing_is_made(sd1, preset, accelerator, tiny_sd1, tmp_pa
 def test_a_set_made_for_other_settings_is_refused(sd1, preset, tiny_sd1, change, named):
     checkpoint = open_checkpoint(str(tiny_sd1))
     recipe = RECIPE.model_copy(update=change)
-    plan = plan_trajectories(checkpoint, [preset], PRIOR, recipe)
+    plan = plan_trajectories(checkpoint, [preset], PRIOR, recipe, WORDS)
     with pytest.raises(BadInput, match=named):
         TrajectorySet(sd1.set.folder, plan, identity(checkpoint, checkpoint, preset, recipe))
 

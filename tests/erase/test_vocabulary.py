@@ -15,7 +15,7 @@ from trce_cli.erase import vocabulary
 from trce_cli.erase.map import Statistics
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
-from trce_cli.erase.vocabulary import HELD_OUT, TEMPLATES, Vocabulary, WordPrompts
+from trce_cli.erase.vocabulary import HELD_OUT, TEMPLATES, Vocabulary, WordPrompts, kept_words
 from trce_cli.families.base import Text
 from trce_cli.prompts.pairs import PromptPair, prompt_pairs
 from trce_cli.prompts.presets import load_preset
@@ -179,6 +179,9 @@ def test_weapons_are_exempt_and_bystanders_are_not() -> None:
     bystanders = {"cigarette", "beer", "wine", "syringe", "skull", "coffin", "cat", "guitar", "penguin"}
     assert not bystanders & {*found.exempt}
     assert math.isclose(len(found.exempt), 75, abs_tol=25)
+    kept = kept_words(text_of("emoji"), pairs, EOT, 6000)  # stage 2 has those that are held out as well
+    assert {*kept} >= bystanders | {*found.held_out}
+    assert not {*kept} & {*found.exempt}
 
 
 def test_a_safe_phrase_is_what_stands_in_the_keywords_place() -> None:

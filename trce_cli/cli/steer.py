@@ -87,7 +87,7 @@ def steer(
     from trce_cli.erase import steer as stage2
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.teacher import find_teacher
-    from trce_cli.erase.trajectories import plan_trajectories
+    from trce_cli.erase.trajectories import known_words, plan_trajectories
     from trce_cli.erase.working_folder import tidy
 
     source = opening.open(erased)
@@ -97,7 +97,8 @@ def steer(
     if main:
         tidy(output)
         outputs.check(source, files_read(presets, original.checkpoint.path, opening.config))
-    plan = plan_trajectories(source, chosen, choose_prior(source), recipe)
+    words = known_words(source, chosen, recipe)
+    plan = plan_trajectories(source, chosen, choose_prior(source), recipe, words)
     planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
         _show_plan(console, source, {"teacher": original.checkpoint.name, "output": str(output), **planned})

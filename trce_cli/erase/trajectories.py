@@ -11,15 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
 from trce_cli.erase.settings import Recipe
+from trce_cli.erase.vocabulary import kept_words
 from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Shape
+from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import rounds
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ MAX_TRAJECTORIES: Final = 100_000  # of concepts in all; each is planned before 
 # on, where there are any.
 CHECKED_UNSAFE: Final = 8
 CHECKED_OTHERS: Final = 32
+
+WORD_PROMPTS: Final = 6000  # that the meanings of words are read in, as many as in stage 1
 
 STORED: Final = torch.float16  # of latents, directions and predictions
 _WIDE: Final = {"timesteps": 8, "rows": 8, "offset": 4}  # bytes an element of the others
@@ -151,13 +154,18 @@ _UNCONDITIONAL: Final[tuple[Kind, ...]] = ("unconditional", "unconditional-check
 
 
 def plan_trajectories(
-    checkpoint: "Checkpoint", presets: Sequence["Preset"], prior: "Prior", recipe: Recipe
+    checkpoint: "Checkpoint",
+    presets: Sequence["Preset"],
+    prior: "Prior",
+    recipe: Recipe,
+    words: Sequence[str] = (),
 ) -> Plan:
     """Choose prompts, seeds and steps of all trajectories.
 
     A concept's trajectories take its preset's templates in turn, concept by concept one further on; those of
-    the guard take the next one. Benign trajectories take the prior's captions, those of the guard its
-    canaries. Raises BadInput for a recipe that the checkpoint cannot be sampled with.
+    the guard take the next one. Benign trajectories take the prior's captions and the words in turns, those
+    of the guard the prior's canaries. words: of the vocabulary, none that means what is erased. Raises
+    BadInput for a recipe that the checkpoint cannot be sampled with.
     """
     denoiser = checkpoint.family.denoise(checkpoint)
     denoiser.schedule(recipe.steps)  # refuses what cannot be sampled
@@ -192,20 +200,31 @@ def plan_trajectories(
     numbers = [place * len(concepts) // checked for place in range(checked)]
     checks = min(CHECKED_OTHERS, recipe.unconditional or CHECKED_OTHERS)
     unconditional = others("unconditional", [EMPTY] * recipe.unconditional)
-    kept = islice(rounds(prior.captions, Random(f"{recipe.seed}/captions")), recipe.benign)
+    random = Random(f"{recipe.seed}/prompts")
+    pools = [rounds(texts, random) for texts in (prior.captions, words) if texts]
+    kept = [next(pools[number % len(pools)]) for number in range(recipe.benign)] if pools else []
     return Plan(
         recipe,
         denoiser.latent_shape,
         {
             "unsafe": tuple(trained),
             "unconditional": unconditional,
-            "benign": others("benign", list(kept)),
+            "benign": others("benign", kept),
             "unsafe-check": tuple(unsafe(n, count, seeds.getrandbits(32)) for n in numbers),
             "unconditional-check": others("unconditional-check", [EMPTY] * checks),
             "benign-check": others("benign-check", prior.canaries[:checks]),
             "stage1": unconditional,
         },
     )
+
+
+def known_words(checkpoint: "Checkpoint", presets: Sequence["Preset"], recipe: Recipe) -> list[str]:
+    """The words of the vocabulary for `plan_trajectories`; no text encoder is read where no state has one."""
+    if not recipe.benign:
+        return []
+    family = checkpoint.family
+    text = family.text(checkpoint, "cpu", torch.float32)
+    return kept_words(text, prompt_pairs(presets), family.defaults.slots, WORD_PROMPTS)
 
 
 def _at(prompt: str, seed: int, step: int) -> Trajectory:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trce_cli.erase.moments import Moments, known_prompts, look
+from trce_cli.erase.moments import Known, Moments, known_prompts, look
 from trce_cli.families.base import Text
 from trce_cli.prompts.pairs import PromptPair
 from trce_cli.system.progress import Report, no_report
@@ -92,15 +92,10 @@ class Vocabulary:
         slots: the weights of the slots at which a word's meaning is read, the family's own. The statistics of
         all words are cached, whatever the pairs. `report` gets the number of prompts as they are done.
         """
-        words = text.words(max(count // LEAST, 1))
-        asked = WordPrompts.of(words, count)
-        if not words:
+        read = _read(text, pairs, slots, count, report)
+        if read is None or len(read[-1]) < HELD_OUT:
             return None
-        known = known_prompts(text, asked.prompts, slots, report)
-        exempt = exempt_words(text, asked, known.meanings, pairs, slots)
-        rest = [word for word in words if word not in exempt]
-        if len(rest) < HELD_OUT:
-            return None
+        asked, known, exempt, rest = read
         held_out = set(rest[HELD_OUT // 2 :: HELD_OUT])
         P, prompts, canaries = known.moments, len(asked.words), known.moments
         for some in filter(None, (exempt, held_out)):
@@ -159,3 +154,28 @@ def exempt_words(
 def _bare(phrase: str) -> str:
     """A phrase as a word stands in templates: without its article."""
     return re.sub(r"^(an?|the) ", "", phrase, flags=re.IGNORECASE)
+
+
+def kept_words(
+    text: Text,
+    pairs: Sequence[PromptPair],
+    slots: Mapping[str, float],
+    count: int,
+    report: Report = no_report,
+) -> list[str]:
+    """The words of the vocabulary, in at most `count` prompts, that mean nothing of what is erased."""
+    read = _read(text, pairs, slots, count, report)
+    return [] if read is None else read[-1]
+
+
+def _read(
+    text: Text, pairs: Sequence[PromptPair], slots: Mapping[str, float], count: int, report: Report
+) -> tuple[WordPrompts, Known, set[str], list[str]] | None:
+    """Words in at most `count` prompts, what is known of these, the exempt words and the others."""
+    words = text.words(max(count // LEAST, 1))
+    if not words:
+        return None
+    asked = WordPrompts.of(words, count)
+    known = known_prompts(text, asked.prompts, slots, report)
+    exempt = exempt_words(text, asked, known.meanings, pairs, slots)
+    return asked, known, exempt, [word for word in words if word not in exempt]
