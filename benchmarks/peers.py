@@ -2,7 +2,8 @@
 
 Each of them right-multiplies every key and value projection W by one matrix, W' = W M, so each is a map of
 text embeddings, and is written, applied and measured as our own is. Embeddings are rows, float64,
-(concepts, dim); `preserved` is the sum of p p^T over the embeddings that shall stay, (dim, dim).
+(concepts, dim); `preserved` is the sum of p p^T over the embeddings that shall stay, (dim, dim), for SPEED
+their mean over captions.
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,10 @@ from trce_cli.prompts.suites import parts
 
 # UCE's: how much preserving counts, and staying near the old weights; lambda_1 and lambda_2 in RECE's eq. 3.
 PRESERVE, NEAR = 0.1, 0.1
-# RECE's own: lambda as its authors give it for objects that are hard to erase, and the most rounds they take.
-DERIVE, ROUNDS = 1e-3, 3
-# SPEED: directions in which the preserved embeddings have less than this are their null space.
+# RECE's own: lambda and rounds as its authors give them for objects that UCE finds hard to erase.
+DERIVE, ROUNDS = 1e-3, 1
+# SPEED: directions in which the preserved captions have less than this on average are their null space. On
+# their sum it would mean less the longer the list is. Whether its authors scale it so could not be found out.
 NULL = 0.05
 LISTED = 300  # captions of the prior that stand in the preserve list
 
@@ -92,7 +94,7 @@ def write_peer(name: str, checkpoint: Checkpoint, presets: Sequence[Preset], pat
             doors = checkpoint.door_weights()[stream]
             M = rece(unsafe, safe, preserved, [checkpoint.read("denoiser", key).double() for key in doors])
         case "speed":
-            M = speed(unsafe, safe, preserved, _invariants(checkpoint))
+            M = speed(unsafe, safe, preserved / len(listed), _invariants(checkpoint))
         case _:
             raise ValueError(f"no such eraser: {name}")
     made = Made(family, checkpoint.text_encoder_hash())

@@ -39,7 +39,11 @@ def test_uce_is_the_least_squares_solution(problem: tuple[Tensor, ...]) -> None:
     torch.testing.assert_close(W @ peers.uce(o, n, p.T @ p), uce_by_rows(W, o, n, p))
 
 
-def test_rece_erases_what_would_bring_the_concept_back(problem: tuple[Tensor, ...]) -> None:
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_rece_erases_what_would_bring_the_concept_back(
+    problem: tuple[Tensor, ...], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "ROUNDS", rounds)
     o, n, p, W = problem
     edited = uce_by_rows(W, o, n, p)
     for _ in range(peers.ROUNDS):
