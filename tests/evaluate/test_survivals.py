@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from trce_cli.evaluate.survivals import fine_tuning
 from trce_cli.maths import rounding
 
 Run = Callable[..., Any]
@@ -153,3 +154,28 @@ def test_checkpoints_of_other_architectures_cannot_be_merged(evaluate: Surviving
     )
     told = evaluate("--after", "merging", checkpoint=narrow)
     assert (told.status, "different architectures" in told.err) == (2, True)
+
+
+def test_a_tuned_checkpoint_is_the_same_whether_it_was_stopped_or_not(
+    evaluate: Surviving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fine_tuning, "STEPS", (1, 2))
+    monkeypatch.setattr(fine_tuning, "HARMLESS", 2)
+    few = ("--count", 1, "--after-count", 1)
+    assert evaluate("--after", "fine-tuning", "--after", "fine-tuning-lora", *few).status == 0
+    out = evaluate.folder / "out"
+    untreated = pixels(out / "images/explicit")
+    # A LoRA begins as nothing, so that a step or two at its rate need not be seen.
+    first, second = (pixels(out / f"after/fine-tuning-{steps}/explicit") for steps in (1, 2))
+    for one, other in ((untreated, first), (first, second)):
+        assert any(np.abs(a - b).max() > 0 for a, b in zip(one, other, strict=True))
+    gone = out / "after/fine-tuning-2/explicit/0001-seed0.png"
+    before = gone.read_bytes()
+    gone.unlink()
+    assert evaluate("--after", "fine-tuning", *few).status == 0
+    assert gone.read_bytes() == before
+
+
+def test_pictures_of_the_concept_are_drawn_of_the_embedded_world_alone(evaluate: Surviving) -> None:
+    told = evaluate("--after", "relearning")
+    assert (told.status, "embedded checkpoint alone" in told.err) == (2, True)

@@ -53,14 +53,14 @@ class Subject:
         """The checkpoint itself."""
         return self.evaluation.erased
 
-    def pipe(self, role: str = "erased") -> Any:
-        """The pipeline of one of the checkpoints, untreated."""
+    def pipe(self, role: str = "erased", dtype: str | None = None) -> Any:
+        """The pipeline of one of the checkpoints, untreated, in the evaluation's precision or another one."""
         import torch
 
         free(self.device)
         checkpoint = self.evaluation.checkpoints[role]
         self.task(f"Loading {checkpoint.name}", None, "")
-        return checkpoint.pipe(self.device, getattr(torch, self.dtype))
+        return checkpoint.pipe(self.device, getattr(torch, dtype or self.dtype))
 
     def denoiser(self, pipe: Any) -> "nn.Module":
         """The denoiser of a pipeline."""

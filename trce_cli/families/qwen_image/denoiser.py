@@ -49,7 +49,9 @@ class Transformer:
         self, module: nn.Module, latents: Tensor, timesteps: Tensor, told: Mapping[str, Tensor]
     ) -> Tensor:
         """The velocity, at (batch, channels, height, width); computed in the frozen weights' precision."""
-        precision = next(parameter.dtype for parameter in module.parameters() if not parameter.requires_grad)
+        precision = next(
+            (weight.dtype for weight in module.parameters() if not weight.requires_grad), torch.float32
+        )
         lengths = told[f"{CONTEXT}.length"].to(latents.device)
         longest = int(lengths.max())
         mask = torch.arange(longest, device=latents.device) < lengths[:, None]

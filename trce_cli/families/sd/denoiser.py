@@ -86,7 +86,9 @@ class UNet:
             )
             time_ids = sizes.expand(len(latents), -1)
             inputs["added_cond_kwargs"] = {"text_embeds": told[POOLED], "time_ids": time_ids}
-        precision = next(parameter.dtype for parameter in module.parameters() if not parameter.requires_grad)
+        precision = next(
+            (weight.dtype for weight in module.parameters() if not weight.requires_grad), torch.float32
+        )
         with torch.autocast(latents.device.type, precision, enabled=precision != torch.float32):
             prediction: Tensor = module(latents, timesteps, return_dict=False, **inputs)[0]
         return prediction.float()

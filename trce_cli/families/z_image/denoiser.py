@@ -53,7 +53,9 @@ class Transformer:
 
         The transformer counts time from the noise on, and gives the velocity from noise to data.
         """
-        precision = next(parameter.dtype for parameter in module.parameters() if not parameter.requires_grad)
+        precision = next(
+            (weight.dtype for weight in module.parameters() if not weight.requires_grad), torch.float32
+        )
         lengths = told[f"{CONTEXT}.length"].tolist()
         states = [row[:length].to(precision) for row, length in zip(told[CONTEXT], lengths, strict=True)]
         time = (1000 - timesteps.to(latents.device, torch.float32)) / 1000  # whatever the schedule's levels
