@@ -156,6 +156,7 @@ def test_checkpoints_of_other_architectures_cannot_be_merged(evaluate: Surviving
     assert (told.status, "different architectures" in told.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_tuned_checkpoint_is_the_same_whether_it_was_stopped_or_not(
     evaluate: Surviving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
