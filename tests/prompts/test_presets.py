@@ -355,9 +355,10 @@ def test_new_refuses_a_place_where_no_file_can_be(trce, tmp_path, target):
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "weapons"], ["show", "weapons", "--pairs"]])
-def test_quiet_says_nothing(trce, command):
-    told = trce("presets", *command, "--quiet")
-    assert (told.status, told.out, told.err) == (0, "", "")
+def test_quiet_lets_the_answer_through(trce, command):
+    told, loud = trce("presets", *command, "--quiet"), trce("presets", *command)
+    assert (told.status, told.out, told.err) == (0, loud.out, "")
+    assert told.out
 
 
 def test_includes_that_include_twice_are_read_once(tmp_path: Path) -> None:

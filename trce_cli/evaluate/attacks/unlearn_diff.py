@@ -83,7 +83,8 @@ class UnlearnDiff:
                 made = victim.kept(f"{self.name} {level} {batch[0]}", look)
                 prefixes[batch] = made["prefixes"].to(prefixes.device)
                 for row, state in zip(batch, made["random"], strict=True):
-                    generators[row].set_state(state)
+                    # A row's own storage: torch reads a state from where the storage begins.
+                    generators[row].set_state(state.clone())
                 report(len(batch), where)
             for row, words in zip(rows, nearest(prefixes[rows], table).cpu(), strict=True):
                 source = victim.prompts[row]
