@@ -107,7 +107,7 @@ def test_the_plan_is_told_and_nothing_is_written(trce, mapped, preset, tiny_sd1,
     plan = json.loads(told.out)
     assert (plan["unsafe_states"], plan["unconditional_states"], plan["steps"]) == (20, 18, 5)
     assert plan["teacher"] == str(tiny_sd1)
-    assert plan["evaluations"]["training"] == 5 * 3 * 3
+    assert plan["evaluations"]["training"] == 5 * 3 * 4  # unsafe twice, unconditional, benign
     assert plan["evaluations"]["guard"] == 2 * (2 * 2 * 2 + 18 + 18)  # 2 trajectories of 2 early steps
     assert plan["output_bytes"] >= (mapped / WEIGHTS).stat().st_size
     lora = trce(

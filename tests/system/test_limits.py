@@ -12,9 +12,9 @@ from trce_cli.system.limits import limited
 
 def test_what_takes_too_long_is_ended() -> None:
     start = monotonic()
-    endless = iter(int, 1)
     with pytest.raises(ValueError, match="takes too long"), limited(0.2, 1 << 30):
-        any(endless)
+        while True:
+            pass
     assert monotonic() - start < 5
 
 

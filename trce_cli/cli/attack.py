@@ -84,7 +84,7 @@ def attack(
     budgets: dict[str, dict[str, Any]],
     force: Force = False,
 ) -> None:
-    """Search an erased checkpoint of your own for what is left.
+    """Search your own erased checkpoint for what is left.
 
     Tells how often the concept is found without an attack and with it. FILE.csv is a suite for
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
