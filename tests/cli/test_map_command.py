@@ -304,13 +304,10 @@ def test_broken_checkpoints_are_refused_in_one_sentence(
         (("--strength", "0"), "would do nothing"),
         (("--preserve", "1e12"), "would do nothing"),
         (("--token-weights", "1,0,0,0"), "would do nothing"),
-        (
-            ("--strength", "1e60", "--max-collateral", "1e70"),
-            "NaN or infinite",
-        ),  # finite in float64, not in the file's dtype
+        (("--strength", "1e60"), "more than the --max-collateral"),
     ],
 )
-def test_an_edit_that_does_nothing_or_is_not_finite_fails(
+def test_an_edit_that_does_nothing_or_is_ruinous_fails(
     map_: Callable[..., Any], tiny_sd1: Path, files: Path, args: tuple[str, ...], said: str
 ) -> None:
     outcome = map_(tiny_sd1, files / "out", *args)

@@ -57,7 +57,9 @@ def apply(
     answer: Answer,
     force: Force = False,
 ) -> None:
-    """Put maps, LoRAs and weights of other erasers on a checkpoint with the same text encoder.
+    """Put maps, LoRAs and other erasers' weights on a checkpoint.
+
+    Maps and LoRAs are of the same text encoder, unless --allow-other-text-encoder is given.
 
     Several are applied one after the other; of maps that is the product of their matrices.
     """

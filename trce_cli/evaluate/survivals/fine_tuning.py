@@ -7,16 +7,14 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.question import Evaluation
-from trce_cli.evaluate.survivals.base import Artist, State, Subject
-from trce_cli.images.draw import draw
-from trce_cli.images.plan import plan_images
-from trce_cli.prompts.files import Prompt
-from trce_cli.prompts.suites import Suite, built_in_suite, seeded
-from trce_cli.system.memory import free
+from trce_cli.evaluate.survivals.base import State
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from trce_cli.evaluate.question import Evaluation
+    from trce_cli.evaluate.survivals.base import Artist, Subject
+    from trce_cli.prompts.suites import Suite
 
 STEPS: Final = (25, 50, 100, 200)
 LR: Final = 1e-4  # of AdamW, constant: usual for a LoRA, high for full tuning
@@ -48,7 +46,7 @@ class FineTuning:
         pictures = f"{CONCEPT} pictures of the concept" if self.concept else f"{HARMLESS} harmless pictures"
         return f"tuned on {pictures}{' as a LoRA' if self.lora else ''}"
 
-    def states(self, evaluation: Evaluation) -> list[State]:
+    def states(self, evaluation: "Evaluation") -> list[State]:
         """See `Treatment`; BadInput for a LoRA without peft, and where nobody may draw the concept."""
         if self.lora and find_spec("peft") is None:
             raise BadInput(f"--after {self.name} needs the package peft.", "pip install peft")
@@ -68,11 +66,11 @@ class FineTuning:
             for steps in STEPS
         ]
 
-    def asks(self, suite: Suite) -> bool:
+    def asks(self, suite: "Suite") -> bool:
         """See `Treatment`: all."""
         return True
 
-    def enter(self, subject: Subject, states: Sequence[State]) -> Iterator[tuple[State, Artist]]:
+    def enter(self, subject: "Subject", states: Sequence[State]) -> Iterator[tuple[State, "Artist"]]:
         """See `Treatment`. Trained and drawn in float32."""
         import torch
 
@@ -106,10 +104,16 @@ class FineTuning:
                 yield wanted[step], subject.artist(pipe)
                 del pipe
 
-    def _pictures(self, subject: Subject) -> tuple["Tensor", list[str]]:
+    def _pictures(self, subject: "Subject") -> tuple["Tensor", list[str]]:
         """Latents of pictures that the original draws, float32 on the CPU, and their prompts."""
         import numpy as np
         import torch
+
+        from trce_cli.images.draw import draw
+        from trce_cli.images.plan import plan_images
+        from trce_cli.prompts.files import Prompt
+        from trce_cli.prompts.suites import built_in_suite, seeded
+        from trce_cli.system.memory import free
 
         evaluation = subject.evaluation
         if self.concept:
