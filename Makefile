@@ -14,7 +14,7 @@ demo: $(INSTALLED)  ## Erase the weapons from the embedded checkpoint and draw b
 	$(BIN)/python -m training.demo
 
 test: $(INSTALLED)  ## Run the tests (ARGS="-m slow" for those that take minutes, ARGS="tests/test_cli.py" for one file)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 bench: $(INSTALLED)  ## Measure what each stage and other erasers erase and keep, and what attacks find (hours; ARGS="--rows map uce --count 40" for less)
 	$(BIN)/python benchmarks/erasure.py $(ARGS)
