@@ -42,9 +42,7 @@ class Euler:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         config = dict(weights.config["scheduler"])
-        if (
-            steps == 1
-        ):  # which is the noise's and nothing else's: there is no last one to stretch the others to
+        if steps == 1:  # the noise's own: there is no last one to stretch the others to
             config["shift_terminal"] = None
         with refusing(f"{weights.name} cannot be sampled with {steps} steps"):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)

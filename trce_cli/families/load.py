@@ -82,3 +82,36 @@ def load_strictly(
     state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def load_denoiser(
+    make: Callable[[dict[str, Any]], M],
+    weights: Weights,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    is_tuned: Callable[[str], bool],
+    train: bool = False,
+) -> M:
+    """The denoiser, frozen, in `dtype`; for training what stage 2 tunes is float32 and has gradients."""
+    module = load_strictly(
+        make, weights, "denoiser", device, lambda key: torch.float32 if train and is_tuned(key) else dtype
+    )
+    if train:
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(is_tuned(key))
+    return module
+
+
+def precision_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a denoiser's frozen weights, in which it computes; float32 where none is frozen."""
+    return next((weight.dtype for weight in module.parameters() if not weight.requires_grad), torch.float32)
+
+
+def quiet_libraries() -> None:
+    """Let diffusers and transformers say nothing but errors, and show no bars of their own."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()

@@ -11,6 +11,7 @@ from trce_cli.families.causal_llm.names import llm_weights, text_config
 from trce_cli.families.causal_llm.spec import CONTEXT, SLOTS, LlmSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -54,6 +55,13 @@ class LlmFamily(ABC):
     @abstractmethod
     def norm_eps(self, config: Mapping[str, Any]) -> float:
         """What the norm before the door adds to the mean square, by the denoiser's configuration."""
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """The module of the family's folder that has `load`, `draw` and `latents` of its pipeline.
+
+        It is imported only here, since libraries come with it.
+        """
 
     def claims(self, config: Configs) -> str | None:
         """See `Family`."""
@@ -136,6 +144,40 @@ class LlmFamily(ABC):
         """See `Family`."""
         (empty,) = self._tokenizer(weights).tokens([""])
         return self.spec.limit - len(empty.ids)
+
+    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
+        """See `Family`."""
+        return self.pipeline().load(weights, self.spec, device, dtype)
+
+    def draw(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        negative: Sequence[str] | None,
+        generators: Sequence["torch.Generator"],
+        *,
+        steps: int,
+        guidance_scale: float,
+        width: int,
+        height: int,
+        clip_skip: int = 1,
+    ) -> Any:
+        """See `Family`: there is no CLIP of which layers could be skipped, and the canvas allows none."""
+        return self.pipeline().draw(
+            pipe,
+            prompts,
+            negative,
+            generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            width=width,
+            height=height,
+        )
+
+    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
+        """See `Family`."""
+        found: Tensor = self.pipeline().latents(pipe, images)
+        return found
 
     def scheduler(self, pipe: Any, name: str) -> Any:
         """See `Family`: there is the one that the checkpoint comes with."""

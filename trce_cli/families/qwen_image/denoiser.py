@@ -1,57 +1,40 @@
 """Qwen-Image's transformer, and what it is told: the language model's states as its pipeline has them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from trce_cli.families.base import Conditioning, Weights
-from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
-from trce_cli.families.causal_llm.text import LlmText
-from trce_cli.families.flow import Euler
-from trce_cli.families.load import load_strictly
+from trce_cli.families.base import Weights
+from trce_cli.families.causal_llm.denoiser import LlmTransformer
+from trce_cli.families.causal_llm.spec import CONTEXT
+from trce_cli.families.load import load_denoiser, precision_of
 from trce_cli.families.qwen_image.config import LATENTS, transformer
 from trce_cli.families.qwen_image.names import is_tuned
-from trce_cli.system.memory import free
 
 EPS: Final = 1e-6  # of the norm before the door: written in the class
 
 
-class Transformer:
-    """A checkpoint's transformer; see `families.base.Denoiser`."""
-
-    def __init__(self, weights: Weights, spec: LlmSpec) -> None:
-        self.weights, self.spec = weights, spec
+class Transformer(LlmTransformer):
+    """See `LlmTransformer`."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return transformer(self.weights.config["denoiser"]).in_channels // 4, LATENTS, LATENTS
 
-    def condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
-        """The states of the prompts, as the family's own pipeline passes them on: not normed yet."""
-        conditioning = LlmText(self.weights, self.spec, EPS, device, torch.float32).conditioning(prompts)
-        free(device)  # the transformer is to come where the text encoder was
-        return conditioning
-
     def load(
         self, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False
     ) -> nn.Module:
         """See `Denoiser`."""
-        module = load_transformer(self.weights, device, dtype, train)
-        if train:
-            for key, parameter in module.named_parameters():
-                parameter.requires_grad_(is_tuned(key))
-        return module
+        return load_transformer(self.weights, device, dtype, train)
 
     def predict(
         self, module: nn.Module, latents: Tensor, timesteps: Tensor, told: Mapping[str, Tensor]
     ) -> Tensor:
         """The velocity, at (batch, channels, height, width); computed in the frozen weights' precision."""
-        precision = next(
-            (weight.dtype for weight in module.parameters() if not weight.requires_grad), torch.float32
-        )
+        precision = precision_of(module)
         lengths = told[f"{CONTEXT}.length"].to(latents.device)
         longest = int(lengths.max())
         mask = torch.arange(longest, device=latents.device) < lengths[:, None]
@@ -66,11 +49,6 @@ class Transformer:
                 return_dict=False,
             )[0]
         return unpacked(found, height, width).float()
-
-    def schedule(self, steps: int) -> Euler:
-        """See `Denoiser`."""
-        _, height, width = self.latent_shape
-        return Euler(self.weights, steps, (height // 2) * (width // 2))
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -88,16 +66,10 @@ def unpacked(tokens: Tensor, rows: int, columns: int) -> Tensor:
 def load_transformer(
     weights: Weights, device: torch.device, dtype: torch.dtype, train: bool = False
 ) -> nn.Module:
-    """The transformer, frozen, in `dtype`; for training what stage 2 tunes is float32."""
+    """The transformer; see `families.load.load_denoiser`."""
     from diffusers import QwenImageTransformer2DModel
 
-    module = load_strictly(
-        QwenImageTransformer2DModel.from_config,
-        weights,
-        "denoiser",
-        device,
-        lambda key: torch.float32 if train and is_tuned(key) else dtype,
-    )
+    module = load_denoiser(QwenImageTransformer2DModel.from_config, weights, device, dtype, is_tuned, train)
     # Its angles are no weights: they were made on the meta device, where nothing has values.
     axes = transformer(weights.config["denoiser"]).axes_dims_rope
     module.pos_embed = type(module.pos_embed)(theta=10000, axes_dim=axes, scale_rope=True)

@@ -1,6 +1,6 @@
 """Qwen-Image: the states of Qwen2.5-VL enter the text's stream of a transformer by one linear layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
@@ -9,10 +9,6 @@ from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.qwen_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor
-
     from trce_cli.families.qwen_image.denoiser import Transformer
 
 # The template is written in diffusers' pipeline, and so is how much of it never reaches the transformer.
@@ -82,7 +78,7 @@ class QwenImage(LlmFamily):
         """See `Family`."""
         from trce_cli.families.qwen_image.denoiser import Transformer
 
-        return Transformer(weights, QWEN25)
+        return Transformer(weights, self.spec, self.norm_eps(weights.config["denoiser"]))
 
     def canvas(self, weights: Weights) -> Canvas:
         """See `Family`."""
@@ -90,44 +86,11 @@ class QwenImage(LlmFamily):
 
         return canvas(weights)
 
-    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
-        """See `Family`."""
+    def pipeline(self) -> Any:
+        """See `LlmFamily`."""
         from trce_cli.families.qwen_image import pipeline
 
-        return pipeline.load(weights, QWEN25, device, dtype)
-
-    def draw(
-        self,
-        pipe: Any,
-        prompts: Sequence[str],
-        negative: Sequence[str] | None,
-        generators: Sequence["torch.Generator"],
-        *,
-        steps: int,
-        guidance_scale: float,
-        width: int,
-        height: int,
-        clip_skip: int = 1,
-    ) -> Any:
-        """See `Family`: there is no CLIP of which layers could be skipped, and the canvas allows none."""
-        from trce_cli.families.qwen_image import pipeline
-
-        return pipeline.draw(
-            pipe,
-            prompts,
-            negative,
-            generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            width=width,
-            height=height,
-        )
-
-    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
-        """See `Family`."""
-        from trce_cli.families.qwen_image import pipeline
-
-        return pipeline.latents(pipe, images)
+        return pipeline
 
 
 QWEN_IMAGE: Final = QwenImage()

@@ -6,42 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from trce_cli.errors import BadInput, refusing
+from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Weights
-from trce_cli.families.causal_llm.load import load_text_encoder, load_tokenizer
+from trce_cli.families.causal_llm import pipeline as llm
 from trce_cli.families.causal_llm.spec import LlmSpec
-from trce_cli.families.load import load_strictly
 from trce_cli.families.qwen_image.denoiser import load_transformer, packed
 
 
 def load(weights: Weights, spec: LlmSpec, device: torch.device, dtype: torch.dtype) -> Any:
-    """See `Family.pipe`. Of the text encoder what sees pictures is left out: prompts are texts."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.logging.set_verbosity_error()
-        library.logging.disable_progress_bar()
-    if not weights.keys("vae"):
-        raise BadInput(
-            f"{weights.path} holds no VAE, which drawing needs.",
-            "Get the form of this checkpoint that has its VAE, or name the whole folder with --config.",
-        )
-    with refusing(f"The scheduler of {weights.name} cannot be used"):
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(weights.config["scheduler"]))
-    vae = load_strictly(
-        diffusers.AutoencoderKLQwenImage.from_config, weights, "vae", device, lambda key: dtype
+    """See `Family.pipe`."""
+    return llm.load(
+        weights, spec, "QwenImagePipeline", "AutoencoderKLQwenImage", load_transformer, device, dtype
     )
-    pipe = diffusers.QwenImagePipeline(
-        scheduler=scheduler,
-        vae=vae,
-        text_encoder=load_text_encoder(weights, spec, device, dtype),
-        tokenizer=load_tokenizer(weights, spec),
-        transformer=load_transformer(weights, device, dtype),
-    )
-    pipe.vae.enable_slicing()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(

@@ -10,7 +10,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Conditioning, Weights
 from trce_cli.families.clip.models import ClipModels
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
-from trce_cli.families.load import load_strictly
+from trce_cli.families.load import load_denoiser, precision_of
 from trce_cli.families.sd.names import is_tuned
 from trce_cli.families.sd.schedule import Ddim
 from trce_cli.system.memory import free
@@ -63,11 +63,7 @@ class UNet:
         self, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False
     ) -> nn.Module:
         """See `Denoiser`. Without dropout even in training, as stage 1's predictions are."""
-        unet = load_unet(self.weights, device, dtype, train)
-        if train:
-            for key, parameter in unet.named_parameters():
-                parameter.requires_grad_(is_tuned(key))
-        return unet
+        return load_unet(self.weights, device, dtype, train)
 
     def predict(
         self, module: nn.Module, latents: Tensor, timesteps: Tensor, told: Mapping[str, Tensor]
@@ -86,9 +82,7 @@ class UNet:
             )
             time_ids = sizes.expand(len(latents), -1)
             inputs["added_cond_kwargs"] = {"text_embeds": told[POOLED], "time_ids": time_ids}
-        precision = next(
-            (weight.dtype for weight in module.parameters() if not weight.requires_grad), torch.float32
-        )
+        precision = precision_of(module)
         with torch.autocast(latents.device.type, precision, enabled=precision != torch.float32):
             prediction: Tensor = module(latents, timesteps, return_dict=False, **inputs)[0]
         return prediction.float()
@@ -99,16 +93,10 @@ class UNet:
 
 
 def load_unet(weights: Weights, device: torch.device, dtype: torch.dtype, train: bool = False) -> nn.Module:
-    """The U-Net, frozen, in `dtype`; for training what stage 2 tunes is float32."""
+    """The U-Net; see `families.load.load_denoiser`."""
     from diffusers import UNet2DConditionModel
 
-    return load_strictly(
-        UNet2DConditionModel.from_config,
-        weights,
-        "denoiser",
-        device,
-        lambda key: torch.float32 if train and is_tuned(key) else dtype,
-    )
+    return load_denoiser(UNet2DConditionModel.from_config, weights, device, dtype, is_tuned, train)
 
 
 def pixels_per_latent(weights: Weights) -> int:

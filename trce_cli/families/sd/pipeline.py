@@ -12,7 +12,7 @@ from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Canvas, Weights
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.clip.spec import EncoderSpec
-from trce_cli.families.load import load_strictly
+from trce_cli.families.load import load_strictly, quiet_libraries
 from trce_cli.families.sd.denoiser import load_unet
 from trce_cli.families.sd.sampling import check_scheduler, class_of
 
@@ -52,11 +52,8 @@ def load(
     random values. The autoencoder decodes one image at a time, which bounds the memory.
     """
     import diffusers
-    import transformers
 
-    for library in (diffusers, transformers):
-        library.logging.set_verbosity_error()
-        library.logging.disable_progress_bar()
+    quiet_libraries()
     if (channels := weights.config["denoiser"].get("in_channels", 4)) != 4:
         raise BadInput(
             f"{weights.name} fills in pictures (its U-Net takes {channels} channels): not drawn here.",

@@ -10,7 +10,6 @@ from trce_cli.families.base import Canvas, Configs, Weights
 from trce_cli.families.causal_llm import config as llm
 from trce_cli.families.causal_llm.spec import LlmSpec
 from trce_cli.families.flow import Scheduler
-from trce_cli.system.foreign import validated
 
 PIXELS: Final = 1024  # a side, where the autoencoder does not say for what size it was trained
 
@@ -58,13 +57,7 @@ def transformer(config: Mapping[str, Any]) -> Transformer:
 
 def check(config: Configs, spec: LlmSpec) -> None:
     """Raise BadInput for a configuration that says what cannot be."""
-    places: dict[str, tuple[type[BaseModel], str]] = {
-        "transformer/config.json": (Transformer, "denoiser"),
-        "vae/config.json": (Vae, "vae"),
-        "scheduler/scheduler_config.json": (Scheduler, "scheduler"),
-    }
-    for place, (model, part) in places.items():
-        validated(model, dict(config[part]), str(config.path / place))
+    llm.check_parts(config, Transformer, Vae)
     found = transformer(config["denoiser"])
     where = config.path / "transformer/config.json"
     if found.dim % found.n_heads or found.dim // found.n_heads != sum(found.axes_dims):

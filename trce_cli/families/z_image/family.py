@@ -1,6 +1,6 @@
 """Z-Image, base and Turbo: the states of Qwen3 enter a transformer of single streams by one linear layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
@@ -9,10 +9,6 @@ from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.z_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import Tensor
-
     from trce_cli.families.z_image.denoiser import Transformer
 
 QWEN3: Final = LlmSpec("qwen3", ("Qwen3Model", "Qwen3ForCausalLM"), "penultimate", 512, NORM)
@@ -74,7 +70,7 @@ class ZImage(LlmFamily):
         """See `Family`."""
         from trce_cli.families.z_image.denoiser import Transformer
 
-        return Transformer(weights, QWEN3)
+        return Transformer(weights, self.spec, self.norm_eps(weights.config["denoiser"]))
 
     def canvas(self, weights: Weights) -> Canvas:
         """See `Family`."""
@@ -82,44 +78,11 @@ class ZImage(LlmFamily):
 
         return canvas(weights)
 
-    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
-        """See `Family`."""
+    def pipeline(self) -> Any:
+        """See `LlmFamily`."""
         from trce_cli.families.z_image import pipeline
 
-        return pipeline.load(weights, QWEN3, device, dtype)
-
-    def draw(
-        self,
-        pipe: Any,
-        prompts: Sequence[str],
-        negative: Sequence[str] | None,
-        generators: Sequence["torch.Generator"],
-        *,
-        steps: int,
-        guidance_scale: float,
-        width: int,
-        height: int,
-        clip_skip: int = 1,
-    ) -> Any:
-        """See `Family`; there is one layer to read."""
-        from trce_cli.families.z_image import pipeline
-
-        return pipeline.draw(
-            pipe,
-            prompts,
-            negative,
-            generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            width=width,
-            height=height,
-        )
-
-    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
-        """See `Family`."""
-        from trce_cli.families.z_image import pipeline
-
-        return pipeline.latents(pipe, images)
+        return pipeline
 
 
 Z_IMAGE: Final = ZImage()
