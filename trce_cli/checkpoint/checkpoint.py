@@ -223,10 +223,7 @@ class Checkpoint(ABC):
 
     def cut(self, prompts: Collection[str]) -> list[str]:
         """A sentence on how many of the prompts are longer than the text encoders read; none for none."""
-        limit, count = self.family.truncated(self, list(prompts))
-        if not count:
-            return []
-        return [f"{self.name} reads {limit} tokens; {count} of {len(prompts)} prompts are longer and cut."]
+        return told_cut(self.name, *self.family.truncated(self, list(prompts)), len(prompts))
 
     def check_unchanged(self) -> None:
         """Raise TrceError where a file is no longer what it was when the checkpoint was opened."""
@@ -262,3 +259,8 @@ class Checkpoint(ABC):
     @abstractmethod
     def drawn_from(self) -> dict[str, Path]:
         """The files that a picture depends on, by relative name: weights, tokenizers and configurations."""
+
+
+def told_cut(name: str, limit: int, count: int, prompts: int) -> list[str]:
+    """A sentence on how many of so many prompts are longer than the tokens that are read; none for none."""
+    return [f"{name} reads {limit} tokens; {count} of {prompts} prompts are longer and cut."] if count else []

@@ -13,13 +13,14 @@ from trce_cli.checkpoint.checkpoint import (
     Checkpoint,
     Place,
     WeightCopy,
+    told_cut,
 )
 from trce_cli.checkpoint.checks import check
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import FAMILIES, family_of_folder
 from trce_cli.system.foreign import identities, read_json, read_text
-from trce_cli.system.paths import inside, matching
+from trce_cli.system.paths import inside, matching, unseen
 from trce_cli.system.safetensors import SafetensorsFile
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
@@ -103,9 +104,7 @@ def cut_by_base(prompts: Collection[str]) -> list[str]:
     base = family.base_folder()
     told = SimpleNamespace(config=Configs(base, family.denoiser), folder=base.joinpath)
     limit, count = family.truncated(told, list(prompts))
-    if not count:
-        return []
-    return [f"{family.name} reads {limit} tokens; {count} of {len(prompts)} prompts are longer and cut."]
+    return told_cut(family.name, limit, count, len(prompts))
 
 
 def open_folder(name: str, folder: Path, variant: str | None, revision: str | None) -> DiffusersFolder:
@@ -255,7 +254,7 @@ def _folder_files(
     edited = {f"{family.denoiser}/{file.path.name}" for copy in denoiser for file in copy.files}
     files: dict[str, Path] = {}
     left_out: dict[str, str] = {}
-    for place, folders, names in os.walk(folder, onerror=_unseen):
+    for place, folders, names in os.walk(folder, onerror=unseen):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (Path(place) / name).is_symlink():
@@ -282,8 +281,3 @@ def _folder_files(
             else:
                 files[relative] = inside(folder, relative)
     return files, left_out
-
-
-def _unseen(error: OSError) -> None:
-    """A folder that cannot be looked into is no empty one."""
-    raise error

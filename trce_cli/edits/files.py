@@ -124,7 +124,8 @@ def carried(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]
     return [
         path.name
         for path, edit in zip(paths, edits, strict=True)
-        if hash_file(path) in hashes or (edit.made and any(made in entries for made in edit.made.history))
+        if (hashes and hash_file(path) in hashes)
+        or (edit.made and any(made in entries for made in edit.made.history))
     ]
 
 

@@ -63,9 +63,9 @@ class Statistics:
     """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
 
     P, canaries, bystanders: moments of the prior's captions, of its canaries, and of those of what neither
-    names, where it has some. words: the same of the vocabulary's
-    words, where it has some and they are asked for. guards: the targets that guards measure
-    at, the slots of the family's defaults. dtype: that prompts were encoded in.
+    names, where it has some. words: the same of the vocabulary's words, where it has some and they are asked
+    for. guards: the targets that guards measure at, the slots of the family's defaults. dtype: that prompts
+    were encoded in.
     """
 
     checkpoint: Checkpoint

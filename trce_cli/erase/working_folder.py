@@ -21,7 +21,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.foreign import parse_json, read_json, read_text, validated
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.processes import on_main
-from trce_cli.system.unfinished import RUN, lock
+from trce_cli.system.unfinished import RUN, differ, lock
 from trce_cli.system.whole import appending, check_own_folder, clear_stale, write_json, write_text
 
 if TYPE_CHECKING:
@@ -144,15 +144,8 @@ class WorkingFolder:
             old, new = ({**one["set"], **one["training"]} for one in (found, self.arguments))
         except (BadInput, KeyError, TypeError):
             found, old, new = {}, {"arguments": None}, {"arguments": ""}
-        differing = [name for name in new if old.get(name) != new[name]]
-        if not differing:
+        if not differ(self.folder, old, new, force):
             return
-        if not force:
-            name = differing[0].replace("_", " ")
-            raise BadInput(
-                f"{self.folder} holds an unfinished run with other arguments ({name} differs).",
-                "Finish it with those, choose another --output, or begin again with --force.",
-            )
         # What it left goes; its trajectories stay where they were made from the same.
         for name in (STATE, LOG):
             (self.folder / name).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +28,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.checkpoint.provenance import NAME, history, parse_history
+from trce_cli.checkpoint.provenance import NAME, parse_history
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.compare import read_results
 from trce_cli.evaluate.report import PAGE
 from trce_cli.evaluate.results import RESULTS, VERDICTS
 from trce_cli.evaluate.scores import ROLES
-from trce_cli.images.plan import hash_of
+from trce_cli.images.plan import hash_of, picture_files
 from trce_cli.system.foreign import read_bytes, read_json, read_text, validated
+from trce_cli.system.paths import unseen
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import whole
@@ -62,10 +64,7 @@ class Subject(BaseModel):
     @classmethod
     def of(cls, checkpoint: Checkpoint, report: Report = no_report) -> "Subject":
         """Of an opened checkpoint; `report` gets 1 a file."""
-        files = {}
-        for name, path in sorted(checkpoint.drawn_from().items()):
-            files[name] = hash_file(path)
-            report(1)
+        files = picture_files(checkpoint, report)
         return cls(name=_bare(checkpoint.name), sha256=hash_of(files), files=files)
 
 
@@ -81,26 +80,26 @@ def collect(
     Raises BadInput for evaluations of another checkpoint, incomplete ones, and a checkpoint without history.
     """
     _check_library()
-    entries = history(checkpoint)
-    if not entries:
+    told = checkpoint.provenance_text()
+    if told is None or not (entries := parse_history(told, str(checkpoint.path))):
         raise BadInput(
             f"{checkpoint.name} has no {NAME}: what was done to it is not known.",
             "Give the checkpoint that `trce map`, `steer` or `apply` wrote.",
         )
     subject = Subject.of(checkpoint, report)
-    measured = {name: read_results(folder) for name, folder in _named(evaluations).items()}
-    for name, folder in _named(evaluations).items():
+    named = _named(evaluations)
+    measured = {name: read_results(folder) for name, folder in named.items()}
+    for name, folder in named.items():
         if measured[name]["erased"]["sha256"] != subject.sha256:
             raise BadInput(
                 f"{folder} is an evaluation of another checkpoint than {checkpoint.name}, or of other bytes.",
                 "Evaluate it again, or name the checkpoint with --checkpoint.",
             )
-    copied = {NAME: checkpoint.provenance_text() or ""}
     with whole(output, replace) as fresh:
         fresh.mkdir()
-        (fresh / NAME).write_text(copied[NAME], "utf-8")
+        (fresh / NAME).write_text(told, "utf-8")
         (fresh / CHECKPOINT).write_text(_json(subject.model_dump()), "utf-8")
-        for name, folder in _named(evaluations).items():
+        for name, folder in named.items():
             (fresh / EVALUATIONS / name).mkdir(parents=True)
             for file in (RESULTS, VERDICTS, PAGE):
                 (fresh / EVALUATIONS / name / file).write_bytes(read_bytes(folder / file, LARGEST))
@@ -293,12 +292,13 @@ def _check_sums(listed: str, found: str) -> None:
 
 def _sums(folder: Path) -> str:
     """SHA256SUMS of a folder; BadInput for links and the like, which are no evidence."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name != SUMS and not (path.is_dir() and not path.is_symlink()):
-            lines.append(f"{hash_file(path)}  {name}\n")
-    return "".join(lines)
+    found = []
+    for place, folders, names in os.walk(folder, onerror=unseen):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found += [Path(place, name).relative_to(folder) for name in (*names, *links)]
+    return "".join(
+        f"{hash_file(folder / path)}  {path.as_posix()}\n" for path in sorted(found) if path != Path(SUMS)
+    )
 
 
 def _named(evaluations: Sequence[Path]) -> dict[str, Path]:

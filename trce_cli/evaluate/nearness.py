@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.erase.targets import embed_pairs, pair_slots
-from trce_cli.prompts.pairs import PromptPair
+from trce_cli.erase.moments import look
 from trce_cli.prompts.presets import Preset
 from trce_cli.prompts.suites import Suite, parts
 
@@ -25,23 +23,10 @@ def near_and_far(suite: Suite, presets: Sequence[Preset], checkpoint: Checkpoint
     assert suite.subjects is not None, "its prompts are about something that is known"
     subjects = list(dict.fromkeys(suite.subjects))
     unsafe = list(dict.fromkeys(concept.unsafe for part in parts(presets) for concept in part.concepts))
-    embedded = embed(checkpoint, [*subjects, *unsafe])
+    text = checkpoint.family.text(checkpoint, "cpu", torch.float32)
+    embedded = look(text, [*subjects, *unsafe], checkpoint.family.defaults.slots).meanings
     embedded = torch.nn.functional.normalize(embedded - embedded.mean(0), dim=1)
     closeness = (embedded[: len(subjects)] @ embedded[len(subjects) :].T).amax(1)
     ranked = [subjects[place] for place in closeness.argsort(descending=True).tolist()]
     near = set(ranked[: -(-len(ranked) // SHARE)])
     return replace(suite, groups=tuple(NEAR if each in near else FAR for each in suite.subjects))
-
-
-def embed(checkpoint: Checkpoint, phrases: Sequence[str]) -> Tensor:
-    """What phrases come to in the main stream, the mean of their slots: float32 (phrases, width)."""
-    family = checkpoint.family
-    text, stream = family.text(checkpoint, "cpu", torch.float32), family.streams[0]
-    weights = family.defaults.slots
-    pairs = [PromptPair(phrase, phrase, phrase) for phrase in phrases]
-    found = embed_pairs(text, pairs, [weights])
-    rows = (
-        [found.places[stream][pair.unsafe, slot.unsafe] for slot in pair_slots(text, pair, weights)[stream]]
-        for pair in pairs
-    )
-    return torch.stack([found.embeddings[stream][each].mean(0) for each in rows])

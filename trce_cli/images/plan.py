@@ -121,11 +121,16 @@ def check_clip_skip(canvas: Canvas, clip_skip: int, checkpoint: str) -> None:
 
 def checkpoint_hash(checkpoint: Checkpoint, report: Report = no_report) -> str:
     """SHA-256 in hex over the names and hashes of the files that a picture depends on."""
+    return hash_of(picture_files(checkpoint, report))
+
+
+def picture_files(checkpoint: Checkpoint, report: Report = no_report) -> dict[str, str]:
+    """The SHA-256 in hex of each file that a picture depends on, by name; `report` is called after each."""
     hashes = {}
-    for name, path in checkpoint.drawn_from().items():
+    for name, path in sorted(checkpoint.drawn_from().items()):
         hashes[name] = hash_file(path)
         report(1)
-    return hash_of(hashes)
+    return hashes
 
 
 def hash_of(files: Mapping[str, str]) -> str:

@@ -34,6 +34,11 @@ def matching(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
+def unseen(error: OSError) -> None:
+    """For `os.walk`: a folder that cannot be looked into is no empty one."""
+    raise error
+
+
 def inside(folder: Path, relative: str) -> Path:
     """A file of the folder; refused where a symbolic link leads out of it.
 

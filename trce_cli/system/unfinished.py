@@ -101,13 +101,17 @@ def _check_arguments(folder: Path, arguments: Mapping[str, Any], force: bool) ->
         found = dict(read_json(folder / RUN))
     except (BadInput, TypeError, ValueError):
         found = {}
-    differing = [name for name in arguments if found.get(name) != arguments[name]]
-    if not differing:
-        return
-    if not force:
+    if differ(folder, found, arguments, force):
+        for path in matching(folder, "*.safetensors"):
+            path.unlink()
+
+
+def differ(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], force: bool) -> bool:
+    """Whether the unfinished run in a folder has other arguments; BadInput where it has, without `force`."""
+    name = next((name for name in new if old.get(name) != new[name]), None)
+    if name is not None and not force:
         raise BadInput(
-            f"{folder} holds an unfinished run with other arguments ({differing[0]} differs).",
+            f"{folder} holds an unfinished run with other arguments ({name.replace('_', ' ')} differs).",
             "Finish it with those, choose another --output, or begin again with --force.",
         )
-    for path in matching(folder, "*.safetensors"):
-        path.unlink()
+    return name is not None

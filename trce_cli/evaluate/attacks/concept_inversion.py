@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
-from trce_cli.errors import TrceError
-from trce_cli.evaluate.attacks.unlearn_diff import SCALE, random_words
+from trce_cli.evaluate.attacks.unlearn_diff import descend, random_words
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import MAX_SEED, Count, Positive, Settings
 from trce_cli.system.progress import Report, no_report
@@ -91,9 +90,6 @@ def learn(
     for _ in range(budget.iterations):
         level = random.randrange(victim.schedule.levels)
         loss = victim.denoising_loss(rows, level, generators, alone=True)
-        (embeddings.grad,) = torch.autograd.grad(SCALE * loss(words, embeddings).sum(), [embeddings])
-        if not bool(torch.isfinite(embeddings.grad).all()):
-            raise TrceError("The gradient of the attack is not finite.", "Try it with --dtype fp32.")
-        optimizer.step()
+        descend(optimizer, embeddings, loss(words, embeddings))
         report(1)
     return embeddings.detach()

@@ -128,8 +128,15 @@ def optimise(
     for _ in range(budget.iterations):
         words = nearest(soft, table)
         hard = soft + (table[words] - soft).detach()
-        (soft.grad,) = torch.autograd.grad(SCALE * loss(words, hard).sum(), [soft])
-        if not bool(torch.isfinite(soft.grad).all()):
-            raise TrceError("The gradient of the attack is not finite.", "Try it with --dtype fp32.")
-        optimizer.step()
+        descend(optimizer, soft, loss(words, hard))
     return soft.detach()
+
+
+def descend(optimizer: "torch.optim.Optimizer", embeddings: "Tensor", loss: "Tensor") -> None:
+    """A step of the optimizer's embeddings down a loss for each of them; TrceError where it is not finite."""
+    import torch
+
+    (embeddings.grad,) = torch.autograd.grad(SCALE * loss.sum(), [embeddings])
+    if not bool(torch.isfinite(embeddings.grad).all()):
+        raise TrceError("The gradient of the attack is not finite.", "Try it with --dtype fp32.")
+    optimizer.step()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.prompts.suites import Suite
 from trce_cli.system.memory import free
 from trce_cli.system.progress import Task
 
@@ -94,10 +93,6 @@ class Treatment(Protocol):
 
     def states(self, evaluation: "Evaluation") -> Sequence[State]:
         """The states that it leaves the checkpoint in; BadInput where it needs what is not there."""
-        ...
-
-    def asks(self, suite: Suite) -> bool:
-        """Whether a suite can tell something in its states."""
         ...
 
     def enter(self, subject: Subject, states: Sequence[State]) -> Iterator[tuple[State, Artist]]:

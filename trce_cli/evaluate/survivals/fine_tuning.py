@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from trce_cli.evaluate.question import Evaluation
     from trce_cli.evaluate.survivals.base import Artist, Subject
-    from trce_cli.prompts.suites import Suite
 
 STEPS: Final = (25, 50, 100, 200)
 LR: Final = 1e-4  # of AdamW, constant: usual for a LoRA, high for full tuning
@@ -65,10 +64,6 @@ class FineTuning:
             )
             for steps in STEPS
         ]
-
-    def asks(self, suite: "Suite") -> bool:
-        """See `Treatment`: all."""
-        return True
 
     def enter(self, subject: "Subject", states: Sequence[State]) -> Iterator[tuple[State, "Artist"]]:
         """See `Treatment`. Trained and drawn in float32."""

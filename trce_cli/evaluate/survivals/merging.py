@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.survivals.base import Artist, State, Subject
-from trce_cli.prompts.suites import Suite
 
 if TYPE_CHECKING:
     from trce_cli.evaluate.question import Evaluation
@@ -32,10 +31,6 @@ class Merging:
             )
         name = f"merge-{SHARE}"
         return [State(name, f"merged with {SHARE:.0%} of the original", name, of_original=True)]
-
-    def asks(self, suite: Suite) -> bool:
-        """See `Treatment`: all."""
-        return True
 
     def enter(self, subject: Subject, states: Sequence[State]) -> Iterator[tuple[State, Artist]]:
         """See `Treatment`."""

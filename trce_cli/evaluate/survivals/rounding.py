@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from trce_cli.evaluate.survivals.base import Artist, State, Subject
-from trce_cli.prompts.suites import Suite
 
 if TYPE_CHECKING:
     from trce_cli.evaluate.question import Evaluation
@@ -26,10 +25,6 @@ class Rounding:
     def states(self, evaluation: "Evaluation") -> list[State]:
         """See `Treatment`."""
         return [State(name, title, name) for name, title in FORMATS.items()]
-
-    def asks(self, suite: Suite) -> bool:
-        """See `Treatment`: all."""
-        return True
 
     def enter(self, subject: Subject, states: Sequence[State]) -> Iterator[tuple[State, Artist]]:
         """See `Treatment`."""

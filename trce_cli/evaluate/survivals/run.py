@@ -59,7 +59,7 @@ def figure_names(evaluation: Evaluation, asked: SurvivalSettings) -> Iterator[st
     """The names of the figures that the treatments add, for gates."""
     for treatment in chosen(asked):
         for state in treatment.states(evaluation):
-            for suite in filter(treatment.asks, evaluation.suites):
+            for suite in evaluation.suites:
                 for name in (f"asr.{suite.name}", *[f"{suite.name}.kept"] * evaluation.keeps(suite)):
                     yield from (f"{AFTER}.{state.name}.{name}{end}" for end in ("", *BOUNDS))
 
@@ -70,7 +70,7 @@ def plan_rounds(
     plans: Mapping[str, Sequence[ImageRecord]],
     output: Path,
 ) -> list[Round]:
-    """What is asked of each state: the first prompts of each suite that tells something there.
+    """What is asked of each state: the first prompts of each suite.
 
     plans: what both checkpoints draw of each suite.
     """
@@ -80,7 +80,7 @@ def plan_rounds(
         for state in treatment.states(evaluation):
             identity = f"{state.identity} {hashes['original']}" if state.of_original else state.identity
             pairs = {}
-            for suite in filter(treatment.asks, evaluation.suites):
+            for suite in evaluation.suites:
                 untreated = pair_up(output / "images" / suite.name, plans[suite.name])[: asked.after_count]
                 place = output / AFTER / state.name / suite.name
                 pairs[suite.name] = [treated(pair, place, identity) for pair in untreated]
@@ -144,11 +144,10 @@ def measure_rounds(
     for each in rounds:
         suites, rows = [], []
         for suite in evaluation.suites:
-            if suite.name in each.pairs:
-                pairs = each.pairs[suite.name]
-                found, of_suite = measure_suite(plain, first(suite, len(pairs)), pairs, stores, no_report)
-                suites.append(since(found, untreated[suite.name][: len(pairs)], of_suite))
-                rows += of_suite
+            pairs = each.pairs[suite.name]
+            found, of_suite = measure_suite(plain, first(suite, len(pairs)), pairs, stores, no_report)
+            suites.append(since(found, untreated[suite.name][: len(pairs)], of_suite))
+            rows += of_suite
         told.append(
             {
                 "treatment": each.treatment.name,
