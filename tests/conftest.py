@@ -63,6 +63,12 @@ def tiny_qwen_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_qwen_image(tmp_path_factory.mktemp("tiny") / "qwen-image", seed=5)
 
 
+@pytest.fixture(scope="session", name="tiny_flux")
+def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random FLUX.1 pipeline in a folder, with embedded guidance as dev has it."""
+    return tiny.build_flux(tmp_path_factory.mktemp("tiny") / "flux", seed=6)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP model of transformers with its processor."""

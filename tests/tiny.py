@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image"]
+FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux"]
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
+T5_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes the space before a word
 
 SENTENCES = """\
 a photo of a dog in the garden
@@ -223,6 +224,8 @@ def single_file(
         return z_image_file(folder, path)
     if family == "qwen-image":
         return qwen_image_file(folder, path)
+    if family == "flux":
+        return flux_file(folder, path)
     unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
     state = dict(unet)
     if ema:  # a copy that differs, as that of a training run does
@@ -575,4 +578,132 @@ def qwen_image_file(folder: Path, path: Path, prefix: str = "model.diffusion_mod
     """Write the folder's transformer as one file, whose names are diffusers' own."""
     state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
     save_file({prefix + key: value for key, value in state.items()}, path, metadata={"format": "pt"})
+    return path
+
+
+def write_t5_tokenizer(folder: Path) -> None:
+    """A unigram tokenizer as T5's is: words begin with a mark, an end-of-sequence token behind every text."""
+    from transformers import T5TokenizerFast
+
+    words = sorted({word.strip(".,!") for line in SENTENCES for word in line.split()})
+    letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyzTR,!"))
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (T5_MARK, -2.0)]
+    vocab += [(f"{T5_MARK}{word}", -3.0) for word in words if f"{T5_MARK}{word}" != T5_MARK]
+    vocab += [(letter, -8.0) for letter in letters]
+    T5TokenizerFast(vocab=vocab, extra_ids=0, model_max_length=512).save_pretrained(folder)
+
+
+def build_flux(folder: Path, seed: int = 0, guidance: bool = True) -> Path:
+    """Write a whole tiny fp32 FLUX.1 pipeline into `folder`; the same seed gives the same bytes."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+    write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    write_t5_tokenizer(folder / "tokenizer_2")
+    rows = len(AutoTokenizer.from_pretrained(folder / "tokenizer_2"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        write_text_encoder(folder / "text_encoder", hidden=32, layers=3, act="quick_gelu", projection=None)
+        model = T5EncoderModel(
+            T5Config(
+                vocab_size=rows + 2,
+                d_model=48,
+                d_kv=8,
+                d_ff=64,
+                num_layers=3,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+                relative_attention_num_buckets=16,
+            )
+        )
+        transformer = FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            pooled_projection_dim=32,
+            guidance_embeds=guidance,
+            axes_dims_rope=(8, 4, 4),
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+            scaling_factor=0.36,
+            shift_factor=0.11,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        stir(model, transformer)
+    model.save_pretrained(folder / "text_encoder_2")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "FluxPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def flux_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") -> Path:
+    """Write the folder's transformer as one file with the original names, several weights stacked in one."""
+    state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    found: dict[str, torch.Tensor] = {}
+
+    def move(ours: str, theirs: str, leaves: dict[str, str] | None = None) -> None:
+        for leaf, other in (leaves or {"weight": "weight", "bias": "bias"}).items():
+            if f"{ours}.{leaf}" in state:
+                found[f"{theirs}.{other}"] = state[f"{ours}.{leaf}"].clone()
+
+    def stack(block: str, names: list[str], theirs: str) -> None:
+        for leaf in ("weight", "bias"):
+            found[f"{theirs}.{leaf}"] = torch.cat([state[f"{block}.{name}.{leaf}"] for name in names])
+
+    for embedder, ours in (("timestep", "time"), ("text", "vector"), ("guidance", "guidance")):
+        for number, layer in ((1, "in_layer"), (2, "out_layer")):
+            move(f"time_text_embed.{embedder}_embedder.linear_{number}", f"{ours}_in.{layer}")
+    move("context_embedder", "txt_in")
+    move("x_embedder", "img_in")
+    move("proj_out", "final_layer.linear")
+    for leaf in ("weight", "bias"):
+        scale, shift = state[f"norm_out.linear.{leaf}"].chunk(2)
+        found[f"final_layer.adaLN_modulation.1.{leaf}"] = torch.cat([shift, scale])
+    for number in range(2):
+        ours, theirs = f"transformer_blocks.{number}", f"double_blocks.{number}"
+        stack(ours, ["attn.to_q", "attn.to_k", "attn.to_v"], f"{theirs}.img_attn.qkv")
+        stack(ours, ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"], f"{theirs}.txt_attn.qkv")
+        for side, norm, mlp, out, added in (
+            ("img", "norm1", "ff", "to_out.0", ""),
+            ("txt", "norm1_context", "ff_context", "to_add_out", "added_"),
+        ):
+            move(f"{ours}.{norm}.linear", f"{theirs}.{side}_mod.lin")
+            move(f"{ours}.{mlp}.net.0.proj", f"{theirs}.{side}_mlp.0")
+            move(f"{ours}.{mlp}.net.2", f"{theirs}.{side}_mlp.2")
+            move(f"{ours}.attn.{out}", f"{theirs}.{side}_attn.proj")
+            for each, name in (("q", "query_norm"), ("k", "key_norm")):
+                place = f"{theirs}.{side}_attn.norm.{name}"
+                move(f"{ours}.attn.norm_{added}{each}", place, {"weight": "scale"})
+        ours, theirs = f"single_transformer_blocks.{number}", f"single_blocks.{number}"
+        stack(ours, ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"], f"{theirs}.linear1")
+        move(f"{ours}.norm.linear", f"{theirs}.modulation.lin")
+        move(f"{ours}.proj_out", f"{theirs}.linear2")
+        for each, name in (("q", "query_norm"), ("k", "key_norm")):
+            move(f"{ours}.attn.norm_{each}", f"{theirs}.norm.{name}", {"weight": "scale"})
+    save_file({prefix + key: value for key, value in found.items()}, path, metadata={"format": "pt"})
     return path

@@ -16,7 +16,7 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.families.causal_llm.text import LlmText
-from trce_cli.families.qwen_image.denoiser import packed, unpacked
+from trce_cli.families.patches import packed, unpacked
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dog", "", "Two {red} apples, on a plate!", "the weather is fine today " * 200]

@@ -45,7 +45,7 @@ class Place:
     def read(self) -> "torch.Tensor":
         """The weight in the file's dtype."""
         count = self.stored.piece[1]
-        if count == 1 or self.info.shape[0] % count:
+        if count == 1 or self.stored.span > 1 or self.info.shape[0] % count:
             return self.stored.view(self.file.read(self.stored.name))
         return replace(self.stored, piece=(0, 1)).view(self.file.read(self.stored.name, self.stored.piece))
 

@@ -12,7 +12,8 @@ from trce_cli.edits.edit import FORM, Made, WeightEdit, check_strength
 from trce_cli.errors import BadInput
 from trce_cli.system.safetensors import FLOATS, SafetensorsFile, all_finite
 
-LORA: Final = re.compile(r"(lora_(?!te)\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+# A layer's name, kohya's or behind `transformer.` diffusers', and which part of its edit a tensor is.
+LORA: Final = re.compile(r"(lora_(?!te)\w+|transformer(?:\.\w+)+)\.(lora_down\.weight|lora_up\.weight|alpha)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +28,8 @@ class Lora:
 
     @cached_property
     def layers(self) -> list[str]:
-        """The kohya names of its layers."""
-        return sorted({name.partition(".")[0] for name in self.file.tensors})
+        """The names of its layers."""
+        return sorted({split(name)[0] for name in self.file.tensors})
 
     def weight_edits(self, checkpoint: Checkpoint, strength: float = 1.0) -> dict[str, WeightEdit]:
         """W -> W + s alpha / rank up down for each layer; BadInput where the checkpoint has no such layer."""
@@ -62,10 +63,18 @@ class Lora:
         return tensor.double()
 
 
+def split(name: str) -> tuple[str, str]:
+    """The layer and the part that a tensor's name says; BadInput for no name of a LoRA's tensor."""
+    if not (found := LORA.fullmatch(name)):
+        raise BadInput(f"{name!r} is no tensor of a LoRA.")
+    layer, part = found.groups()
+    return layer, part
+
+
 def open_lora(file: SafetensorsFile) -> Lora:
     """The LoRA in a file whose tensors all have names as `LORA` asks; BadInput where they do not fit."""
     for name, info in file.tensors.items():
-        layer, _, part = name.partition(".")
+        layer, part = split(name)
         if part == "alpha":
             fits = info.shape in ((), (1,))
         else:

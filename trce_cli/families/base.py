@@ -42,14 +42,17 @@ class Door:
 class Stored:
     """How a file of another layout keeps a weight: in the tensor of this name, by these steps (pure).
 
-    piece: which of so many weights that are stacked along the first axis. transposed: (in, out) in place of
-    (out, in). convolution: a linear layer's (out, in) as a convolution's (out, in, 1, 1).
+    piece: which of so many equal pieces that are stacked along the first axis, and with `span` how many from
+    there on. transposed: (in, out) in place of (out, in). convolution: a linear layer's (out, in) as a
+    convolution's (out, in, 1, 1). swapped: the two halves of its rows in the other order.
     """
 
     name: str
     piece: tuple[int, int] = (0, 1)
+    span: int = 1
     transposed: bool = False
     convolution: bool = False
+    swapped: bool = False
 
     @property
     def plain(self) -> bool:
@@ -59,7 +62,7 @@ class Stored:
     def shape(self, stored: Shape) -> Shape:
         """The weight's shape from that of the tensor."""
         if self.piece[1] > 1:
-            stored = (stored[0] // self.piece[1], *stored[1:])
+            stored = (stored[0] // self.piece[1] * self.span, *stored[1:])
         if self.convolution:
             stored = stored[:2]
         return stored[::-1] if self.transposed else stored
@@ -69,23 +72,29 @@ class Stored:
         stored = shape[::-1] if self.transposed else shape
         if self.convolution:
             stored = (*stored, 1, 1)
-        return (stored[0] * self.piece[1], *stored[1:])
+        return (stored[0] // self.span * self.piece[1], *stored[1:])
 
     def view(self, stored: "Tensor") -> "Tensor":
         """The weight in the tensor."""
-        if self.piece[1] > 1:
-            stored = stored.chunk(self.piece[1])[self.piece[0]]
+        at, count = self.piece
+        if count > 1:
+            size = len(stored) // count
+            stored = stored[at * size : (at + self.span) * size]
         if self.convolution:
             stored = stored.flatten(1)
-        return stored.mT if self.transposed else stored
+        return _halves_swapped(stored) if self.swapped else stored.mT if self.transposed else stored
 
     def packed(self, weights: Sequence["Tensor"]) -> "Tensor":
         """The tensor of all weights that are stacked in it, in the order of their pieces."""
         import torch
 
         stored = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
-        stored = stored.mT if self.transposed else stored
+        stored = _halves_swapped(stored) if self.swapped else stored.mT if self.transposed else stored
         return stored[..., None, None] if self.convolution else stored
+
+
+def _halves_swapped(weight: "Tensor") -> "Tensor":
+    return weight.roll(len(weight) // 2, 0)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ClipModels:
         for spec, encoder, tokens in zip(self.specs, self.encoders, ids, strict=True):
             embedding = encoder.get_input_embeddings()
             end = begin + embedding.embedding_dim
-            with _prefixed(embedding, None if prefix is None else prefix[..., begin:end]):
+            with prefixed(embedding, None if prefix is None else prefix[..., begin:end]):
                 outputs = encoder(tokens.to(self.device), output_hidden_states=True)
             last = spec.hidden == "last"
             context.append(outputs.last_hidden_state if last else outputs.hidden_states[-2])
@@ -68,7 +68,7 @@ class ClipModels:
 
 
 @contextmanager
-def _prefixed(embedding: nn.Module, prefix: Tensor | None) -> Iterator[None]:
+def prefixed(embedding: nn.Module, prefix: Tensor | None) -> Iterator[None]:
     """Token embeddings with `prefix` after SoT."""
     if prefix is None:
         yield

@@ -67,7 +67,7 @@ class ClipText:
         }
         every: dict[str, dict[str, Sequence[int]]] = {
             CONTEXT: {prompt: range(eot + 1) for prompt, eot in eots.items()},
-            POOLED: {prompt: [self._pooled_at(prompt)] for prompt in eots},
+            POOLED: {prompt: [self.pooled_at(prompt)] for prompt in eots},
         }
         return {stream: every[stream] for stream in self.streams}
 
@@ -77,16 +77,16 @@ class ClipText:
         """The slots of a pair; of the pooled embedding its one, of weight 1 whatever the others' weights."""
         found = {CONTEXT: self.tokenizers.slots(unsafe, safe, keyword, weights)}
         if POOLED in self.streams:
-            found[POOLED] = [Slot("FIRST_EOT", self._pooled_at(unsafe), self._pooled_at(safe), 1.0)]
+            found[POOLED] = [Slot("FIRST_EOT", self.pooled_at(unsafe), self.pooled_at(safe), 1.0)]
         return found
 
     def words(self, count: int) -> list[str]:
         """Up to so many whole words, spread evenly over the first tokenizer's vocabulary."""
         return whole_words(self.tokenizers.each, count)[0]
 
-    def _pooled_at(self, prompt: str) -> int:
-        """Where the last encoder is pooled, as transformers does it: at its first EoT; or, for the
-        configurations of old that call 2 the EoT, at the highest id, which an added token may have."""
+    def pooled_at(self, prompt: str) -> int:
+        """The position at which the last encoder is pooled, as transformers does it: its first EoT; or, for
+        the configurations of old that call 2 the EoT, the highest id, which an added token may have."""
         (tokens,) = self.tokenizers.tokens([prompt])
         ids, eot = tokens.ids[-1], self.encoders[-1].config.get("eos_token_id", EOT)
         if eot == 2:

@@ -10,6 +10,7 @@ from trce_cli.families.base import Weights
 from trce_cli.families.causal_llm.denoiser import LlmTransformer
 from trce_cli.families.causal_llm.spec import CONTEXT
 from trce_cli.families.load import load_denoiser, precision_of
+from trce_cli.families.patches import packed, unpacked
 from trce_cli.families.qwen_image.config import LATENTS, transformer
 from trce_cli.families.qwen_image.names import is_tuned
 
@@ -49,18 +50,6 @@ class Transformer(LlmTransformer):
                 return_dict=False,
             )[0]
         return unpacked(found, height, width).float()
-
-
-def packed(latents: Tensor) -> Tensor:
-    """Latents (batch, channels, height, width) as the transformer's tokens of 2 x 2 of them."""
-    squares = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (batch, channels, rows, 2, columns, 2)
-    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpacked(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """The inverse of `packed`, for a picture of so many rows and columns of tokens."""
-    squares = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, columns))
-    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 def load_transformer(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
-from trce_cli.families.causal_llm.family import Config, LlmFamily
+from trce_cli.families.causal_llm.family import LlmFamily
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.qwen_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
@@ -36,6 +36,7 @@ class QwenImage(LlmFamily):
     key = "qwen-image"
     name = "Qwen-Image"
     spec = QWEN25
+    encoders: ClassVar = {QWEN25.folder: QWEN25.classes}
     door = DOOR
     pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
     repository = "Qwen/Qwen-Image"
@@ -66,7 +67,7 @@ class QwenImage(LlmFamily):
         """See `Family`."""
         return {CONTEXT: config.get("joint_attention_dim", 3584)}
 
-    def names(self, config: Config) -> Names:
+    def names(self, config: Mapping[str, Mapping[str, Any]]) -> Names:
         """See `Family`."""
         return Names()
 

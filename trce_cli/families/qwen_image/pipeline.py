@@ -10,7 +10,8 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Weights
 from trce_cli.families.causal_llm import pipeline as llm
 from trce_cli.families.causal_llm.spec import LlmSpec
-from trce_cli.families.qwen_image.denoiser import load_transformer, packed
+from trce_cli.families.patches import packed
+from trce_cli.families.qwen_image.denoiser import load_transformer
 
 
 def load(weights: Weights, spec: LlmSpec, device: torch.device, dtype: torch.dtype) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
-from trce_cli.families.causal_llm.family import Config, LlmFamily
+from trce_cli.families.causal_llm.family import LlmFamily
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.z_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
@@ -20,6 +20,7 @@ class ZImage(LlmFamily):
     key = "z-image"
     name = "Z-Image"
     spec = QWEN3
+    encoders: ClassVar = {QWEN3.folder: QWEN3.classes}
     door = DOOR
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
     repository = "Tongyi-MAI/Z-Image-Turbo"
@@ -58,7 +59,7 @@ class ZImage(LlmFamily):
         """See `Family`."""
         return {CONTEXT: config.get("cap_feat_dim", 2560)}
 
-    def names(self, config: Config) -> Names:
+    def names(self, config: Mapping[str, Mapping[str, Any]]) -> Names:
         """See `Family`."""
         return Names()
 

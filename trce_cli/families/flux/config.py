@@ -1,0 +1,97 @@
+"""What configurations may say before a library sees them: numbers in them are memory and time."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Canvas, Configs, Weights
+from trce_cli.families.clip import load as clip
+from trce_cli.families.flow import Scheduler
+from trce_cli.families.flux.spec import CLIP, T5
+from trce_cli.families.t5 import config as t5
+from trce_cli.system.foreign import validated
+
+PIXELS: Final = 1024  # a side, where the autoencoder does not say for what size it was trained
+
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Layers = Annotated[int, Field(ge=0, le=256)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Transformer(_Config):
+    """Of the denoiser, with diffusers' values where it is silent; no variant that is told pictures."""
+
+    patch_size: Literal[1] = 1
+    in_channels: Width = 64
+    out_channels: Width | None = None
+    num_layers: Layers = 19
+    num_single_layers: Layers = 38
+    attention_head_dim: Annotated[int, Field(ge=2, le=1 << 12)] = 128
+    num_attention_heads: Annotated[int, Field(ge=1, le=1 << 10)] = 24
+    joint_attention_dim: Width = 4096
+    pooled_projection_dim: Width = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: Annotated[
+        list[Annotated[int, Field(ge=2, le=1 << 12)]], Field(min_length=3, max_length=3)
+    ] = [16, 56, 56]
+
+
+class Vae(_Config):
+    """Of the autoencoder."""
+
+    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=16)]
+    sample_size: Annotated[int, Field(ge=1, le=1 << 14)] = PIXELS
+    latent_channels: Width = 16
+    layers_per_block: Annotated[int, Field(ge=1, le=64)] = 1
+    norm_num_groups: Width = 32
+    scaling_factor: Annotated[FiniteFloat, Field(gt=0, le=1000)] = 0.3611
+    shift_factor: FiniteFloat
+
+
+def transformer(config: Mapping[str, Any]) -> Transformer:
+    """The denoiser's configuration."""
+    return Transformer.model_validate(dict(config))
+
+
+def check(config: Configs) -> None:
+    """Raise BadInput for a configuration that says what cannot be."""
+    models: dict[str, tuple[type[BaseModel], str]] = {
+        "transformer/config.json": (Transformer, "denoiser"),
+        "vae/config.json": (Vae, "vae"),
+        "scheduler/scheduler_config.json": (Scheduler, "scheduler"),
+    }
+    for place, (model, part) in models.items():
+        validated(model, dict(config[part]), str(config.path / place))
+    clip.check(config, [CLIP])
+    t5.check(config, T5)
+    found = transformer(config["denoiser"])
+    where = config.path / "transformer/config.json"
+    if found.attention_head_dim != sum(found.axes_dims_rope):
+        raise BadInput(f"{where}: heads of {found.attention_head_dim} numbers do not fit its axes_dims_rope.")
+    if found.in_channels % 4 or found.out_channels not in (None, found.in_channels):
+        raise BadInput(
+            f"{where}: {found.in_channels} channels go in and {found.out_channels} come out, which is "
+            "a variant that sees pictures, not FLUX.1 for prompts."
+        )
+    for ours, folder, theirs in (
+        ("joint_attention_dim", T5.folder, "d_model"),
+        ("pooled_projection_dim", CLIP.folder, "hidden_size"),
+    ):
+        if (width := config[folder][theirs]) != getattr(found, ours):
+            raise BadInput(f"{where}: {ours} is {getattr(found, ours)}; the {folder} gives {width}.")
+    if not (config.path / T5.tokenizer).is_dir():
+        raise BadInput(f"{config.path} has no {T5.tokenizer}.")
+
+
+def canvas(weights: Weights) -> Canvas:
+    """See `Family.canvas`: two latents a token, so many pixels a latent."""
+    vae = Vae.model_validate(dict(weights.config["vae"]))
+    multiple = 2 ** len(vae.block_out_channels)
+    size = max(vae.sample_size // multiple, 1) * multiple
+    steps = Scheduler.model_validate(dict(weights.config["scheduler"])).num_train_timesteps
+    return Canvas(size, size, multiple, steps - 1)

@@ -1,0 +1,155 @@
+"""Names of a weight of FLUX.1 in diffusers folders, in single files of the transformer, and in LoRAs."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from trce_cli.families.base import Shape, Stored
+from trce_cli.families.clip import names as clip
+from trce_cli.families.t5 import names as t5
+
+PREFIX: Final = "model.diffusion_model."  # what some tools put before the names in a single file
+DOOR: Final = "context_embedder.weight"
+POOLED_DOOR: Final = "time_text_embed.text_embedder.linear_1.weight"
+FILE_DOORS: Final = ("txt_in.weight", "vector_in.in_layer.weight")
+
+# Modules by their names in diffusers and in single files.
+_OUTER: Final = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    **{
+        f"time_text_embed.{ours}.linear_{number}": f"{theirs}.{layer}"
+        for ours, theirs in (
+            ("timestep_embedder", "time_in"),
+            ("text_embedder", "vector_in"),
+            ("guidance_embedder", "guidance_in"),
+        )
+        for number, layer in ((1, "in_layer"), (2, "out_layer"))
+    },
+}
+_DOUBLE: Final = {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+_SINGLE: Final = {
+    "norm.linear": "modulation.lin",
+    "attn.norm_q": "norm.query_norm",
+    "attn.norm_k": "norm.key_norm",
+    "proj_out": "linear2",
+}
+# Stacked modules: in which one, which of its equal pieces from the first on, and how many.
+_STACKED: Final = {
+    "transformer_blocks": {
+        **{f"attn.to_{each}": ("img_attn.qkv", (at, 3), 1) for at, each in enumerate("qkv")},
+        **{f"attn.add_{each}_proj": ("txt_attn.qkv", (at, 3), 1) for at, each in enumerate("qkv")},
+    },
+    # Beside queries, keys and values what enters the MLP, four times as wide.
+    "single_transformer_blocks": {
+        **{f"attn.to_{each}": ("linear1", (at, 7), 1) for at, each in enumerate("qkv")},
+        "proj_mlp": ("linear1", (3, 7), 4),
+    },
+}
+_BLOCKS: Final = {
+    "transformer_blocks": ("double_blocks", _DOUBLE),
+    "single_transformer_blocks": ("single_blocks", _SINGLE),
+}
+_BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)\.(weight|bias)")
+_TUNED = re.compile(r"transformer_blocks\.\d+\.attn\.to_(q|k|v|out\.0)\.weight")
+
+
+class Names:
+    """The names of a FLUX.1 checkpoint's weights; see `families.base.Names`.
+
+    Single files hold the transformer alone.
+    """
+
+    def published(self, part: str, key: str) -> str | None:
+        """The name of a weight that a folder's file names `key`; None for what is not used."""
+        if part == "text_encoder":
+            return clip.published(key)
+        return t5.published(key) if part == "text_encoder_2" else key
+
+    def from_file(self, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Stored]]:
+        """Where a single file keeps each weight: several are stacked in it."""
+        prefix = PREFIX if any(name.startswith(PREFIX) for name in shapes) else ""
+        found: dict[str, Stored] = {}
+        for name in shapes:
+            if name.startswith(prefix):  # else another part, as some tools put beside it
+                found |= weights_in(name.removeprefix(prefix), prefix)
+        return {"denoiser": found}
+
+    def copies(self, names: Collection[str]) -> dict[str, dict[str, str]]:
+        """None: such files hold one copy."""
+        return {}
+
+    def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
+        """Where a single file is to keep each weight of a folder's transformer."""
+        return {"denoiser": {key: stored(key) for key in shapes["denoiser"]}}
+
+    def is_leftover(self, name: str) -> bool:
+        """None is known."""
+        return False
+
+    def kohya(self, key: str) -> tuple[str, ...]:
+        """The names of a linear layer in a LoRA: diffusers' path, which is what its loader and ComfyUI take,
+        and kohya's from a single file's, less those that are stacked there.
+
+        Of kohya's names diffusers leaves those of both doors out, without a word.
+        """
+        module, _, leaf = key.rpartition(".")
+        if leaf != "weight" or re.search(r"\.norm_(added_)?[qk]$", module):
+            return ()
+        place = stored(key)
+        theirs = "lora_unet_" + place.name.removesuffix(".weight").replace(".", "_")
+        return (f"transformer.{module}",) if place.piece[1] > 1 else (f"transformer.{module}", theirs)
+
+
+def stored(key: str) -> Stored:
+    """Where a single file keeps a weight, by its diffusers name."""
+    if block := _BLOCK.fullmatch(key):
+        kind, number, module, leaf = block.groups()
+        outer, plain = _BLOCKS[kind]
+        if module in _STACKED[kind]:
+            theirs, piece, span = _STACKED[kind][module]
+            return Stored(f"{outer}.{number}.{theirs}.{leaf}", piece, span)
+        leaf = "scale" if ".norm_" in module else leaf
+        return Stored(f"{outer}.{number}.{plain.get(module, module)}.{leaf}")
+    module, _, leaf = key.rpartition(".")
+    return Stored(f"{_OUTER.get(module, module)}.{leaf}", swapped=module == "norm_out.linear")
+
+
+def weights_in(name: str, prefix: str) -> dict[str, Stored]:
+    """The weights in a tensor of a single file, named without its prefix; the inverse of `stored`."""
+    outer, number, rest = (*name.split(".", 2), "", "")[:3]
+    kind = next((ours for ours, (theirs, _) in _BLOCKS.items() if theirs == outer), None)
+    if kind is None:
+        module, _, leaf = name.rpartition(".")
+        ours = next((ours for ours, theirs in _OUTER.items() if theirs == module), module)
+        return {f"{ours}.{leaf}": Stored(prefix + name, swapped=ours == "norm_out.linear")}
+    module, _, leaf = rest.rpartition(".")
+    found = {
+        f"{kind}.{number}.{ours}.{leaf}": Stored(prefix + name, piece, span)
+        for ours, (theirs, piece, span) in _STACKED[kind].items()
+        if theirs == module
+    }
+    if found:
+        return found
+    ours = next((ours for ours, theirs in _BLOCKS[kind][1].items() if theirs == module), module)
+    return {f"{kind}.{number}.{ours}.{'weight' if leaf == 'scale' else leaf}": Stored(prefix + name)}
+
+
+def is_tuned(key: str) -> bool:
+    """Whether stage 2 tunes this weight: the attention of the image's stream where it has one of its own."""
+    return _TUNED.fullmatch(key) is not None

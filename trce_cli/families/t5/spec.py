@@ -1,0 +1,31 @@
+"""How a family puts prompts to T5, and which of its states reach the denoiser."""
+
+from dataclasses import dataclass
+from typing import Final
+
+CONTEXT: Final = "context"  # the stream of hidden states of a prompt's tokens
+# The slots of a prompt, each matched with the safe prompt's. EOS: the token behind the prompt. PADS: padding,
+# a sample of it, which counts once together. CONTENT: the tokens around the concept's phrase, those before
+# it aligned from the left and those behind it from the right. KEYWORD: the phrase's tokens, which go to the
+# safe phrase's last one.
+SLOTS: Final = ("EOS", "PADS", "CONTENT", "KEYWORD")
+SAMPLE: Final = 8  # positions of padding, spread evenly over all that are read
+
+
+@dataclass(frozen=True)
+class T5Spec:
+    """T5's encoder and its tokenizer in a diffusers folder.
+
+    limit: how many tokens reach the denoiser, padding included. seen: how many positions of padding the
+    encoder's attention and the denoiser see; None for all of them, as if they were text.
+    """
+
+    folder: str
+    tokenizer: str
+    limit: int
+    seen: int | None = None
+
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """The positions that stand for all padding, where a prompt leaves them to it."""
+        return tuple(self.limit * part // SAMPLE - 1 for part in range(1, SAMPLE + 1))

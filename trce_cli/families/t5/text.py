@@ -1,0 +1,95 @@
+"""T5 as a text encoder: prompts -> the embeddings that meet the denoiser's door."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trce_cli.errors import TrceError
+from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
+from trce_cli.families.t5.encoder import T5Encoder
+from trce_cli.families.t5.load import load_tokenizer
+from trce_cli.families.t5.spec import CONTEXT, T5Spec
+from trce_cli.families.t5.tokens import Tokenizer, whole_words
+from trce_cli.system.progress import Report, no_report
+
+# Prompts that go through a block before the next one is read, and those of them that are computed together:
+# attention to 512 positions takes 67 MB a prompt in each of T5-XXL's blocks, states 8 MB.
+GROUP: Final = 32
+TOGETHER: Final = 1
+
+
+class T5Text:
+    """A family's T5; see `families.base.Text`."""
+
+    def __init__(
+        self, weights: Weights, spec: T5Spec, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = Tokenizer(load_tokenizer(weights, spec), spec)
+        self.encoder = T5Encoder(weights, spec, device, dtype)
+        self.streams = {CONTEXT: self.encoder.dim}
+
+    def check(self) -> None:
+        """Raise BadInput for a weight that cannot be computed with; each is read, once."""
+        _ = self.encoder.hash
+
+    def fingerprint(self, prompts: Collection[str]) -> str:
+        """SHA-256 in hex of all that the prompts' embeddings depend on, rounding aside.
+
+        That is every weight that is used, the configuration, how much is read, and the token ids.
+        """
+        ids = repr(([tokens.ids for tokens in self.tokenizer.tokens(prompts)], self.spec))
+        return hashlib.sha256((self.encoder.hash + ids).encode()).hexdigest()
+
+    def content(self, prompts: Collection[str]) -> Wanted:
+        """The prompt, the token behind it, and of the padding that is seen what stands for it."""
+        return {
+            CONTEXT: {
+                prompt: [*range(tokens.eos + 1), *self.tokenizer.pads(prompt)]
+                for prompt, tokens in zip(prompts, self.tokenizer.tokens(prompts), strict=True)
+            }
+        }
+
+    def slots(
+        self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]
+    ) -> dict[str, list[Slot]]:
+        """The slots of a pair whose kind has weight; see `spec.SLOTS`."""
+        return {CONTEXT: self.tokenizer.slots(unsafe, safe, keyword, weights)}
+
+    def words(self, count: int) -> list[str]:
+        """Up to so many whole words, spread evenly over the tokenizer's vocabulary."""
+        return whole_words(self.tokenizer.tokenizer, count)[0]
+
+    def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
+        """The embeddings at the wanted positions, a batch at a time. TrceError where one is not finite."""
+        for prompts, states in self._encoded(list(wanted[CONTEXT])):
+            found, rows, start = [], {}, 0
+            for prompt, each in zip(prompts, states, strict=True):
+                positions = list(wanted[CONTEXT][prompt])
+                found.append(each[positions].to("cpu", torch.float32))
+                rows[prompt] = range(start, start := start + len(positions))
+            embeddings = torch.cat(found)
+            if not bool(torch.isfinite(embeddings).all()):
+                raise TrceError(
+                    "The text encoder gives NaN or infinite embeddings.",
+                    "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
+                )
+            yield {CONTEXT: States(embeddings, rows)}
+            report(len(rows))
+
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """What the pipeline tells the denoiser of these prompts, the empty one first."""
+        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        states = [each.float() for _, group in self._encoded(every) for each in group]
+        return Conditioning(every, {CONTEXT: torch.stack(states)})
+
+    def _encoded(self, prompts: Sequence[str]) -> Iterator[tuple[Sequence[str], list[Tensor]]]:
+        """Prompts, and the states of each, (limit, width) in the encoder's dtype on its device."""
+        self.check()
+        for start in range(0, len(prompts), GROUP):
+            group = prompts[start : start + GROUP]
+            ids = self.tokenizer.padded(group).split(TOGETHER)
+            yield group, [row for states in self.encoder([(some, None) for some in ids]) for row in states]

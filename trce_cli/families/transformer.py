@@ -1,0 +1,136 @@
+"""What families have in common whose denoiser is a transformer that matches flows, in a folder of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trce_cli.errors import BadInput
+from trce_cli.families.base import Configs, Defaults, Names, Shape, Told, Weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Config = Mapping[str, Mapping[str, Any]]
+
+
+class TransformerFamily(ABC):
+    """Single files hold the transformer alone, and Euler's method samples all; see `families.base.Family`.
+
+    encoders: the text encoders' folders, and the classes that each may be of. pipelines: the classes of
+    diffusers that draw with it. repository: one that has the parts that single files lack.
+    """
+
+    key: ClassVar[str]
+    name: ClassVar[str]
+    encoders: ClassVar[Mapping[str, tuple[str, ...]]]
+    pipelines: ClassVar[tuple[str, ...]]
+    repository: ClassVar[str]
+    defaults: ClassVar[Defaults]
+    weight_parts: ClassVar[tuple[str, ...]]
+    other_parts: ClassVar[tuple[str, ...]]
+    streams: ClassVar[tuple[str, ...]]
+    slots: ClassVar[tuple[str, ...]]
+    fragments: ClassVar[Mapping[str, str]]
+
+    denoiser: ClassVar = "transformer"
+    network: ClassVar = "transformer"
+    schedulers: ClassVar[Mapping[str, str]] = {"euler": "FlowMatchEulerDiscreteScheduler"}
+
+    @abstractmethod
+    def names(self, config: Config) -> Names:
+        """See `Family`."""
+
+    @abstractmethod
+    def pipeline(self) -> Any:
+        """The module of the family's folder that has `load`, `draw` and `latents` of its pipeline.
+
+        It is imported only here, since libraries come with it.
+        """
+
+    def claims(self, config: Configs) -> str | None:
+        """See `Family`."""
+        index = config["model_index"]
+        if (pipeline := index.get("_class_name")) not in self.pipelines:
+            return f"its pipeline is {pipeline}"
+        for folder, classes in self.encoders.items():
+            entry = index.get(folder)
+            found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            if found not in classes:
+                return f"its {folder} is {found}, not {classes[0]}"
+        return None
+
+    def base_folder(self) -> Path:
+        """See `Family`: its tokenizer is too large to come along."""
+        raise BadInput(
+            f"Such a file holds the transformer of {self.name} alone, neither text encoder nor tokenizer.",
+            "Name a diffusers folder or hub id that has them with --config, for example "
+            f"--config {self.repository}.",
+        )
+
+    def told_by_file(
+        self,
+        shapes: Mapping[str, Shape],
+        metadata: Mapping[str, str],
+        read: "Callable[[str], Tensor]",
+        config: Config,
+        is_base: bool,
+    ) -> Told:
+        """See `Family`: nothing, these files are sampled as their family is."""
+        return Told()
+
+    def marks(self, config: Config) -> tuple[dict[str, Sequence[float]], dict[str, str]]:
+        """See `Family`: there are none."""
+        return {}, {}
+
+    def weights(self, config: Config, converting: bool) -> dict[str, dict[str, Shape]]:
+        """See `Family`: the text encoders' alone."""
+        return {}
+
+    def sampling(self, config: Config) -> dict[str, str]:
+        """See `Family`."""
+        return {"scheduler": str(config["scheduler"].get("_class_name")), "predicts": "flow velocity"}
+
+    def lost_in_file(self, config: Config) -> list[str]:
+        """See `Family`: nothing."""
+        return []
+
+    def pipe(self, weights: Weights, device: "torch.device", dtype: "torch.dtype") -> Any:
+        """See `Family`."""
+        return self.pipeline().load(weights, device, dtype)
+
+    def draw(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        negative: Sequence[str] | None,
+        generators: Sequence["torch.Generator"],
+        *,
+        steps: int,
+        guidance_scale: float,
+        width: int,
+        height: int,
+        clip_skip: int = 1,
+    ) -> Any:
+        """See `Family`: there is no CLIP of which layers could be skipped, and the canvas allows none."""
+        return self.pipeline().draw(
+            pipe,
+            prompts,
+            negative,
+            generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            width=width,
+            height=height,
+        )
+
+    def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
+        """See `Family`."""
+        found: Tensor = self.pipeline().latents(pipe, images)
+        return found
+
+    def scheduler(self, pipe: Any, name: str) -> Any:
+        """See `Family`: there is the one that the checkpoint comes with."""
+        return pipe.scheduler
