@@ -69,6 +69,12 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_flux(tmp_path_factory.mktemp("tiny") / "flux", seed=6)
 
 
+@pytest.fixture(scope="session", name="tiny_chroma")
+def tiny_chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Chroma pipeline in a folder."""
+    return tiny.build_chroma(tmp_path_factory.mktemp("tiny") / "chroma", seed=7)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP model of transformers with its processor."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux"]
+FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux", "chroma"]
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
 T5_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes the space before a word
@@ -224,7 +224,7 @@ def single_file(
         return z_image_file(folder, path)
     if family == "qwen-image":
         return qwen_image_file(folder, path)
-    if family == "flux":
+    if family in ("flux", "chroma"):
         return flux_file(folder, path)
     unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
     state = dict(unet)
@@ -595,70 +595,101 @@ def write_t5_tokenizer(folder: Path) -> None:
 
 def build_flux(folder: Path, seed: int = 0, guidance: bool = True) -> Path:
     """Write a whole tiny fp32 FLUX.1 pipeline into `folder`; the same seed gives the same bytes."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+    from diffusers import FluxTransformer2DModel
 
     write_tokenizer(folder / "tokenizer", "<|endoftext|>")
-    write_t5_tokenizer(folder / "tokenizer_2")
-    rows = len(AutoTokenizer.from_pretrained(folder / "tokenizer_2"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         write_text_encoder(folder / "text_encoder", hidden=32, layers=3, act="quick_gelu", projection=None)
-        model = T5EncoderModel(
-            T5Config(
-                vocab_size=rows + 2,
-                d_model=48,
-                d_kv=8,
-                d_ff=64,
-                num_layers=3,
-                num_heads=4,
-                feed_forward_proj="gated-gelu",
-                relative_attention_num_buckets=16,
-            )
-        )
         transformer = FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            pooled_projection_dim=32,
-            guidance_embeds=guidance,
-            axes_dims_rope=(8, 4, 4),
+            pooled_projection_dim=32, guidance_embeds=guidance, **FLUX_BLOCKS
         )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            latent_channels=4,
-            sample_size=16,
-            scaling_factor=0.36,
-            shift_factor=0.11,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-        stir(model, transformer)
-    model.save_pretrained(folder / "text_encoder_2")
-    transformer.save_pretrained(folder / "transformer")
-    vae.save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance).save_pretrained(folder / "scheduler")
+        write_around_t5(folder, "text_encoder_2", "tokenizer_2", transformer)
     index = {
         "_class_name": "FluxPipeline",
-        "_diffusers_version": "0.42.1",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    (folder / "model_index.json").write_text(json.dumps(index | AROUND_T5, indent=2))
     return folder
+
+
+def build_chroma(folder: Path, seed: int = 0) -> Path:
+    """Write a whole tiny fp32 Chroma pipeline into `folder`; the same seed gives the same bytes."""
+    from diffusers import ChromaTransformer2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = ChromaTransformer2DModel(
+            approximator_num_channels=16, approximator_hidden_dim=24, approximator_layers=2, **FLUX_BLOCKS
+        )
+        write_around_t5(folder, "text_encoder", "tokenizer", transformer)
+    index = {
+        "_class_name": "ChromaPipeline",
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "ChromaTransformer2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index | AROUND_T5, indent=2))
+    return folder
+
+
+FLUX_BLOCKS = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "axes_dims_rope": (8, 4, 4),
+}
+AROUND_T5 = {
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def write_around_t5(folder: Path, encoder: str, tokenizer: str, transformer: torch.nn.Module) -> None:
+    """Write the transformer, a T5 with its tokenizer, a VAE and a scheduler."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+    write_t5_tokenizer(folder / tokenizer)
+    config = T5Config(
+        vocab_size=len(AutoTokenizer.from_pretrained(folder / tokenizer)) + 2,
+        d_model=48,
+        d_kv=8,
+        d_ff=64,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=16,
+    )
+    model = T5EncoderModel(config)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.36,
+        shift_factor=0.11,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    stir(model, transformer)
+    model.save_pretrained(folder / encoder)
+    transformer.save_pretrained(folder / "transformer")  # type: ignore[operator]
+    vae.save_pretrained(folder / "vae")
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 def flux_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") -> Path:
@@ -681,7 +712,12 @@ def flux_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") 
     move("context_embedder", "txt_in")
     move("x_embedder", "img_in")
     move("proj_out", "final_layer.linear")
-    for leaf in ("weight", "bias"):
+    for key in state:
+        if key.startswith("distilled_guidance_layer."):
+            theirs = renamed(key, {"linear_1": "in_layer", "linear_2": "out_layer"})
+            theirs = theirs.replace(".weight", ".scale") if ".norms." in key else theirs
+            found[theirs] = state[key].clone()
+    for leaf in ("weight", "bias") if "norm_out.linear.weight" in state else ():
         scale, shift = state[f"norm_out.linear.{leaf}"].chunk(2)
         found[f"final_layer.adaLN_modulation.1.{leaf}"] = torch.cat([shift, scale])
     for number in range(2):

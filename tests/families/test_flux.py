@@ -1,4 +1,4 @@
-"""FLUX.1: states against its own pipeline, each door against an independent solution, every layout."""
+"""FLUX.1 and Chroma: states against the pipelines, doors against an independent solution, every layout."""
 
 import json
 import shutil
@@ -18,6 +18,8 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.families.flux.text import FluxText
+from trce_cli.families.patches import packed, unpacked
+from trce_cli.families.t5.text import T5Text
 from trce_cli.maths.closed_form import CUT_OFF
 
 CPU = torch.device("cpu")
@@ -306,3 +308,77 @@ def test_weights_that_are_missing_or_not_finite_are_told(
         assert run.status == 2
         assert said in run.err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def chroma(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue("tiny_chroma")
+    return found
+
+
+@torch.no_grad()
+def test_chromas_states_equal_the_pipelines(chroma: Path) -> None:
+    """Padding is masked there, so that only what is asked for is computed of it."""
+    checkpoint, pipe = open_checkpoint(str(chroma)), load(chroma)
+    text: T5Text = checkpoint.family.text(checkpoint, CPU, torch.float32)  # type: ignore[assignment]
+    places = [0, 1, 2, 100, 511]
+    (batch,) = text.states({"context": dict.fromkeys(PROMPTS, places)})
+    for prompt in PROMPTS:
+        expected = pipe._get_t5_prompt_embeds([prompt], device=CPU)[0][0, places]
+        found = batch["context"].embeddings[list(batch["context"].rows[prompt])]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@torch.no_grad()
+def test_chroma_predicts_what_its_pipeline_does(chroma: Path) -> None:
+    """The mask of the text is its own affair: the very arguments of the pipeline give the same."""
+    checkpoint, pipe = open_checkpoint(str(chroma)), load(chroma)
+    seen: list[dict[str, Any]] = []
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any], found: Any) -> None:
+        seen.append(kwargs | {"found": found[0]})
+
+    pipe.transformer.register_forward_hook(note, with_kwargs=True)
+    prompt = "a photo of a dog"
+    pipe(prompt, num_inference_steps=2, height=16, width=16, guidance_scale=1.0, output_type="latent")
+    denoiser = checkpoint.family.denoise(checkpoint)
+    told = denoiser.condition([prompt], CPU)
+    latents = unpacked(seen[0]["hidden_states"], 4, 4)
+    found = denoiser.predict(
+        denoiser.load(CPU), latents, seen[0]["timestep"] * 1000, told.told(told.rows([prompt]))
+    )
+    torch.testing.assert_close(packed(found), seen[0]["found"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_edit_of_chroma_by_every_route(chroma: Path, tmp_path: Path, trce: Callable[..., Any]) -> None:
+    (tmp_path / "blades.toml").write_text(PRESET)
+    (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES))
+    out = tmp_path / "out"
+    command = f"map {chroma} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --energy 1 -q"
+    command += " --preserve 0.01 --strength 4 --max-collateral 1000"
+    assert main([*command.split(), *["--as", "diffusers", "--as", "lora", "--as", "map"]]) == 0
+    before, after = (
+        load_file(path / "transformer/diffusion_pytorch_model.safetensors") for path in (chroma, out)
+    )
+    assert {key for key, value in before.items() if not torch.equal(value, after[key])} == {DOOR}
+    pipe = load(chroma)
+    original, expected = draw(pipe), draw(load(out))
+    assert (expected - original).abs().max() > 1e-3
+    text_map = load_map(tmp_path / "out.map.safetensors")
+    text_map.apply_to(pipe)
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=2e-4)
+    text_map.remove_from(pipe)
+    pipe.load_lora_weights(tmp_path / "out.lora.safetensors")
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=2e-4)
+    file = tiny.flux_file(chroma, tmp_path / "original.safetensors")
+    edited = tmp_path / "edited.safetensors"
+    run = trce("apply", tmp_path / "out.map.safetensors", file, "--config", chroma, "-o", edited)
+    assert run.status == 0, run.err
+    one, were = load_file(edited), load_file(file)
+    door = "model.diffusion_model.txt_in.weight"
+    assert {key for key, value in were.items() if not torch.equal(value, one[key])} == {door}
+    torch.testing.assert_close(one[door], after[DOOR])
+    run = trce(
+        "generate", edited, "a photo of a knife", "--config", chroma, "--steps", 2, "-o", tmp_path / "i"
+    )
+    assert run.status == 0, run.err

@@ -127,7 +127,7 @@ class Conditioning:
     """What enters the denoiser of each prompt by each stream, (prompts, ...) float32 on the run's device.
 
     lengths: of streams of tokens of which prompts have not all as many, how many each has, (prompts,) int64;
-    what is behind them is padding that the denoiser never sees.
+    what is behind them is padding.
     """
 
     prompts: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""FLUX.1, dev and schnell: T5 reads the prompt, CLIP pools it, and a transformer draws."""
+"""FLUX.1 and Chroma: T5 reads the prompt, for FLUX.1 CLIP pools it as well, and a transformer draws."""

@@ -9,8 +9,9 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas, Configs, Weights
 from trce_cli.families.clip import load as clip
 from trce_cli.families.flow import Scheduler
-from trce_cli.families.flux.spec import CLIP, T5
+from trce_cli.families.flux.spec import CHROMA_T5, CLIP, T5
 from trce_cli.families.t5 import config as t5
+from trce_cli.families.t5.spec import T5Spec
 from trce_cli.system.foreign import validated
 
 PIXELS: Final = 1024  # a side, where the autoencoder does not say for what size it was trained
@@ -23,8 +24,8 @@ class _Config(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class Transformer(_Config):
-    """Of the denoiser, with diffusers' values where it is silent; no variant that is told pictures."""
+class _Blocks(_Config):
+    """What both denoisers have, with diffusers' values where one is silent; none is told pictures."""
 
     patch_size: Literal[1] = 1
     in_channels: Width = 64
@@ -34,11 +35,24 @@ class Transformer(_Config):
     attention_head_dim: Annotated[int, Field(ge=2, le=1 << 12)] = 128
     num_attention_heads: Annotated[int, Field(ge=1, le=1 << 10)] = 24
     joint_attention_dim: Width = 4096
-    pooled_projection_dim: Width = 768
-    guidance_embeds: bool = False
     axes_dims_rope: Annotated[
         list[Annotated[int, Field(ge=2, le=1 << 12)]], Field(min_length=3, max_length=3)
     ] = [16, 56, 56]
+
+
+class Transformer(_Blocks):
+    """Of FLUX.1's denoiser."""
+
+    pooled_projection_dim: Width = 768
+    guidance_embeds: bool = False
+
+
+class ChromaTransformer(_Blocks):
+    """Of Chroma's."""
+
+    approximator_num_channels: Annotated[int, Field(ge=4, le=1 << 12)] = 64
+    approximator_hidden_dim: Width = 5120
+    approximator_layers: Annotated[int, Field(ge=1, le=256)] = 5
 
 
 class Vae(_Config):
@@ -54,38 +68,56 @@ class Vae(_Config):
 
 
 def transformer(config: Mapping[str, Any]) -> Transformer:
-    """The denoiser's configuration."""
+    """The configuration of FLUX.1's denoiser."""
     return Transformer.model_validate(dict(config))
 
 
+def chroma(config: Mapping[str, Any]) -> ChromaTransformer:
+    """The configuration of Chroma's denoiser."""
+    return ChromaTransformer.model_validate(dict(config))
+
+
 def check(config: Configs) -> None:
-    """Raise BadInput for a configuration that says what cannot be."""
-    models: dict[str, tuple[type[BaseModel], str]] = {
-        "transformer/config.json": (Transformer, "denoiser"),
+    """Raise BadInput for a configuration of FLUX.1 that says what cannot be."""
+    _check(config, Transformer, T5, "FLUX.1")
+    clip.check(config, [CLIP])
+    _same(config, "pooled_projection_dim", transformer(config["denoiser"]), CLIP.folder, "hidden_size")
+
+
+def check_chroma(config: Configs) -> None:
+    """Raise BadInput for a configuration of Chroma that says what cannot be."""
+    _check(config, ChromaTransformer, CHROMA_T5, "Chroma")
+
+
+def _check(config: Configs, model: type[_Blocks], spec: T5Spec, name: str) -> None:
+    parts: dict[str, tuple[type[BaseModel], str]] = {
+        "transformer/config.json": (model, "denoiser"),
         "vae/config.json": (Vae, "vae"),
         "scheduler/scheduler_config.json": (Scheduler, "scheduler"),
     }
-    for place, (model, part) in models.items():
-        validated(model, dict(config[part]), str(config.path / place))
-    clip.check(config, [CLIP])
-    t5.check(config, T5)
-    found = transformer(config["denoiser"])
+    for place, (kind, part) in parts.items():
+        validated(kind, dict(config[part]), str(config.path / place))
+    t5.check(config, spec)
+    found = model.model_validate(dict(config["denoiser"]))
     where = config.path / "transformer/config.json"
     if found.attention_head_dim != sum(found.axes_dims_rope):
         raise BadInput(f"{where}: heads of {found.attention_head_dim} numbers do not fit its axes_dims_rope.")
     if found.in_channels % 4 or found.out_channels not in (None, found.in_channels):
         raise BadInput(
             f"{where}: {found.in_channels} channels go in and {found.out_channels} come out, which is "
-            "a variant that sees pictures, not FLUX.1 for prompts."
+            f"a variant that sees pictures, not {name} for prompts."
         )
-    for ours, folder, theirs in (
-        ("joint_attention_dim", T5.folder, "d_model"),
-        ("pooled_projection_dim", CLIP.folder, "hidden_size"),
-    ):
-        if (width := config[folder][theirs]) != getattr(found, ours):
-            raise BadInput(f"{where}: {ours} is {getattr(found, ours)}; the {folder} gives {width}.")
-    if not (config.path / T5.tokenizer).is_dir():
-        raise BadInput(f"{config.path} has no {T5.tokenizer}.")
+    _same(config, "joint_attention_dim", found, spec.folder, "d_model")
+    if not (config.path / spec.tokenizer).is_dir():
+        raise BadInput(f"{config.path} has no {spec.tokenizer}.")
+
+
+def _same(config: Configs, ours: str, found: _Blocks, folder: str, theirs: str) -> None:
+    if (width := config[folder][theirs]) != getattr(found, ours):
+        raise BadInput(
+            f"{config.path / 'transformer/config.json'}: {ours} is {getattr(found, ours)}; the {folder} "
+            f"gives {width}."
+        )
 
 
 def canvas(weights: Weights) -> Canvas:

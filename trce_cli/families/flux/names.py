@@ -1,4 +1,4 @@
-"""Names of a weight of FLUX.1 in diffusers folders, in single files of the transformer, and in LoRAs."""
+"""Names of a weight of FLUX.1 or Chroma in diffusers folders, single files of the transformer, and LoRAs."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -12,6 +12,8 @@ PREFIX: Final = "model.diffusion_model."  # what some tools put before the names
 DOOR: Final = "context_embedder.weight"
 POOLED_DOOR: Final = "time_text_embed.text_embedder.linear_1.weight"
 FILE_DOORS: Final = ("txt_in.weight", "vector_in.in_layer.weight")
+QKV: Final = "double_blocks.0.img_attn.qkv.weight"
+APPROXIMATOR: Final = "distilled_guidance_layer"  # what Chroma has in place of most modulation
 
 # Modules by their names in diffusers and in single files.
 _OUTER: Final = {
@@ -61,6 +63,7 @@ _STACKED: Final = {
         "proj_mlp": ("linear1", (3, 7), 4),
     },
 }
+_LAYER: Final = {"linear_1": "in_layer", "linear_2": "out_layer"}  # of Chroma's approximator
 _BLOCKS: Final = {
     "transformer_blocks": ("double_blocks", _DOUBLE),
     "single_transformer_blocks": ("single_blocks", _SINGLE),
@@ -70,16 +73,19 @@ _TUNED = re.compile(r"transformer_blocks\.\d+\.attn\.to_(q|k|v|out\.0)\.weight")
 
 
 class Names:
-    """The names of a FLUX.1 checkpoint's weights; see `families.base.Names`.
+    """The names of a checkpoint's weights; see `families.base.Names`. Single files hold the transformer.
 
-    Single files hold the transformer alone.
+    clip, t5: the parts that these text encoders are.
     """
+
+    def __init__(self, t5: str, clip: str | None = None) -> None:
+        self.t5, self.clip = t5, clip
 
     def published(self, part: str, key: str) -> str | None:
         """The name of a weight that a folder's file names `key`; None for what is not used."""
-        if part == "text_encoder":
+        if part == self.clip:
             return clip.published(key)
-        return t5.published(key) if part == "text_encoder_2" else key
+        return t5.published(key) if part == self.t5 else key
 
     def from_file(self, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Stored]]:
         """Where a single file keeps each weight: several are stacked in it."""
@@ -127,6 +133,10 @@ def stored(key: str) -> Stored:
         leaf = "scale" if ".norm_" in module else leaf
         return Stored(f"{outer}.{number}.{plain.get(module, module)}.{leaf}")
     module, _, leaf = key.rpartition(".")
+    if module.startswith(f"{APPROXIMATOR}."):
+        stem, _, last = module.rpartition(".")
+        leaf = "scale" if ".norms." in module else leaf
+        return Stored(f"{stem}.{_LAYER.get(last, last)}.{leaf}")
     return Stored(f"{_OUTER.get(module, module)}.{leaf}", swapped=module == "norm_out.linear")
 
 
@@ -134,6 +144,10 @@ def weights_in(name: str, prefix: str) -> dict[str, Stored]:
     """The weights in a tensor of a single file, named without its prefix; the inverse of `stored`."""
     outer, number, rest = (*name.split(".", 2), "", "")[:3]
     kind = next((ours for ours, (theirs, _) in _BLOCKS.items() if theirs == outer), None)
+    if outer == APPROXIMATOR:
+        stem, last, leaf = name.rsplit(".", 2)
+        last = next((ours for ours, theirs in _LAYER.items() if theirs == last), last)
+        return {f"{stem}.{last}.{'weight' if leaf == 'scale' else leaf}": Stored(prefix + name)}
     if kind is None:
         module, _, leaf = name.rpartition(".")
         ours = next((ours for ours, theirs in _OUTER.items() if theirs == module), module)

@@ -1,4 +1,4 @@
-"""FLUX.1's text encoders: CLIP's state at the EoT, and T5's states of all positions."""
+"""The text encoders: T5's states of all positions, and for FLUX.1 CLIP's state at the EoT."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +12,7 @@ CLIP: Final = EncoderSpec(
     "text_encoder", "tokenizer", "CLIPTextModel", "last", "text_encoders.clip_l.", False
 )
 T5: Final = T5Spec("text_encoder_2", "tokenizer_2", 512)
+CHROMA_T5: Final = T5Spec("text_encoder", "tokenizer", 512, masked=True)
 SCHNELL: Final = 256  # tokens that the variant without embedded guidance was trained to read
 
 

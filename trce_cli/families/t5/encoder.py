@@ -7,7 +7,7 @@ that were just read.
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ from trce_cli.families.load import checked
 from trce_cli.families.t5.load import make_model
 from trce_cli.families.t5.names import BIAS, EMBEDDING, NORM, block_weights, t5_weights
 from trce_cli.families.t5.spec import T5Spec
+
+
+class Text(NamedTuple):
+    """Tokens to be encoded, with their positions, int64 (tokens,); the first `seen` of them are looked at."""
+
+    ids: Tensor
+    positions: Tensor
+    seen: int
 
 
 class T5Encoder:
@@ -57,45 +65,38 @@ class T5Encoder:
             return make_model(dict(self.config)).encoder.eval()
 
     @torch.no_grad()
-    def __call__(self, batches: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """The states of batches of token ids, (prompts, tokens, dim), in the encoder's dtype on its device.
+    def __call__(self, texts: Sequence[Text]) -> list[Tensor]:
+        """The states of each text's tokens, (tokens, dim), in the encoder's dtype on its device.
 
-        With the ids, (prompts, tokens), goes which of them are seen, a mask of that shape; None for all. A
-        block is read once for all of the batches, and goes through them one by one.
+        A block is read once for all of them, and goes through them one by one.
         """
         states = [
-            self.weights.rows(self.spec.folder, EMBEDDING, ids.flatten())
-            .view(*ids.shape, self.dim)
-            .to(self.device, self.dtype)
-            for ids, _ in batches
+            self.weights.rows(self.spec.folder, EMBEDDING, text.ids)[None].to(self.device, self.dtype)
+            for text in texts
         ]
-        biases: dict[int, Tensor] = {}
+        biases: dict[tuple[int, ...], Tensor] = {}
         for number in range(self.config["num_layers"]):
             names = block_weights(self.config)
             read = {name: self._weight(f"encoder.block.{number}.{name}") for name in names}
-            for at, (ids, seen) in enumerate(batches):
-                if (length := ids.shape[1]) not in biases:
-                    biases[length] = self._bias(length)
-                bias = biases[length]
-                if seen is not None:
-                    hidden = ~seen.to(self.device)[:, None, None]
-                    bias = bias.masked_fill(hidden, torch.finfo(self.dtype).min)
-                states[at] = functional_call(
-                    self._stack.block[number], read, (states[at],), {"position_bias": bias}
-                )[0]
+            for at, text in enumerate(texts):
+                key = tuple(text.positions.tolist())
+                bias = biases[key] = biases[key] if key in biases else self._bias(text.positions)
+                bias = bias.clone() if text.seen < len(key) else bias
+                bias[..., text.seen :] = torch.finfo(self.dtype).min
+                block, told = self._stack.block[number], {"position_bias": bias}
+                states[at] = functional_call(block, read, (states[at],), told)[0]
         weight = {"weight": self._weight(NORM)}
-        return [functional_call(self._stack.final_layer_norm, weight, (each,)) for each in states]
+        return [functional_call(self._stack.final_layer_norm, weight, (each,))[0] for each in states]
 
-    def _bias(self, length: int) -> Tensor:
-        """What relative positions add to the attention between so many tokens, (1, heads, length, length)."""
+    def _bias(self, positions: Tensor) -> Tensor:
+        """What relative positions add to the attention between tokens, (1, heads, tokens, tokens)."""
         attention = self._stack.block[0].layer[0].SelfAttention
-        places = torch.arange(length, device=self.device)
         buckets = attention._relative_position_bucket(
-            places[None] - places[:, None],
+            positions[None] - positions[:, None],
             num_buckets=attention.relative_attention_num_buckets,
             max_distance=attention.relative_attention_max_distance,
         )
-        return self._weight(BIAS)[buckets].permute(2, 0, 1)[None]
+        return self._weight(BIAS)[buckets.to(self.device)].permute(2, 0, 1)[None]
 
     def _weight(self, name: str) -> Tensor:
         return self.weights.read(self.spec.folder, name).to(self.device, self.dtype)

@@ -16,14 +16,14 @@ SAMPLE: Final = 8  # positions of padding, spread evenly over all that are read
 class T5Spec:
     """T5's encoder and its tokenizer in a diffusers folder.
 
-    limit: how many tokens reach the denoiser, padding included. seen: how many positions of padding the
-    encoder's attention and the denoiser see; None for all of them, as if they were text.
+    limit: how many positions reach the denoiser, padding included. masked: whether the encoder's attention
+    leaves padding out, which then sees the prompt and is seen by nothing; else it is as if it were text.
     """
 
     folder: str
     tokenizer: str
     limit: int
-    seen: int | None = None
+    masked: bool = False
 
     @property
     def sample(self) -> tuple[int, ...]:

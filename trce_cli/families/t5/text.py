@@ -9,16 +9,14 @@ from torch import Tensor
 
 from trce_cli.errors import TrceError
 from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
-from trce_cli.families.t5.encoder import T5Encoder
+from trce_cli.families.t5.encoder import T5Encoder, Text
 from trce_cli.families.t5.load import load_tokenizer
 from trce_cli.families.t5.spec import CONTEXT, T5Spec
 from trce_cli.families.t5.tokens import Tokenizer, whole_words
 from trce_cli.system.progress import Report, no_report
 
-# Prompts that go through a block before the next one is read, and those of them that are computed together:
-# attention to 512 positions takes 67 MB a prompt in each of T5-XXL's blocks, states 8 MB.
+# Prompts that go through a block before the next one is read: T5-XXL's states take 8 MB each.
 GROUP: Final = 32
-TOGETHER: Final = 1
 
 
 class T5Text:
@@ -65,13 +63,11 @@ class T5Text:
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """The embeddings at the wanted positions, a batch at a time. TrceError where one is not finite."""
-        for prompts, states in self._encoded(list(wanted[CONTEXT])):
-            found, rows, start = [], {}, 0
-            for prompt, each in zip(prompts, states, strict=True):
-                positions = list(wanted[CONTEXT][prompt])
-                found.append(each[positions].to("cpu", torch.float32))
-                rows[prompt] = range(start, start := start + len(positions))
-            embeddings = torch.cat(found)
+        for prompts, states in self._encoded(wanted[CONTEXT]):
+            rows, start = {}, 0
+            for prompt in prompts:
+                rows[prompt] = range(start, start := start + len(wanted[CONTEXT][prompt]))
+            embeddings = torch.cat([each.to("cpu", torch.float32) for each in states])
             if not bool(torch.isfinite(embeddings).all()):
                 raise TrceError(
                     "The text encoder gives NaN or infinite embeddings.",
@@ -81,15 +77,31 @@ class T5Text:
             report(len(rows))
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """What the pipeline tells the denoiser of these prompts, the empty one first."""
+        """What the pipeline tells the denoiser of these prompts, the empty one first; where the encoder masks
+        padding, also how many tokens come before all but the first of it.
+        """
         every = tuple(dict.fromkeys((EMPTY, *prompts)))
-        states = [each.float() for _, group in self._encoded(every) for each in group]
-        return Conditioning(every, {CONTEXT: torch.stack(states)})
+        wanted = {prompt: range(self.spec.limit) for prompt in every}
+        states = [each.float() for _, group in self._encoded(wanted) for each in group]
+        ends = [tokens.eos for tokens in self.tokenizer.tokens(every)]
+        lengths = {CONTEXT: torch.tensor(ends).add(2).clamp(max=self.spec.limit)} if self.spec.masked else {}
+        return Conditioning(every, {CONTEXT: torch.stack(states)}, lengths)
 
-    def _encoded(self, prompts: Sequence[str]) -> Iterator[tuple[Sequence[str], list[Tensor]]]:
-        """Prompts, and the states of each, (limit, width) in the encoder's dtype on its device."""
+    def _encoded(self, wanted: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[str], list[Tensor]]]:
+        """Prompts, and the states of each at its wanted positions, in the encoder's dtype on its device."""
         self.check()
+        prompts = list(wanted)
         for start in range(0, len(prompts), GROUP):
             group = prompts[start : start + GROUP]
-            ids = self.tokenizer.padded(group).split(TOGETHER)
-            yield group, [row for states in self.encoder([(some, None) for some in ids]) for row in states]
+            texts, places = [], []
+            for prompt, ids, tokens in zip(
+                group, self.tokenizer.padded(group), self.tokenizer.tokens(group), strict=True
+            ):
+                positions, seen = torch.arange(self.spec.limit), self.spec.limit
+                if self.spec.masked:  # whoever is looked at, and whoever is asked for
+                    seen = tokens.eos + 1
+                    positions = torch.tensor(sorted({*range(seen), *wanted[prompt]}))
+                texts.append(Text(ids[positions], positions, seen))
+                places.append(torch.searchsorted(positions, torch.tensor(wanted[prompt])))
+            found = zip(self.encoder(texts), places, strict=True)
+            yield group, [states[rows.to(states.device)] for states, rows in found]

@@ -65,9 +65,6 @@ class Tokenizer:
     def pads(self, prompt: str) -> list[int]:
         """The positions of padding that stand for all of it."""
         (tokens,) = self.tokens([prompt])
-        if self.spec.seen is not None:
-            last = min(tokens.eos + self.spec.seen, self.spec.limit - 1)
-            return list(range(tokens.eos + 1, last + 1))
         return [place for place in self.spec.sample if place > tokens.eos]
 
     def slots(self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]) -> list[Slot]:
