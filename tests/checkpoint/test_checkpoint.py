@@ -242,7 +242,7 @@ def linked_folder_inside(folder: Path) -> None:
 
 def quantised(folder: Path) -> None:
     state = load_file(folder / PLAIN)
-    save_file({key: value.to(torch.float8_e4m3fn) for key, value in state.items()}, folder / PLAIN)
+    save_file({key: value.to(torch.int8) for key, value in state.items()}, folder / PLAIN)
 
 
 def without_a_key(folder: Path) -> None:
@@ -260,8 +260,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle named safetensors": (pickled_unet, "is a PyTorch pickle"),
     "truncated": (lambda f: os.truncate(f / PLAIN, 500_000), "cut off"),
     "other pipeline": (
-        lambda f: replace_json(f / "model_index.json", _class_name="FluxPipeline"),
-        "its pipeline is FluxPipeline",
+        lambda f: replace_json(f / "model_index.json", _class_name="SanaPipeline"),
+        "its pipeline is SanaPipeline",
     ),
     "other text encoder": (
         lambda f: replace_json(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
@@ -278,7 +278,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "linked part": (linked_folder, "symbolic link"),
     "linked nowhere": (linked_nowhere, "a link to a file that is not there"),
     "linked part inside": (linked_folder_inside, "symbolic link to a folder"),
-    "quantised": (quantised, "dtype F8_E4M3"),
+    "quantised": (quantised, "dtype I8"),
     "a copy that lacks a weight": (without_a_key, "The fp16 U-Net weights"),
     "narrow text encoder": (
         lambda f: replace_json(f / "text_encoder/config.json", hidden_size=16),

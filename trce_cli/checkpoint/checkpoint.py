@@ -27,10 +27,14 @@ PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight lies: the file, and how it lies in it."""
+    """Where a weight lies: the file, and how it lies in it.
+
+    scale: the tensor of one number that it is to be multiplied by, as of fp8 files.
+    """
 
     file: SafetensorsFile
     stored: Stored
+    scale: str | None = None
 
     @property
     def info(self) -> TensorInfo:
@@ -43,7 +47,10 @@ class Place:
         return self.stored.shape(self.info.shape)
 
     def read(self) -> "torch.Tensor":
-        """The weight in the file's dtype."""
+        """The weight in the file's dtype; with a scale in float32, multiplied by it."""
+        if self.scale is not None:
+            factor = self.file.read(self.scale).float().reshape(())
+            return self.stored.view(self.file.read(self.stored.name)).float() * factor
         count = self.stored.piece[1]
         if count == 1 or self.stored.span > 1 or self.info.shape[0] % count:
             return self.stored.view(self.file.read(self.stored.name))
@@ -51,7 +58,7 @@ class Place:
 
     def rows(self, numbers: "torch.Tensor") -> "torch.Tensor":
         """Some of its rows."""
-        if self.stored == Stored(self.stored.name):
+        if self.stored == Stored(self.stored.name) and self.scale is None:
             return self.file.rows(self.stored.name, numbers)
         return self.read()[numbers]
 

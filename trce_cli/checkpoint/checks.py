@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.scaled import BESIDE
 from trce_cli.errors import BadInput
 from trce_cli.system.safetensors import FLOATS
 
@@ -79,7 +80,11 @@ def unknown_tensors(checkpoint: Checkpoint) -> list[str]:
         for place in copy.tensors.values()
     }
     (file,) = checkpoint.denoiser_files
-    return [name for name in file.tensors if name not in known and not checkpoint.names.is_leftover(name)]
+    return [
+        name
+        for name in file.tensors
+        if name not in known and not name.endswith(BESIDE) and not checkpoint.names.is_leftover(name)
+    ]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def write_folder(
                 continue
             tensors = {
                 key: NewTensor(
-                    place.info.dtype,
+                    _dtype(place),
                     place.shape,
                     partial(_read, place, edits.get(key) if folder == family.denoiser else None),
                 )
@@ -173,8 +173,15 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Mapping[str, Place]]:
     return found
 
 
+def _dtype(place: Place) -> str:
+    """What a weight is stored in where scales have no place: with its scale multiplied in, bf16."""
+    return place.info.dtype if place.scale is None else "BF16"
+
+
 def _read(place: Place, edit: Edit | None) -> "torch.Tensor":
     weight = place.read()
+    if place.scale is not None:
+        weight = weight.bfloat16()
     if edit is None:
         return weight
     return rounded_edit(edit, weight, f"{place.stored.name} in {place.file.path}")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.scaled import scaled_edits
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.progress import Report, no_report
@@ -128,7 +129,7 @@ def write_patched(
                     f"{place.file.path} keeps {key} together with other weights: it is not edited in place.",
                     "Write it --as diffusers.",
                 )
-            patches.setdefault(place.file.path, {})[place.stored.name] = edit
+            patches.setdefault(place.file.path, {}).update(scaled_edits(place, edit))
     metadata, files = checkpoint.carried(files)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
         for relative, source in checkpoint.files.items():

@@ -7,6 +7,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import OTHER_BUILD, check
 from trce_cli.checkpoint.folder import Configs, part_weights
 from trce_cli.checkpoint.provenance import single_file_metadata
+from trce_cli.checkpoint.scaled import BESIDE, scale_of
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import family_of_file, family_of_folder
@@ -75,7 +76,7 @@ def _common_prefix(names: Sequence[str]) -> str:
 def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
     """See `open_checkpoint`."""
     file = SafetensorsFile.open(path)
-    shapes = {key: info.shape for key, info in file.tensors.items()}
+    shapes = {key: info.shape for key, info in file.tensors.items() if not key.endswith(BESIDE)}
     family = family_of_file(str(path), shapes)
     folder = config or family.base_folder()
     if not (folder / "model_index.json").is_file():
@@ -95,7 +96,10 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         for label, copy in names.copies(shapes).items()
     }
     found = {
-        part: WeightCopy("plain", {ours: Place(file, at) for ours, at in of.items() if at.name in shapes})
+        part: WeightCopy(
+            "plain",
+            {ours: Place(file, at, scale_of(file, at.name)) for ours, at in of.items() if at.name in shapes},
+        )
         for part, of in places.items()
     }
     own = found.pop("denoiser")

@@ -36,10 +36,12 @@ BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
 # The dtypes that can be edited, and all that can be read, by their names in torch.
-FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+FLOATS = {
+    **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
+    **{"F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn"},
+}
 READABLE = FLOATS | {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
-    **{"F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn"},
 }
 
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # zip archive, pickle protocols
@@ -313,6 +315,8 @@ def all_finite(tensor: "torch.Tensor") -> bool:
     """Whether no value is NaN or infinite, found without a temporary of the tensor's size."""
     import torch
 
+    if tensor.element_size() == 1:  # torch does not compare fp8
+        return all(bool(torch.isfinite(part.half()).all()) for part in tensor.reshape(-1).split(1 << 24))
     return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
