@@ -10,12 +10,13 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trce_cli.erase import training_state
 
 SAVE_EVERY = 90.0  # seconds: what a kill can cost
+RECORD = 25  # steps a line of the log
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Recipe:
     decay: float = 0.4  # last share of the steps, over which the learning rate falls to zero
     ema: float = 0.999
     seed: int = 0
+    muon: tuple[str, ...] = ()  # parts of the names of the matrices that Muon trains; AdamW trains the rest
 
 
 class Task(Protocol):
@@ -52,6 +54,20 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """Warm up, hold, fall linearly to zero."""
     left = (recipe.steps - step) / (recipe.decay * recipe.steps)
     return recipe.lr * min(1.0, (step + 1) / recipe.warmup, left)
+
+
+def trained(task: Task, work: Path) -> nn.Module:
+    """The model with the moving average of its weights: of the whole run, or of what there is so far."""
+    model = task.build()
+    done, state = work / f"{task.name}.safetensors", work / f"{task.name}.state.safetensors"
+    if done.exists():
+        model.load_state_dict(load_file(done))
+    else:
+        kept = load_file(state)
+        named = [name for name, p in model.named_parameters() if p.requires_grad]
+        average = {name: kept[f"average.{index}"] for index, name in enumerate(named)}
+        model.load_state_dict({name: kept[f"model.{name}"] for name in model.state_dict()} | average)
+    return model.eval().requires_grad_(False)
 
 
 def fit(task: Task, work: Path, processes: int) -> Path:
@@ -83,21 +99,38 @@ def _steps(task: Task, work: Path, rank: int, world: int) -> Iterator[dict[str, 
     recipe = task.recipe
     torch.manual_seed(recipe.seed)
     model = task.build().train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
     average = [p.detach().clone() for p in parameters]
+    matrices = [p for name, p in named.items() if p.ndim == 2 and any(part in name for part in recipe.muon)]
+    orthogonal = {id(p) for p in matrices}
     optimizer = torch.optim.AdamW(
-        parameters, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+        [p for p in parameters if id(p) not in orthogonal],
+        recipe.lr,
+        betas=(0.9, 0.99),
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     state = work / f"{task.name}.state.safetensors"
     kept = {f"model.{key}": value for key, value in model.state_dict().items()}
     kept |= {f"average.{index}": value for index, value in enumerate(average)}
+    optimizers: list[torch.optim.Optimizer] = [optimizer]
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        for index, p in enumerate(matrices):  # made here, so that it is kept and restored with the weights
+            momentum = muon.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            kept[f"muon.{index}"] = momentum
+        optimizers.append(muon)
     start = training_state.load(state, kept, optimizer)[0] if state.exists() else 0
     saved = began = time.monotonic()
     totals: dict[str, float] = {}
     for step in range(start, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
-        optimizer.zero_grad(set_to_none=True)
+        for each in optimizers:
+            each.zero_grad(set_to_none=True)
+            for group in each.param_groups:
+                group["lr"] = learning_rate(recipe, step)
         loss, parts = task.loss(model, recipe.batch_size // world, hash((recipe.seed, step, rank)) % 2**31)
         loss.backward()
         gradients = torch.cat(
@@ -108,12 +141,13 @@ def _steps(task: Task, work: Path, rank: int, world: int) -> Iterator[dict[str, 
         gradients *= min(1.0, 1.0 / (float(gradients.norm()) + 1e-6))
         for p, g in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
             p.grad = g.view_as(p)
-        optimizer.step()
-        momentum = min(recipe.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - momentum)
+        for each in optimizers:
+            each.step()
+        inertia = min(recipe.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - inertia)
         for key, value in {"loss": float(loss.detach()), **parts}.items():
-            totals[key] = totals.get(key, 0.0) + value / 50
-        if (step + 1) % 50 == 0:
+            totals[key] = totals.get(key, 0.0) + value / RECORD
+        if (step + 1) % RECORD == 0:
             yield {"step": step + 1, **totals, "seconds": time.monotonic() - began}
             totals = {}
         if rank == 0 and time.monotonic() - saved > SAVE_EVERY:

@@ -27,16 +27,22 @@ HOME = EmojiHome()
 class Eye:
     """One checkpoint's pipeline with the judge, to draw prompts and look at them."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        steps: int = HOME.steps,
+        guidance: float = HOME.guidance,
+    ) -> None:
         self._checkpoint = checkpoint
+        self._settings = DrawSettings(steps=steps, guidance_scale=guidance)
         self._pipeline = checkpoint.family.pipe(checkpoint, device, torch.float32)
         self._judge = HOME.judge()
 
     def draw(self, prompts: Sequence[SuitePrompt]) -> np.ndarray:
         """Pictures of the prompts, RGB uint8 (count, 64, 64, 3); prompt i is drawn from seed i."""
         wanted = [Prompt(prompt.text, seed=place) for place, prompt in enumerate(prompts)]
-        settings = DrawSettings(steps=HOME.steps, guidance_scale=HOME.guidance)
-        records = plan_images(wanted, {"": self._checkpoint}, settings)
+        records = plan_images(wanted, {"": self._checkpoint}, self._settings)
         drawn = draw(self._checkpoint.family, self._pipeline, records)
         pictures = {record.index: image for record, image in drawn}
         return np.stack([np.asarray(pictures[i + 1]) for i in range(len(prompts))])
