@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trce_cli.checkpoint.hub import repository
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import family_named
 from trce_cli.system.foreign import parse_yaml
 
 if TYPE_CHECKING:
-    from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.checkpoint.hub import repository
+from trce_cli.checkpoint.checkpoint import Checkpoint
 
 MAX_FRONT_MATTER = 1 << 16  # characters of a model card's; reading YAML is slow
 _TOLD = ("base_model", "license", "license_name", "license_link")  # what a card's front matter is asked
@@ -125,10 +127,14 @@ def _licence(source: Mapping[str, Any]) -> str:
 
 
 def _hub_id(name: str) -> str | None:
-    """The hub id of a checkpoint given by it or by a folder of the hub's cache, else None."""
+    """The hub id of a checkpoint given by it, by a file in it, by the address of either's page, or by a
+    folder of the hub's cache, else None."""
     if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", name):
         return f"{cached[1]}/{cached[2]}"
-    return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name) else None
+    if name.startswith((".", "/", "~")) or os.path.exists(name):
+        return None
+    asked = repository(name)
+    return asked.id if asked and "/" in asked.id else None
 
 
 def _table(what: str, values: Mapping[str, Any]) -> list[str]:

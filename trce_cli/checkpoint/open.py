@@ -1,25 +1,25 @@
 """Checkpoints by the names that users give them: a path, a hub id, or `emoji`."""
 
-import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
+from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
 from trce_cli.checkpoint.checks import UNPACKED
 from trce_cli.checkpoint.folder import open_folder
 from trce_cli.checkpoint.single_file import open_single_file
-from trce_cli.errors import BadInput, first_line
+from trce_cli.errors import BadInput
 from trce_cli.families.registry import FAMILIES
 from trce_cli.prompts.home import EMBEDDED
 from trce_cli.system.paths import expanded
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def open_checkpoint(
     name: str, revision: str | None = None, variant: str | None = None, config: str | Path | None = None
 ) -> Checkpoint:
-    """Open `emoji`, a diffusers folder, a single `.safetensors` file or a hub id, and check it.
+    """Open `emoji`, a diffusers folder, a single `.safetensors` file, a hub id, a file in a repository
+    (owner/name/file.safetensors) or the address of its page, and check it.
 
     `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds.
     `config` is a diffusers folder, or the hub id of one, with the configurations and tokenizers for a single
@@ -30,11 +30,10 @@ def open_checkpoint(
     embedded = {home.name: home.folder for home in EMBEDDED}
     path = embedded.get(name) or _resolve(name, revision, variant)
     if path.is_dir():
-        if path.parent.name == "snapshots":  # of the hub's cache: its name is the commit
-            revision = path.name
-        return open_folder(name, path, variant, revision)
+        return open_folder(name, path, variant, hub.commit(path / "model_index.json") or revision)
     if path.suffix == ".safetensors":
-        return open_single_file(name, path, _config(config) if config else None)
+        found = open_single_file(name, path, _config(config) if config else None)
+        return replace(found, revision=hub.commit(path))
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
@@ -63,34 +62,22 @@ def _resolve(
             return path
     except OSError as error:  # longer than a name may be, or in a folder that may not be looked into
         raise BadInput(f"{name[:100]!r} cannot be opened: {error.strerror}.") from error
-    looks_like_path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
-    if looks_like_path or path.suffix in WEIGHT_SUFFIXES:
-        raise BadInput(
-            f"There is no file or folder {name}.", "Check the path; a hub id has the form owner/name."
-        )
-    if not _HUB_ID.fullmatch(name):
+    asked = hub.repository(name)
+    if asked is None or "://" not in name:
+        looks_like_path = name.startswith(("/", ".", "~")) or "\\" in name
+        if asked is None:
+            looks_like_path |= name.count("/") > 1
+        elif asked.file:  # below a folder that is here it is a path that somebody mistyped
+            looks_like_path |= Path(path.parts[0]).is_dir()
+        else:
+            looks_like_path |= path.suffix in WEIGHT_SUFFIXES
+        if looks_like_path:
+            raise BadInput(
+                f"There is no file or folder {name}.",
+                "Check the path; a hub id has the form owner/name, a file there owner/name/file.safetensors.",
+            )
+    if asked is None:
         raise BadInput(
             f"{name!r} is neither an existing path nor a hub id.", "A hub id has the form owner/name."
         )
-    return _from_hub(name, revision, variant, without)
-
-
-def _from_hub(name: str, revision: str | None, variant: str | None, without: Collection[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
-    ignored = [] if variant else ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.non_ema.*", "*.non_ema-*"]
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.json", "*.txt", "*.jinja", "*.md", "LICENSE*", weights],
-            ignore_patterns=[*ignored, *without],
-        )
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise BadInput(
-            f"{name} is no local path, and cannot be had from the hub: {first_line(error)}",
-            "Check the name, the network, HF_TOKEN for gated repositories, and HF_HUB_OFFLINE.",
-        ) from error
-    return Path(folder)
+    return hub.fetched(name, asked, revision, variant, without)

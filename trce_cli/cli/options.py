@@ -321,7 +321,7 @@ CheckpointName = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="`emoji` (the embedded one), a diffusers folder, a .safetensors file, or a hub id.",
+        help="`emoji` (the embedded one), a diffusers folder, a .safetensors file, a hub id, or owner/name/file.safetensors there.",
         show_default=False,
     ),
 ]
