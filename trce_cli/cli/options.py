@@ -321,7 +321,8 @@ CheckpointName = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="`emoji` (the embedded one), a diffusers folder, a .safetensors file, a hub id, or owner/name/file.safetensors there.",
+        help="`emoji` (the embedded one), a diffusers folder, a .safetensors file, a hub id, or a file there "
+        "(owner/name/file.safetensors).",
         show_default=False,
     ),
 ]
