@@ -24,8 +24,9 @@ ROOMS = {
     "erase": "checkpoint edits errors families images maths prompts settings system",
     "evaluate": "checkpoint edits erase errors families images maths prompts settings system",
     "detectors": "evaluate",  # the front door of plug-ins
+    "play": "checkpoint edits errors evaluate images prompts settings system",
     "api": "checkpoint edits erase errors families prompts system",
-    "cli": "api checkpoint edits erase errors evaluate families images maths prompts settings system",
+    "cli": "api checkpoint edits erase errors evaluate families images maths play prompts settings system",
 }
 
 

@@ -29,6 +29,15 @@ class Stopped(TrceError):  # noqa: N818 - it is no error
         self.exit_code = exit_code
 
 
+class Closed(TrceError):  # noqa: N818 - it is no error
+    """Ctrl-C, which is how a page is closed."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("The page is closed.", "Run the same line to open it again.")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what another library's error says, or its name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,9 +2,7 @@
 
 import base64
 import io
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,6 @@ from trce_cli.errors import BadInput
 from trce_cli.evaluate.compare import compare_results, read_results
 from trce_cli.evaluate.report import FIRST, SHOWN, scatter, write_comparison, write_report
 from trce_cli.maths.statistics import Rate
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-)
-
 
 # --- what it says
 
@@ -134,19 +126,6 @@ def test_what_are_no_results_is_refused(tmp_path: Path, text: str) -> None:
 
 
 # --- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as driver:
-        flags = FLAGS.split() + (["--no-sandbox"] if os.geteuid() == 0 else [])
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from trce_cli.cli import apply, attack, diff, evaluate, evidence, generate, inspect, map, presets, steer, tune
+from trce_cli.cli import (
+    apply,
+    attack,
+    diff,
+    evaluate,
+    evidence,
+    generate,
+    inspect,
+    map,
+    play,
+    presets,
+    steer,
+    tune,
+)
 from trce_cli.cli.console import run_app
 from trce_cli.system.machine import __version__
 
@@ -41,6 +54,7 @@ app.command()(tune.tune)
 app.command()(steer.steer)
 app.command()(apply.apply)
 app.command()(generate.generate)
+app.command()(play.play)
 app.command()(evaluate.evaluate)
 app.command()(attack.attack)
 app.command()(evidence.evidence)

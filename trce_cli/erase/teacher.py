@@ -1,4 +1,4 @@
-"""The original model that stage 2 learns from: named, or found in the history of what it tunes."""
+"""The original of an erased checkpoint, which stage 2 learns from: named, or found in its history."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,15 +32,32 @@ def find_teacher(
     """The checkpoint of that name (None: not given), else the first base of the history, else `erased`.
 
     config: of single files, as for `open_checkpoint`. `note` and `warn` receive remarks. Raises BadInput
-    where the base cannot be opened, is no longer what the history says, or as `check_same_model` does.
+    as `find_original` does.
+    """
+    if not any(entry["edit"] in ("map", "apply") for entry in history(erased)):
+        note(f"{erased.name} has not been mapped: stage 2 alone is the weaker half of the method.")
+    return find_original(erased, name, config, "--teacher", warn=warn)
+
+
+def find_original(
+    erased: Checkpoint,
+    name: str | None,
+    config: Path | None,
+    option: str,
+    *,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Teacher:
+    """What `erased` was made from: as `find_teacher`, for any command.
+
+    option: by which it can be named. Raises BadInput where the base cannot be opened, is no longer what the
+    history says, or as `check_same_model` does.
     """
     entries = history(erased)
-    if not any(entry["edit"] in ("map", "apply") for entry in entries):
-        note(f"{erased.name} has not been mapped: stage 2 alone is the weaker half of the method.")
     if name is None and not entries:
         return Teacher(erased)
     base = entries[0]["base"] if entries else {}
-    opened = _base(erased, base, config) if name is None else open_checkpoint(name, config=config)
+    named = None if name is None else open_checkpoint(name, config=config)
+    opened = named or _base(erased, base, config, option)
     check_same_model(opened, erased)
     if not base:
         return Teacher(opened)
@@ -49,16 +66,16 @@ def find_teacher(
         differing = f"its {opened.family.network}'s weights differ"
         message = f"{opened.name} is not the original that {erased.name} was made from: {differing}."
         if name is None:
-            raise BadInput(message, "Name the original with --teacher.")
+            raise BadInput(message, f"Name the original with {option}.")
         warn(message)
     return Teacher(opened, hashes)
 
 
-def _base(erased: Checkpoint, base: Mapping[str, Any], config: Path | None) -> Checkpoint:
+def _base(erased: Checkpoint, base: Mapping[str, Any], config: Path | None, option: str) -> Checkpoint:
     try:
         return open_checkpoint(base["name"], base.get("revision"), base.get("variant"), config)
     except BadInput as error:
         raise BadInput(
             f"The original that {erased.name} was made from cannot be opened: {error.message}",
-            "Name it with --teacher.",
+            f"Name it with {option}.",
         ) from None

@@ -1,5 +1,6 @@
 """One image on disk: a PNG that says how it was drawn."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -99,11 +100,22 @@ def parameters(record: ImageRecord) -> str:
 
 def write_image(folder: Path, image: Image.Image, record: ImageRecord) -> None:
     """Write the PNG with its `parameters` and JSON text chunks, whole or not at all."""
+    with whole(folder / record.file) as fresh:
+        image.save(fresh, format="PNG", pnginfo=_chunks(record))
+
+
+def encoded(image: Image.Image, record: ImageRecord) -> bytes:
+    """The PNG that `write_image` writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=_chunks(record))
+    return buffer.getvalue()
+
+
+def _chunks(record: ImageRecord) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", parameters(record))
     chunks.add_text(CHUNK, json.dumps(asdict(record)))
-    with whole(folder / record.file) as fresh:
-        image.save(fresh, format="PNG", pnginfo=chunks)
+    return chunks
 
 
 def read_image(path: Path) -> ImageRecord | None:

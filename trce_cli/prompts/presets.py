@@ -219,10 +219,11 @@ def _parse(path: Path) -> Preset:
         preset = Preset.model_validate(table)
     except ValidationError as error:
         raise BadInput(f"{path}: {_explain(error)}.", "`trce presets new FILE` shows every key.") from None
-    return preset if preset.templates else _with_default_templates(preset)
+    return preset if preset.templates else with_default_templates(preset)
 
 
-def _with_default_templates(preset: Preset) -> Preset:
+def with_default_templates(preset: Preset) -> Preset:
+    """The preset with its kind's templates in place of its own."""
     return preset.model_copy(update={"templates": TEMPLATES[preset.kind]})
 
 
