@@ -3,10 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+import tiny
 from trce_cli.checkpoint.card import model_card
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
@@ -105,6 +108,31 @@ def test_base_model_is_a_hub_id_or_absent(source: Path, name: str, base_model: s
     assert front.get("base_model") == base_model
     assert front.get("base_model_relation") == ("finetune" if base_model else None)
     assert "license" not in front
+
+
+def test_the_card_loads_what_lies_beside_it(tiny_sd1: Path, tmp_path: Path) -> None:
+    """With the dtype and the variant of the weights; run as it stands."""
+    folder = shutil.copytree(tiny_sd1, tmp_path / "half")
+    tiny.add_fp16_variant(folder, keep_plain=False)
+    files, _ = edit_of(folder)
+    out = write_patched(open_checkpoint(str(folder)), tmp_path / "out", {}, files)
+    card = (out / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "dtype = torch.float16\n" in code
+    assert 'torch_dtype=dtype, variant="fp16"' in code
+    names: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(out)), names)
+    pipe = names["pipe"]
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float16}
+    assert "variant" not in model_card([edit_of(tiny_sd1)[1]], {})
+
+
+def test_long_lists_are_cut_in_the_card(source: Path) -> None:
+    entry = edit_of(source)[1]
+    entry["figures"]["exempt_words"] = [f"word{number}" for number in range(40)]
+    card = model_card([entry], {})
+    assert "word11 and 28 more, in `trce.json`" in card
+    assert "word12" not in card
 
 
 def test_a_second_edit_is_added_to_the_history(source: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.checkpoint.hub import repository
 from trce_cli.errors import BadInput
@@ -18,6 +18,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 MAX_FRONT_MATTER = 1 << 16  # characters of a model card's; reading YAML is slow
 _TOLD = ("base_model", "license", "license_name", "license_link")  # what a card's front matter is asked
 
+SHOWN: Final = 12  # values of a list that a table holds
 # What each kind of edit does, in plain words; `doors` are the family's.
 METHODS = {
     "map": "Stage 1 of TRCE: one matrix, found in closed form, takes the text embeddings of the unsafe "
@@ -49,10 +50,16 @@ def _is_told(value: Any) -> bool:
     return all(isinstance(one, str) and len(one) <= 1000 for one in every)
 
 
-def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:
+def model_card(
+    entries: Sequence[Mapping[str, Any]],
+    source: Mapping[str, Any],
+    dtype: str = "F32",
+    variant: str | None = None,
+) -> str:
     """The model card of an edited checkpoint: front matter, what was erased, how, and what was measured.
 
-    entries: the history, at least one. source: front matter of the base's card, whose licence is kept.
+    entries: the history, at least one. source: front matter of the base's card, whose licence is kept. dtype,
+    variant: of the weights, for the code that loads them.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -75,6 +82,10 @@ def model_card(entries: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) 
         f"This is a copy of `{base}` ({entries[0]['base']['family']}) that was changed with "
         "[TRCE](https://arxiv.org/abs/2503.07389) so that it no longer draws certain concepts. It is used "
         "like the original, at the same speed; text encoders, tokenizers and VAE are the original's.",
+        "",
+        "```python",
+        *loading(dtype, variant),
+        "```",
         "",
         "## What was erased",
         "",
@@ -116,6 +127,22 @@ def erased_names(entries: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(dict.fromkeys(preset["name"] for entry in entries for preset in entry["presets"]))
 
 
+def loading(dtype: str, variant: str | None) -> list[str]:
+    """The lines of code that load a diffusers folder with weights of this dtype, by the format's name.
+
+    The dtype is named, since without it diffusers converts every part to float32.
+    """
+    torch_dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(dtype, "bfloat16")
+    more = f', variant="{variant}"' if variant else ""
+    return [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"dtype = torch.{torch_dtype}",
+        f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder", torch_dtype=dtype{more})',
+    ]
+
+
 def _licence(source: Mapping[str, Any]) -> str:
     licence = source.get("license_name") or source.get("license")
     if not licence:
@@ -152,9 +179,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, float):
             rows.append((name, f"{value:.4g}"))
         elif isinstance(value, list | tuple):
-            rows.append(
-                (name, ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value))
-            )
+            told = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value]
+            more = f" and {len(told) - SHOWN} more, in `trce.json`" if len(told) > SHOWN else ""
+            rows.append((name, ", ".join(told[:SHOWN]) + more))
         elif value is not None:
             rows.append((name, str(value).replace("|", "\\|").replace("\n", " ")))
     return rows

@@ -152,7 +152,9 @@ def history_text(entries: Sequence[Mapping[str, Any]]) -> str:
 def provenance_files(checkpoint: "Checkpoint", entry: Mapping[str, Any]) -> dict[str, bytes]:
     """`trce.json` and `README.md` of the checkpoint with one more edit, as `write_patched` takes them."""
     entries = [*history(checkpoint), _finite(entry)]
-    card = model_card(entries, source_card(checkpoint))
+    label = checkpoint.denoiser[0].label if checkpoint.path.is_dir() else "plain"
+    variant = None if label == "plain" else label
+    card = model_card(entries, source_card(checkpoint), checkpoint.dtype, variant)
     return {NAME: history_text(entries).encode(), "README.md": card.encode()}
 
 
