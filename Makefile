@@ -11,7 +11,8 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## Erase the weapons from the embedded checkpoint and draw before and after: demo/grid.png
-	$(BIN)/python -m training.demo
+	$(BIN)/trce run training/demo.toml
+	@cp demo/images/grid.png demo/grid.png && echo "Before and after: demo/grid.png"
 
 screenshot: $(INSTALLED)  ## Draw docs/play.png: the page of `trce play`, as Chromium shows it
 	$(BIN)/python -m training.screenshot

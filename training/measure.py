@@ -76,13 +76,6 @@ def quality(eye: Eye, count: int, seed: int = 0) -> Iterator[Rate]:
         yield Rate(name, hits, count)
 
 
-def erasure(
-    evaluation: Evaluation, verdicts: Mapping[str, Sequence[Mapping[str, Any]]], role: str
-) -> Iterator[Rate]:
-    """What a checkpoint of an evaluation shows of the unsafe classes and of everything else, by suite."""
-    return (Rate.of(name, found) for name, found in judged(evaluation, verdicts, role))
-
-
 def judged(
     evaluation: Evaluation, verdicts: Mapping[str, Sequence[Mapping[str, Any]]], role: str
 ) -> Iterator[tuple[str, list[bool]]]:

@@ -86,8 +86,9 @@ def record(
 
     edit, date (UTC): what and when. versions: of trce, Python and the libraries. base: name, revision,
     variant, family, layout, licence, and its `hashes`.
-    presets: name, kind, hash and the concepts' unsafe and safe phrases. settings, seeds, figures: as given.
-    seconds: wall time.
+    presets: name, kind, hash and the concepts' unsafe and safe phrases; parts: of it and what it includes,
+    in their order, how many of the concepts are whose, and the templates that these are put into. settings,
+    seeds, figures: as given. seconds: wall time.
     peak_memory_bytes: of this process.
     """
     return {
@@ -113,6 +114,16 @@ def record(
                     {"unsafe": concept.unsafe, "safe": concept.safe}
                     for part in preset.walk()
                     for concept in part.concepts
+                ],
+                "parts": [
+                    {
+                        "name": part.name,
+                        "kind": part.kind,
+                        "concepts": len(part.concepts),
+                        "templates": list(part.templates),
+                    }
+                    for part in preset.walk()
+                    if part.concepts
                 ],
             }
             for preset in presets

@@ -16,6 +16,7 @@ from trce_cli.cli import (
     map,
     play,
     presets,
+    run,
     steer,
     tune,
 )
@@ -49,6 +50,7 @@ def trce(
 
 # A line for each command, in the order of the help.
 app.add_typer(presets.app, name="presets")
+app.command()(run.run)
 app.command("map")(map.map_)
 app.command()(tune.tune)
 app.command()(steer.steer)

@@ -10,6 +10,7 @@ from pydantic import Field
 from trce_cli.cli.options import (
     Answer,
     CheckpointName,
+    DryRun,
     Force,
     Opening,
     Output,
@@ -17,6 +18,7 @@ from trce_cli.cli.options import (
     files_read,
     with_options,
 )
+from trce_cli.cli.plans import show_plan
 from trce_cli.cli.written import add_changes, hash_original, show_verdicts, show_written, write
 from trce_cli.settings import NotNegative, Settings
 from trce_cli.system.foreign import identities
@@ -56,6 +58,7 @@ def apply(
     opening: Opening,
     answer: Answer,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Put maps, LoRAs and other erasers' weights on a checkpoint.
 
@@ -64,6 +67,7 @@ def apply(
     Several are applied one after the other; of maps that is the product of their matrices.
     """
     from trce_cli.edits.edit import Made
+    from trce_cli.edits.estimate import copy_seconds, plan_copy
     from trce_cli.edits.files import carried, check_fits, combine, open_edit, record_apply
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import notes
@@ -82,6 +86,11 @@ def apply(
         console.note(note)
     for name in carried(source, edits, opened):
         console.warn(f"{source.name} carries {name} already, which is put on it once more.")
+    if dry_run:
+        show_plan(
+            console, output, plan_copy(source, outputs), lambda: copy_seconds(source, outputs, combined)
+        )
+        return
     figures: dict[str, Any] = {}
     with console.progress() as progress:
         if not all(fits):

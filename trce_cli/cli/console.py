@@ -120,10 +120,24 @@ class Console:
     """The one output sink of a command.
 
     `json`: one JSON value on stdout, human output on stderr. `quiet`: only warnings and errors, and what was
-    asked for. `has_told`: whether this process has written its JSON value.
+    asked for. `has_told`: whether this process has written its JSON value. `is_checking`: whether a plan is
+    wanted for its errors alone, see `gathered`.
     """
 
     has_told: ClassVar[bool] = False
+    is_checking: ClassVar[bool] = False
+    _gathered: ClassVar[list[Any] | None] = None
+
+    @classmethod
+    @contextmanager
+    def gathered(cls, is_checking: bool = False) -> Iterator[list[Any]]:
+        """The results of the commands that are run in the block, in a list and not on stdout."""
+        results: list[Any] = []
+        cls._gathered, cls.is_checking = results, is_checking
+        try:
+            yield results
+        finally:
+            cls._gathered, cls.is_checking = None, False
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
@@ -138,6 +152,8 @@ class Console:
         """A line on stderr that even `quiet` lets through."""
         from rich.text import Text
 
+        if Console.is_checking:
+            return
         line = Text.assemble(("Warning: ", "bold yellow"), one_line(text))
         _rich(sys.stderr).print(line, soft_wrap=True)
 
@@ -155,7 +171,9 @@ class Console:
 
     def result(self, result: Mapping[str, Any] | Sequence[Any]) -> None:
         """The machine's form of the result: one JSON value on stdout with `json`, nothing otherwise."""
-        if self.json:
+        if Console._gathered is not None:
+            Console._gathered.append(result)
+        elif self.json:
             Console.has_told = True
             sys.stdout.write(json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
 

@@ -12,6 +12,7 @@ from trce_cli.cli.options import (
     AGAINST,
     Answer,
     Drawing,
+    DryRun,
     ForcePictures,
     Opening,
     Output,
@@ -20,6 +21,7 @@ from trce_cli.cli.options import (
     goes_on,
     with_options,
 )
+from trce_cli.cli.plans import show_plan
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.gates import check_met, check_names
 from trce_cli.evaluate.settings import Checks, EvaluationSettings
@@ -27,7 +29,10 @@ from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.prompts.presets import load_presets
 
 if TYPE_CHECKING:
+    import torch
+
     from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.evaluate.question import Evaluation
 
 Erased = Annotated[
     list[str] | None,
@@ -51,6 +56,10 @@ Gone = Annotated[
 ]
 
 
+_NEEDS = "An evaluation needs one CHECKPOINT, --against ORIGINAL and --preset."
+_COMPARING = "To put results of earlier ones side by side: trce evaluate --compare RESULTS.json ... -o DIR"
+
+
 @with_options
 @goes_on
 def evaluate(
@@ -68,6 +77,7 @@ def evaluate(
         bool, typer.Option("--details", help="Show every figure in the terminal, not the summary alone.")
     ] = False,
     force: ForcePictures = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure what is left of concepts, and of everything else.
 
@@ -79,10 +89,7 @@ def evaluate(
         compare_only(others, output, answer.console(), details)
         return
     if len(names) != 1 or not against or not presets:
-        raise BadInput(
-            "An evaluation needs one CHECKPOINT, --against ORIGINAL and --preset.",
-            "To put results of earlier ones side by side: trce evaluate --compare RESULTS.json ... -o DIR",
-        )
+        raise BadInput(_NEEDS, _COMPARING)
     chosen = load_presets(presets)
 
     from trce_cli.evaluate.compare import read_results
@@ -96,12 +103,15 @@ def evaluate(
     team = join_team(drawing.device)
     console = answer.console(team.is_main_process)
     original = opening.open_other(against)
-    erased = open_erased(names[0], original, output, opening, team)
+    erased = open_erased(names[0], original, output, opening, team, dry_run)
     where = team.device if team.num_processes > 1 and drawing.device == "auto" else drawing.place()
     with console.progress() as progress:
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
         check_names(checks.gates, [*evaluation.figure_names(), *figure_names(evaluation, after)])
+        if dry_run:
+            _plan(console, evaluation, after, output, where, drawing.precision(where))
+            return
         outcome = run(
             evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, after=after,
             team=team, task=progress.task, note=console.note,
@@ -116,9 +126,29 @@ def evaluate(
     check_met(results["gates"], page)
 
 
-def open_erased(name: str, original: "Checkpoint", output: Path, opening: Opening, team: Any) -> "Checkpoint":
-    """The checkpoint of that name; of a file with an edit the original with it, a copy in the output."""
-    from trce_cli.edits.files import is_edit
+def _plan(
+    console: Console,
+    evaluation: "Evaluation",
+    after: SurvivalSettings,
+    output: Path,
+    device: "torch.device",
+    dtype: str,
+) -> None:
+    from trce_cli.evaluate import estimate
+
+    told = estimate.places(evaluation, after, output)
+    planned = estimate.plan_evaluation(evaluation, told, dtype)
+    show_plan(console, output, planned, lambda: estimate.evaluation_seconds(evaluation, told, device, dtype))
+
+
+def open_erased(
+    name: str, original: "Checkpoint", output: Path, opening: Opening, team: Any, dry_run: bool
+) -> "Checkpoint":
+    """The checkpoint of that name; of a file with an edit the original with it, a copy in the output.
+
+    dry_run: the original alone stands for it, and nothing is written.
+    """
+    from trce_cli.edits.files import is_edit, open_edit
     from trce_cli.edits.trial import open_copy, put_on
     from trce_cli.system.processes import on_main
 
@@ -127,6 +157,9 @@ def open_erased(name: str, original: "Checkpoint", output: Path, opening: Openin
         check_outside(output, (original, erased))
         return erased
     check_outside(output, (original,))
+    if dry_run:
+        open_edit(name)
+        return original
     copy = output / ("edited.safetensors" if original.path.is_file() else "edited")
     on_main(team, lambda: put_on(original, name, copy))
     return open_copy(name, copy)

@@ -8,6 +8,7 @@ from trce_cli.cli.options import (
     Answer,
     CheckpointName,
     Drawing,
+    DryRun,
     ForcePictures,
     Opening,
     Output,
@@ -15,6 +16,7 @@ from trce_cli.cli.options import (
     goes_on,
     with_options,
 )
+from trce_cli.cli.plans import show_plan
 from trce_cli.images.settings import DrawSettings, Rows
 
 
@@ -41,12 +43,14 @@ def generate(
         ),
     ] = None,
     force: ForcePictures = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Draw seeded images, their settings inside, and a labelled grid.
 
     An image depends only on checkpoint, prompt, seed and settings.
     Started again with the same arguments, it draws only what is missing.
     """
+    from trce_cli.images.estimate import missing, pace, plan_drawing
     from trce_cli.images.plan import plan_images
     from trce_cli.images.run import draw_folder
     from trce_cli.prompts.files import Prompt
@@ -60,6 +64,14 @@ def generate(
     check_outside(output, checkpoints.values())
     plan, where = plan_images(wanted, checkpoints, settings), drawing.place()
     dtype = drawing.precision(where)
+    if dry_run:
+        places, (name, drawn_by) = [(output, plan)], list(checkpoints.items())[-1]
+        first = next(record for record in plan if record.role == name)
+        show_plan(
+            console, output, plan_drawing(checkpoints, places, dtype),
+            lambda: pace(drawn_by, first, where, dtype).seconds(list(missing(places))),
+        )  # fmt: skip
+        return
     with console.progress() as progress:
         told = draw_folder(
             plan, checkpoints, output, where, dtype, force=force, task=progress.task, note=console.note

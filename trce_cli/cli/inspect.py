@@ -32,6 +32,9 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Print the recipe that makes its edit again, for `trce run`.")
+    ] = False,
 ) -> None:
     """Tell what a checkpoint or file is, and what was done to it.
 
@@ -41,6 +44,13 @@ def inspect(
 
     console = answer.console()
     found = describe(path, opening.revision, opening.variant, opening.config, edit)
+    if recipe:
+        from trce_cli.cli.recipe_of import recipe_of
+
+        text = recipe_of(found, path)
+        console.answer(text.rstrip())
+        console.result({"recipe": text})
+        return
     console.answer(_table(found))
     if history := found.get("history"):
         console.answer(_history_table(history))

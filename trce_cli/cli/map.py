@@ -7,6 +7,7 @@ from pydantic import Field, create_model
 
 from trce_cli.cli.options import (
     Answer,
+    Captions,
     CheckpointName,
     Computing,
     DryRun,
@@ -15,11 +16,11 @@ from trce_cli.cli.options import (
     Opening,
     Output,
     Presets,
-    PriorFile,
     Writing,
     files_read,
     with_options,
 )
+from trce_cli.cli.plans import show_plan
 from trce_cli.cli.written import add_changes, hash_original, show_verdicts, show_written, write
 from trce_cli.erase.settings import Guarding, choose_map_settings
 from trce_cli.families.registry import FURTHER_STREAMS
@@ -61,11 +62,11 @@ def map_(
     given: Annotated[dict[str, Any], MapTable],
     streams: Annotated[dict[str, bool], Streams],
     encoding: Encoding,
+    captions: Captions,
     guarding: Guarding,
     writing: Writing,
     opening: Opening,
     answer: Answer,
-    prior: PriorFile = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -87,15 +88,14 @@ def map_(
     without = tuple(name for name, mapped in streams.items() if not mapped)
     settings, remarks = choose_map_settings(given | {"without": without}, chosen, source.family)
     outputs = writing.outputs(source, output, force)
-    outputs.check(source, files_read(presets, prior, opening.config))
-    benign = choose_prior(source, prior, console.note)
+    outputs.check(source, files_read(presets, captions.prior, opening.config))
+    benign = choose_prior(source, captions.prior, console.note)
     for remark in remarks + notes(source, outputs) + source.cut(pair_prompts(chosen)):
         console.note(remark)
     if dry_run:
         planned = plan(source, output, prompt_pairs(chosen), benign, settings)
         planned["disk_bytes"] = total_bytes(source, outputs)
-        console.answer(_plan_table(planned))
-        console.result({"dry_run": True, "output": output, "outputs": dict(outputs.paths), **planned})
+        show_plan(console, output, {"outputs": dict(outputs.paths), **planned})
         return
 
     import torch
@@ -148,20 +148,4 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         table.add_row("... spectral norm of the change", "", f"{further['norm']:.3g}")
         row = f"... condition number, within rank {further['rank']} of {further['dim']}"
         table.add_row(row, "", f"{further['condition']:.2g}")
-    return table
-
-
-def _plan_table(planned: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table("Plan", "", title="Nothing was written")
-    for key, (rows, columns) in planned["layers"].items():
-        table.add_row(key, f"{rows} x {columns}")
-    for name, value in planned.items():
-        if name.endswith("_bytes"):
-            value = f"{value / 1e9:.2f} GB"
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        if name != "layers":
-            table.add_row(name.removesuffix("_bytes").replace("_", " "), str(value))
     return table

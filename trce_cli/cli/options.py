@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from trce_cli.checkpoint.checkpoint import Checkpoint
     from trce_cli.edits.outputs import Outputs
+    from trce_cli.prompts.presets import Preset
 
 
 # --- from a settings model to options
@@ -54,12 +55,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, (model, is_checked) in models.items():
             told = {field: values.pop(field) for field in model.model_fields}
             for field in (field for field, value in told.items() if value is not None):
-                if why := _flag(model.model_fields[field]).gone:
+                if why := flag_of(model.model_fields[field]).gone:
                     Console(quiet=is_quiet).note(f"{option_name(field)} has no effect any more: {why}.")
             given = {field: _frozen(value) for field, value in told.items() if value is not None}
             values[name] = _checked(model, given) if is_checked else given
         command(**values)
 
+    run.models = tuple(model for model, _ in models.values())  # type: ignore[attr-defined]
     return with_signature(run, options)
 
 
@@ -93,7 +95,7 @@ def option_of(name: str, field: FieldInfo, of: str = "") -> inspect.Parameter:
     of: what the setting belongs to, where that has to be said.
     """
     kind, nested = _plain_type(field.annotation)
-    flag, default = _flag(field), _spelt(field.default)
+    flag, default = flag_of(field), _spelt(field.default)
     text = f"{of}: {field.description}" if of else field.description or ""
     told = [f"default: {default}"] if default and "{default}" not in text else []
     told += _bounds([*field.metadata, *nested])
@@ -119,12 +121,18 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _flag(field: FieldInfo) -> Flag:
+def flag_of(field: FieldInfo) -> Flag:
+    """How a field is spelt on the command line."""
     return next((mark for mark in field.metadata if isinstance(mark, Flag)), Flag())
 
 
 def _flags(name: str, field: FieldInfo) -> tuple[str, ...]:
-    return _flag(field).names or (option_name(name),)
+    return flag_of(field).names or (option_name(name),)
+
+
+def key_of(name: str, field: FieldInfo) -> str:
+    """What a field is called in a file: its option without dashes, `--edit-dtype` -> `edit_dtype`."""
+    return _flags(name, field)[0].partition("/")[0].lstrip("-").replace("-", "_")
 
 
 def _plain_type(annotation: Any) -> tuple[Any, list[Any]]:
@@ -279,6 +287,16 @@ class Computing(Settings):
         return device
 
 
+class Captions(Settings):
+    """What is left alone."""
+
+    prior: Annotated[Path | None, Flag(metavar="FILE")] = Field(
+        None,
+        description="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
+        "else the built-in ones.",
+    )
+
+
 class Drawing(Computing):
     """How pictures are drawn; nothing of it changes what is on them but for rounding."""
 
@@ -353,16 +371,6 @@ Output = Annotated[
 AGAINST = typer.Option(
     "--against", metavar="ORIGINAL", help="The checkpoint that it was made from.", show_default=False
 )
-PriorFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--prior",
-        metavar="FILE",
-        help="Benign captions to preserve: .txt, one a line, or .csv with a prompt or caption column; "
-        "else the built-in ones.",
-        show_default=False,
-    ),
-]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 ForcePictures = Annotated[
     bool, typer.Option("--force", help="Replace the pictures of another run in the output folder.")
@@ -377,9 +385,9 @@ def spelt(given: Mapping[str, Any]) -> list[str]:
     return [part for name, each in pairs if each is not None for part in (name, str(each))]
 
 
-def files_read(presets: Iterable[str], *others: Path | None) -> list[Path]:
+def files_read(presets: Iterable["str | Preset"], *others: Path | None) -> list[Path]:
     """The files and folders among a command's arguments that it reads; presets may also be names."""
-    paths = [path for path in map(Path, presets) if path.is_file()]
+    paths = [path for path in (Path(each) for each in presets if isinstance(each, str)) if path.is_file()]
     return paths + [path for path in others if path is not None]
 
 

@@ -22,6 +22,7 @@ from trce_cli.cli.options import (
     goes_on,
     with_options,
 )
+from trce_cli.cli.plans import show_plan, size
 from trce_cli.cli.written import show_written
 from trce_cli.erase.settings import Running, SteerSettings, Training, choose_steer_settings
 from trce_cli.prompts.pairs import pair_prompts
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from rich.table import Table
 
-    from trce_cli.checkpoint.checkpoint import Checkpoint
     from trce_cli.edits.outputs import Outputs
 
 
@@ -95,13 +95,14 @@ def steer(
     outputs = writing.outputs(source, output, force)
     outputs.refuse(is_map=False)
     if main:
-        tidy(output)
+        if not dry_run:
+            tidy(output)
         outputs.check(source, files_read(presets, original.checkpoint.path, opening.config))
     words = known_words(source, chosen, recipe)
     plan = plan_trajectories(source, chosen, choose_prior(source), recipe, words)
     planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
-        _show_plan(console, source, {"teacher": original.checkpoint.name, "output": str(output), **planned})
+        show_plan(console, output, {"teacher": original.checkpoint.name, **planned})
         return
     for cut in source.cut(pair_prompts(chosen)):
         console.note(cut)
@@ -133,11 +134,6 @@ def _tracked(
         accelerator.end_training()
 
 
-def _show_plan(console: Console, source: "Checkpoint", planned: dict[str, Any]) -> None:
-    console.answer(_plan_table(planned, source.family.network))
-    console.result({"dry_run": True, **planned})
-
-
 def _show(console: Console, output: Path, outputs: "Outputs", original: str, entry: dict[str, Any]) -> None:
     console.show(_guard_table(entry["figures"]))
     moved = entry["figures"]["unsafe"]
@@ -150,28 +146,9 @@ def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:
     return (
         f"{planned['unsafe_states']:,} unsafe, {planned['unconditional_states']:,} unconditional and "
         f"{planned['benign_states']:,} benign states: "
-        f"{_size(planned['trajectory_bytes'])} in {trajectories or 'a working folder beside the output'}; "
+        f"{size(planned['trajectory_bytes'])} in {trajectories or 'a working folder beside the output'}; "
         f"{planned['steps']:,} steps."
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _plan_table(planned: dict[str, Any], network: str) -> "Table":
-    from rich.table import Table
-
-    table = Table("Plan", "", title="Nothing was written")
-    for name, value in planned.items():
-        if name == "evaluations":
-            for model, count in value.items():
-                table.add_row(f"{network} evaluations, {model}", f"{count:,}")
-        elif name.endswith("_bytes"):
-            table.add_row(f"{name.removesuffix('_bytes').replace('_', ' ')}, bytes", _size(value))
-        else:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
-    return table
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from trce_cli.cli.evaluated import rate
 from trce_cli.cli.options import (
     Answer,
+    Captions,
     CheckpointName,
     Drawing,
     ForcePictures,
     Opening,
     Output,
     Presets,
-    PriorFile,
     check_outside,
     goes_on,
     spelt,
@@ -33,10 +33,10 @@ def tune(
     output: Output,
     tried: Tried,
     asked: TuningSettings,
+    captions: Captions,
     drawing: Drawing,
     opening: Opening,
     answer: Answer,
-    prior: PriorFile = None,
     force: ForcePictures = False,
 ) -> None:
     """Choose settings of `trce map` on prompts that no report asks.
@@ -59,8 +59,8 @@ def tune(
     check_outside(output, [original])
     for cut in original.cut(pair_prompts(chosen)):
         console.note(cut)
-    where, benign = drawing.place(), choose_prior(original, prior, console.note)
-    arguments = [checkpoint, *spelt({"preset": presets, "prior": prior, **dict(opening)})]
+    where, benign = drawing.place(), choose_prior(original, captions.prior, console.note)
+    arguments = [checkpoint, *spelt({"preset": presets, "prior": captions.prior, **dict(opening)})]
     with console.progress() as progress:
         progress.task("Loading detectors")
         evaluation = prepare(

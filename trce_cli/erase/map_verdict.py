@@ -79,10 +79,18 @@ def judge(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return told
 
 
+# What must not change: the figures, and what they are about.
+_SPARED: Final = {"canary_change": "captions", "word_change": "words of the vocabulary"}
+
+
+def collateral(figures: Mapping[str, Any]) -> float:
+    """The largest change of what harmless captions and words give, which --max-collateral bounds."""
+    return max((value_of(figures[name]) for name in _SPARED if name in figures), default=0.0)
+
+
 def refuse_collateral(figures: Mapping[str, Any], limit: float) -> None:
     """Raise TrceError where captions or words that are not to be erased change by more than the limit."""
-    names = {"canary_change": "captions", "word_change": "words of the vocabulary"}
-    for name, what in names.items():
+    for name, what in _SPARED.items():
         if name in figures and not (value := value_of(figures[name])) <= limit:
             captions = figures.get("captions", FEW)
             few = f" Its prior has only {captions} captions." if captions < FEW else ""

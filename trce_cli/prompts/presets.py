@@ -145,18 +145,25 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in presets_folder().glob("*.toml"))
 
 
-def load_preset(name_or_path: str | Path) -> Preset:
-    """Read a shipped preset by name, or any TOML file by path, with its includes.
+def load_preset(name_or_path: str | Path | Preset) -> Preset:
+    """Read a shipped preset by name, or any TOML file by path, with its includes; one that is read already is
+    taken as it is.
 
     A relative path in `includes` is relative to the file that it stands in.
     Raises BadInput, which names the file, the key and what is allowed.
     """
+    if isinstance(name_or_path, Preset):
+        return name_or_path
     return _load(_find(name_or_path, Path()), (), {})
 
 
-def load_presets(names_or_paths: Iterable[str | Path]) -> list[Preset]:
+def load_presets(names_or_paths: Iterable[str | Path | Preset]) -> list[Preset]:
     """Read several presets; one that is given twice counts once."""
-    return [load_preset(name) for name in dict.fromkeys(names_or_paths)]
+    found: list[str | Path | Preset] = []
+    for name in names_or_paths:  # what is read already cannot be hashed
+        if name not in found:
+            found.append(name)
+    return [load_preset(name) for name in found]
 
 
 def recommended(presets: Iterable[Preset], table: Literal["map", "steer"]) -> dict[str, Any]:
@@ -214,11 +221,15 @@ def _parse(path: Path) -> Preset:
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise BadInput(f"{path} is {what}, where a preset is a TOML file.")
-    table = parse_toml(read_text(path, MAX_BYTES, "utf-8-sig"), str(path))
+    return parse_preset(parse_toml(read_text(path, MAX_BYTES, "utf-8-sig"), str(path)), str(path))
+
+
+def parse_preset(table: Any, where: str) -> Preset:
+    """The preset of a TOML file's tables, without its includes; BadInput names the key that is wrong."""
     try:
         preset = Preset.model_validate(table)
     except ValidationError as error:
-        raise BadInput(f"{path}: {_explain(error)}.", "`trce presets new FILE` shows every key.") from None
+        raise BadInput(f"{where}: {_explain(error)}.", "`trce presets new FILE` shows every key.") from None
     return preset if preset.templates else with_default_templates(preset)
 
 
