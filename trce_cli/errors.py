@@ -1,7 +1,9 @@
 """The errors a user can do something about; everything else is a bug and keeps its traceback."""
 
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Final
 
 
 class TrceError(Exception):
@@ -68,3 +70,50 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError" or any(each in str(error) for each in said)
     )
+
+
+# pydantic's error types -> what is wanted; its own texts change from release to release.
+_WANTED: Final[Mapping[str, str]] = {
+    "string_type": "must be a text in quotes",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_pattern_mismatch": "must be of the form {pattern}",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "none_required": "must be null",
+    "tuple_type": "must be a list in [ ]",
+    "list_type": "must be a list in [ ]",
+    "dict_type": "must be a table",
+    "mapping_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "dataclass_type": "must be a table",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {expected}",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+}
+_ALONE: Final[Mapping[str, str]] = {"missing": "is missing", "extra_forbidden": "is not known here"}
+
+
+def what_is_wrong(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors as what stands behind the name: `must be at least 1, not 0`."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("value_error", "assertion_error"):  # a validator's own words
+        return str(context["error"])
+    if kind in _ALONE:
+        return _ALONE[kind]
+    if kind == "literal_error":
+        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+    wanted = _WANTED.get(kind, "is not what belongs there").format(**context)
+    return f"{wanted}, not {reprlib.repr(error['input'])}" if kind in _WANTED else wanted

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, what_is_wrong
 
 MAX_COUNT: Final = 100_000  # of what is listed before it is done: steps, pictures, states
 MAX_SEED: Final = (1 << 64) - 1  # what torch.Generator takes
@@ -90,32 +90,3 @@ class Flag:
 def option_name(name: str) -> str:
     """The option of a setting: `early_steps` -> `--early-steps`."""
     return "--" + name.replace("_", "-")
-
-
-# pydantic's error types -> what is wanted; its own texts change from release to release.
-_WANTED: Final[Mapping[str, str]] = {
-    "string_type": "must be a text in quotes",
-    "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "tuple_type": "must be a list in [ ]",
-    "model_type": "must be a table",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be one of {expected}",
-    "too_long": "must have at most {max_length} entries",
-}
-
-
-def what_is_wrong(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as what stands behind the name: `must be at least 1, not 0`."""
-    context = error.get("ctx", {})
-    match error["type"]:
-        case "value_error":  # a validator's own words
-            return str(context["error"])
-        case "literal_error":
-            context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
-    wanted = _WANTED.get(error["type"], error["msg"]).format(**context)
-    return f"{wanted}, not {reprlib.repr(error['input'])}"

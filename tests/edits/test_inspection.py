@@ -1,6 +1,7 @@
 """`trce inspect` and `trce diff` on every layout."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import tiny
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history, provenance_files, record
+from trce_cli.edits import inspection
 from trce_cli.edits.edit import Made
 from trce_cli.edits.inspection import compare, describe, readers
 from trce_cli.edits.map import Map
+from trce_cli.errors import TrceError
 from trce_cli.maths.linear_map import LinearMap
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
@@ -143,6 +146,28 @@ def test_diff_of_plain_files(tmp_path: Path) -> None:
     found = compare(*(readers(str(tmp_path / f"{name}.safetensors")) for name in ("one", "two")))
     assert {row.name for row in found.differing} == {"lora_b", "lora_n"}
     assert (found.only_a, found.only_b, found.equal) == (["lora_c"], ["lora_d"], 1)
+
+
+def test_what_changes_while_it_is_compared_or_described_is_no_answer(
+    tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "changing"))
+
+    def change(*_: object) -> None:
+        os.utime(folder / PLAIN, ns=(0, 0))
+
+    left, right = readers(str(tiny_sd1)), readers(str(folder))
+    with pytest.raises(TrceError, match=r"changing.* was changed, replaced or removed while it was in use"):
+        compare(left, right, change)
+    save_file({"lora_unet_x.alpha": torch.ones(1)}, tmp_path / "lora.safetensors")
+    file = readers(str(tmp_path / "lora.safetensors"))
+    (tmp_path / "lora.safetensors").unlink()
+    with pytest.raises(TrceError, match="was changed"):
+        compare(file, file)
+    monkeypatch.setattr(inspection, "history", lambda checkpoint: change() or [])
+    os.utime(folder / PLAIN, ns=(1, 1))
+    with pytest.raises(TrceError, match="was changed"):
+        describe(str(folder))
 
 
 def test_diff_of_variants_compares_values(tiny_sd1: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.choice import MARGIN, Point, choose, grid, parse_range, spread
+from trce_cli.evaluate.tune import finished
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.record import ImageRecord, read_image
@@ -193,6 +194,17 @@ def test_a_run_stopped_again_and_again_ends_as_an_undisturbed_one(
     told = [json.loads((folder / "tune.json").read_text("utf-8")) for folder in (one, other)]
     assert [each.pop("date") for each in told]
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("key", ["key", "preserve", "figures", "attack_success", "suites", "kept"])
+def test_a_record_that_says_too_little_is_not_taken_over(tuned: Path, tmp_path: Path, key: str) -> None:
+    told = json.loads((tuned / "tune.json").read_text("utf-8"))
+    assert finished(tuned / "tune.json", told["asked"]).keys() == {each["key"] for each in told["trials"]}
+    for wrong in ({}, {key: []}):
+        first = {name: value for name, value in told["trials"][0].items() if name != key} | wrong
+        path = tmp_path / "tune.json"
+        path.write_text(json.dumps(told | {"trials": [first, *told["trials"][1:]]}))
+        assert finished(path, told["asked"]) == {}
 
 
 def test_pictures_of_other_settings_are_refused(tuned: Path, trce: Run) -> None:

@@ -1,8 +1,9 @@
 import os
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.foreign import (
@@ -94,10 +95,26 @@ def test_a_model_says_which_key_is_wrong() -> None:
         width: int = Field(gt=0, le=100)
 
     assert validated(Size, {"width": 3}, "x").width == 3
-    with pytest.raises(BadInput, match=r"^x cannot be read: width: .*100\.$"):
+    with pytest.raises(BadInput, match=r"^x cannot be read: width must be at most 100, not 1000000000\.$"):
         validated(Size, {"width": 10**9}, "x")
-    with pytest.raises(BadInput, match=r"^x cannot be read: .*\.$"):
+    with pytest.raises(BadInput, match=r"^x cannot be read: it must be a table, not \[\]\.$"):
         validated(Size, [], "x")
+    with pytest.raises(BadInput, match=r"^x cannot be read: width is missing\.$"):
+        validated(Size, {}, "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (str, 1), (int, "x"), (int, 1.5), (float, []), (bool, 3), (list[int], {}), (dict[str, int], 0),
+        (Literal["a", "b"], "c"), (tuple[int, int], [1]), (Annotated[str, Field(max_length=1)], "ab"),
+        (Annotated[int, Field(multiple_of=2)], 3), (int | str, []), (None, 1), (FiniteFloat, float("nan")),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_words_of_ours(kind: Any, value: Any) -> None:
+    with pytest.raises(BadInput, match=r"^x cannot be read: \S+ (must|is) ") as told:
+        validated(kind, value, "x")
+    assert "Input should" not in told.value.message
 
 
 def test_a_file_that_is_swapped_cut_touched_or_removed_is_seen(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from trce_cli.checkpoint.checkpoint import (
     PICKLE_SUFFIXES,
@@ -19,11 +21,28 @@ from trce_cli.checkpoint.checks import check
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import FAMILIES, family_of_folder
-from trce_cli.system.foreign import identities, read_json, read_text
+from trce_cli.system.foreign import identities, read_json, read_text, validated
 from trce_cli.system.paths import inside, matching, unseen
 from trce_cli.system.safetensors import SafetensorsFile
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
+
+
+class ModelIndex(BaseModel):
+    """What a model_index.json has to say; each further key is a part, or one of the pipeline's own."""
+
+    model_config = ConfigDict(strict=True)
+
+    pipeline: str | None = Field(None, alias="_class_name")
+    scheduler: Annotated[list[str | None], Field(min_length=2, max_length=2)] | None = None
+
+
+class ShardIndex(BaseModel):
+    """Which file holds each weight; further keys are the libraries' own."""
+
+    model_config = ConfigDict(strict=True)
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
 
 
 class DiffusersFolder(Checkpoint):
@@ -81,7 +100,10 @@ class Configs(Mapping[str, Mapping[str, Any]]):
         if part in self.said:
             return self.said[part]
         if part not in self._read:
-            self._read[part] = read_json(inside(self.path, self._place(part)))
+            told = read_json(path := inside(self.path, self._place(part)))
+            if part == "model_index":
+                validated(ModelIndex, told, str(path))
+            self._read[part] = told
         return self._read[part]
 
     def rewritten(self) -> dict[str, Mapping[str, Any]]:
@@ -190,11 +212,10 @@ def _variant_of(stem: str) -> str:
 
 
 def _read_index(folder: Path, index: Path) -> dict[str, str]:
-    weight_map = read_json(inside(folder, index.relative_to(folder).as_posix())).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise BadInput(f"{index} has no table weight_map.")
+    told = read_json(inside(folder, index.relative_to(folder).as_posix()))
+    weight_map = validated(ShardIndex, told, str(index)).weight_map
     for file in weight_map.values():
-        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+        if PurePosixPath(file).name != file or "\\" in file:
             raise BadInput(f"{index} points outside of its folder: {file!r}.")
         if file.startswith("."):
             raise BadInput(f"{index} names a hidden file: {file!r}.", "Hidden files are not copied.")

@@ -12,6 +12,7 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import not_a_checkpoint
+from trce_cli.system.foreign import check_unchanged
 from trce_cli.system.paths import expanded
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import SafetensorsFile
@@ -19,7 +20,15 @@ from trce_cli.system.safetensors import SafetensorsFile
 if TYPE_CHECKING:
     import torch
 
-Readers = Mapping[str, Callable[[], "torch.Tensor"]]
+
+class Readers(dict[str, Callable[[], "torch.Tensor"]]):
+    """How to read each tensor of a checkpoint or file. check_unchanged: raises TrceError where it changed."""
+
+    def __init__(
+        self, read: Mapping[str, Callable[[], "torch.Tensor"]], check_unchanged: Callable[[], None]
+    ) -> None:
+        super().__init__(read)
+        self.check_unchanged = check_unchanged
 
 
 def describe(
@@ -73,7 +82,10 @@ def describe(
         "remarks": list(checkpoint.remarks),
         "history": history(checkpoint),
     }
-    return found | ({"edit": str(edit), **_fit(checkpoint, text_encoder, edit)} if edit else {})
+    if edit:
+        found |= {"edit": str(edit), **_fit(checkpoint, text_encoder, edit)}
+    checkpoint.check_unchanged()
+    return found
 
 
 def _fit(checkpoint: Checkpoint, text_encoder: str, path: Path) -> dict[str, Any]:
@@ -166,7 +178,8 @@ def readers(name: str, config: Path | None = None) -> Readers:
     name; what else it holds keeps its own name.
     """
     if file := _other_file(name):
-        return {key: partial(file.read, key) for key in file.tensors}
+        read = {key: partial(file.read, key) for key in file.tensors}
+        return Readers(read, partial(check_unchanged, {file.path: file.identity}))
     return _checkpoint_readers(open_checkpoint(name, config=config))
 
 
@@ -182,11 +195,14 @@ def _checkpoint_readers(checkpoint: Checkpoint) -> Readers:
         found |= {f"{part}/{key}": partial(checkpoint.read, part, key) for key in weights}
     for name, file, key in checkpoint.further_tensors({denoiser, *texts}):
         found[name] = partial(file.read, key)
-    return found
+    return Readers(found, checkpoint.check_unchanged)
 
 
 def compare(a: Readers, b: Readers, report: Report = no_report) -> Comparison:
-    """Compare all tensors that both sides have; `report` is called with 1 after each of them."""
+    """Compare all tensors that both sides have; `report` is called with 1 after each of them.
+
+    Raises TrceError where one of the two was changed under way.
+    """
     import torch
 
     differing: list[Difference] = []
@@ -206,6 +222,8 @@ def compare(a: Readers, b: Readers, report: Report = no_report) -> Comparison:
         size = float(torch.linalg.vector_norm(change))
         relative = size / norm if norm else math.inf
         differing.append(Difference(name, tuple(left.shape), float(change.abs().max()), relative))
+    for side in (a, b):
+        side.check_unchanged()
     differing.sort(key=lambda difference: (-difference.relative, difference.name))
     return Comparison(
         differing, sorted(reshaped), sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys()), equal

@@ -13,7 +13,9 @@ from trce_cli.maths.statistics import pareto
 from trce_cli.system.foreign import read_json, validated
 
 
-class _Rate(BaseModel):
+class Share(BaseModel):
+    """Of how many pictures how many had a property, as `Rate.as_dict` tells it."""
+
     hits: int
     total: int
     share: FiniteFloat | None
@@ -23,12 +25,12 @@ class _Rate(BaseModel):
 
 class _Verdict(BaseModel):
     convention: str
-    original: _Rate
-    erased: _Rate
+    original: Share
+    erased: Share
 
 
 class _Kept(BaseModel):
-    kept: _Rate
+    kept: Share
 
 
 class _ClipScore(BaseModel):

@@ -11,9 +11,10 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, FiniteFloat
 
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
@@ -22,6 +23,7 @@ from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.choice import Point, choose
+from trce_cli.evaluate.compare import Share
 from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import Pair, ScoreStore, score_share
@@ -33,13 +35,66 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate, pareto
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
-from trce_cli.system.foreign import read_json
+from trce_cli.system.foreign import read_json, validated
 from trce_cli.system.machine import versions
 from trce_cli.system.progress import Report, Task, no_report, no_task
 from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
 
 SCHEMA = 1
 RESULT, TABLE, PLOT = "tune.json", "trials.csv", "pareto.png"
+
+
+class _Verdict(BaseModel):
+    erased: Share
+
+
+class _Kept(BaseModel):
+    kept: Share
+
+
+class _Suite(BaseModel):
+    name: str
+    role: str
+    asr: Annotated[list[_Verdict], Field(min_length=1)]
+    kept: _Kept | None = None
+
+
+class _Changes(BaseModel):
+    mean: FiniteFloat
+
+
+class _Canary(BaseModel):
+    values: _Changes
+
+
+class _Figures(BaseModel):
+    moved: FiniteFloat
+    canary_change: _Canary
+
+
+class _Trial(BaseModel):
+    key: str
+    preserve: FiniteFloat
+    token_weights: list[FiniteFloat]
+
+
+class _Failed(_Trial):
+    failed: str
+
+
+class _Tried(_Trial):
+    failed: None
+    figures: _Figures
+    attack_success: Share
+    kept: Share
+    suites: Annotated[list[_Suite], Field(min_length=1)]
+
+
+class Finished(BaseModel):
+    """What is taken over of the `tune.json` of a run that was stopped, or had other settings to try."""
+
+    asked: str
+    trials: list[_Failed | _Tried]
 
 
 @dataclass(frozen=True)
@@ -176,9 +231,10 @@ def finished(path: Path, asked: str) -> dict[str, dict[str, Any]]:
     """The trials by key that an earlier run of the same suites and detectors has in its `tune.json`."""
     try:
         told = read_json(path)
-        return {trial["key"]: trial for trial in told["trials"] if told["asked"] == asked}
-    except (BadInput, KeyError, TypeError):
+        found = validated(Finished, told, str(path))
+    except BadInput:
         return {}
+    return {trial["key"]: trial for trial in told["trials"] if found.asked == asked}
 
 
 @dataclass

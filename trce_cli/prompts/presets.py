@@ -12,10 +12,10 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from trce_cli.errors import BadInput
+from trce_cli.errors import BadInput, what_is_wrong
 from trce_cli.prompts.settings import MapTable, SteerTable
 from trce_cli.prompts.templates import TEMPLATES
-from trce_cli.settings import Settings, what_is_wrong
+from trce_cli.settings import Settings
 from trce_cli.system.foreign import parse_toml, read_text
 from trce_cli.system.paths import real_path
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
-from trce_cli.errors import BadInput, TrceError
+from trce_cli.errors import BadInput, TrceError, what_is_wrong
 
 SMALL: Final = 16 << 20  # bytes of a file that is read whole, unless its kind has a limit of its own
 DEPTH: Final = 64  # of tables and lists in each other
@@ -153,9 +153,7 @@ def validated(model: type[M], value: Any, where: str, hint: str | None = None) -
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))[:100]
-        raise BadInput(
-            f"{where} cannot be read: {key + ': ' if key else ''}{first['msg'][:100]}.", hint
-        ) from None
+        raise BadInput(f"{where} cannot be read: {key or 'it'} {what_is_wrong(first)}.", hint) from None
 
 
 def _bounded(value: Any) -> Any:
