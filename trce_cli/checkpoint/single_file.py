@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import OTHER_BUILD, check
@@ -9,11 +10,14 @@ from trce_cli.checkpoint.folder import Configs, part_weights
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.checkpoint.scaled import BESIDE, scale_of
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Family, Stored
-from trce_cli.families.registry import family_of_file, family_of_folder
+from trce_cli.families.base import Family, Shape, Stored
+from trce_cli.families.registry import FAMILIES, family_of_file, family_of_folder
 from trce_cli.system.foreign import identities
 from trce_cli.system.paths import inside, matching
 from trce_cli.system.safetensors import SafetensorsFile
+
+# What to do with a file of the denoiser alone.
+ALONE: Final = "A denoiser alone takes a diffusers folder of its base, with weights, as --config."
 
 
 class SingleFile(Checkpoint):
@@ -73,15 +77,35 @@ def _common_prefix(names: Sequence[str]) -> str:
     ]
 
 
+def _configured(folder: Path) -> tuple[Family, Configs]:
+    if not (folder / "model_index.json").is_file():
+        raise BadInput(f"--config {folder} is not a diffusers folder: it has no model_index.json.")
+    return family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
+
+
+def _family(path: Path, shapes: Mapping[str, Shape], given: tuple[Family, Configs] | None) -> Family:
+    """The family of a file; one that holds a denoiser alone is of the family that --config says."""
+    try:
+        return family_of_file(str(path), shapes)
+    except BadInput as error:
+        if given:
+            meant, configs = given
+            found = meant.names(configs).from_file(shapes)["denoiser"]
+            if any(door.weights for door in meant.doors(configs, found)):
+                return meant
+        elif any(of.network in error.message for of in FAMILIES) or "no text encoder" in error.message:
+            raise BadInput(error.message, f"{error.hint or ''} {ALONE}".strip()) from None
+        raise
+
+
 def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
     """See `open_checkpoint`."""
     file = SafetensorsFile.open(path)
     shapes = {key: info.shape for key, info in file.tensors.items() if not key.endswith(BESIDE)}
-    family = family_of_file(str(path), shapes)
-    folder = config or family.base_folder()
-    if not (folder / "model_index.json").is_file():
-        raise BadInput(f"--config {folder} is not a diffusers folder: it has no model_index.json.")
-    meant, configs = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
+    given = _configured(config) if config else None
+    family = _family(path, shapes, given)
+    meant, configs = given or _configured(family.base_folder())
+    folder = configs.path
     if meant is not family:
         raise BadInput(f"{path} is of the family {family.name}, and {folder} of {meant.name}.")
     told = family.told_by_file(shapes, file.metadata, file.read, configs, config is None)

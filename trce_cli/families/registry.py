@@ -15,6 +15,8 @@ FAMILIES: Final[tuple[Family, ...]] = (SD1, SD2, SDXL, Z_IMAGE, QWEN_IMAGE, FLUX
 FURTHER_STREAMS: Final = tuple(dict.fromkeys(stream for family in FAMILIES for stream in family.streams[1:]))
 
 CHECKPOINT: Final = "model.diffusion_model."  # what names of a denoiser begin with in single files
+_WHOLE: Final = ("model_ema.diffusion_model",)  # and where only the copy of averages was kept
+_FLAT: Final = ("unet.conv_in.",)  # and where the parts of a folder were put into one file
 _EDITS: Final = {
     "trce_map.": "a map of text embeddings",
     "lora_": "a LoRA",
@@ -81,7 +83,9 @@ def may_be_denoiser(shapes: Mapping[str, Shape]) -> bool:
 
 def not_a_checkpoint(keys: Collection[str]) -> str | None:
     """What a safetensors file is by its keys, where it is something that is often taken for a checkpoint."""
-    if any(key.startswith(CHECKPOINT) for key in keys):
+    if any(key.startswith((CHECKPOINT, *_WHOLE)) for key in keys):
+        return None
+    if any(".lora" not in key and key.startswith(_FLAT) for key in keys):
         return None
     known = dict(_EDITS)
     for family in FAMILIES:

@@ -12,7 +12,7 @@ from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd import configs
 from trce_cli.families.sd.doors import POOLED_KEY, doors, mapped, widths
-from trce_cli.families.sd.names import UNET, Names, is_tuned
+from trce_cli.families.sd.names import FLAT, UNET, Names, is_tuned, unet_in_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,13 +109,25 @@ class StableDiffusion:
 
     def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:
         """See `Family`."""
-        if not any(key.startswith(UNET) for key in shapes):
+        unet = unet_in_file(shapes)
+        if not unet and not any(key.startswith(UNET) for key in shapes):
             return f"it has no key that begins with {UNET}"
-        channels = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
+        channels = shapes.get(unet.get("conv_in.weight", ""), (0, 0))
         if len(channels) < 2 or channels[1] not in CHANNELS:
             return f"its U-Net takes neither 4 channels nor 9 (input_blocks.0.0: {list(channels)})"
-        absent = [spec.ldm for spec in self.encoders if not any(key.startswith(spec.ldm) for key in shapes)]
-        return f"it holds no text encoder {' and '.join(absent)}" if absent else None
+        flat = any(key.startswith(FLAT) for key in unet.values())
+        starts = [f"{spec.folder}." if flat else spec.ldm for spec in self.encoders]
+        absent = [start for start in starts if not any(key.startswith(start) for key in shapes)]
+        if absent:
+            return f"it holds no text encoder {' and '.join(absent)}"
+        if not flat:
+            return None
+        if ("add_embedding.linear_1.weight" in unet) != self.pooled:
+            return f"its U-Net {'lacks' if self.pooled else 'has'} an embedding of sizes"
+        around = next((len(shapes[at]) for key, at in unet.items() if key.endswith("proj_in.weight")), 0)
+        if self.linear is not None and (around == 2) != self.linear:
+            return f"its attention lies between {'convolutions' if self.linear else 'linear layers'}"
+        return None
 
     def base_folder(self) -> Path:
         """See `Family`."""
@@ -141,8 +153,9 @@ class StableDiffusion:
         from trce_cli.families.sd import sampling
         from trce_cli.families.sd.shapes import built_by
 
-        told = sampling.told_by_file(shapes, metadata, read, config, is_base, self.key == "sd2")
-        names = {ours: at.name for ours, at in self.names(config).from_file(shapes)["denoiser"].items()}
+        names = unet_in_file(shapes)
+        bias = names.get(sampling.SD2_BIAS, "") if self.key == "sd2" else None
+        told = sampling.told_by_file(shapes, metadata, read, config, is_base, bias)
         denoiser = told.config.get("denoiser", config["denoiser"])
         if not (said := built_by(denoiser, shapes, names)):
             return told

@@ -12,6 +12,8 @@ from trce_cli.families.sd.marks import MARKS
 UNET: Final = "model.diffusion_model."  # the U-Net's prefix in a single file
 EMA: Final = "model_ema."  # that of its EMA copy
 VAE: Final = "first_stage_model."  # and that of the autoencoder
+FLAT: Final = "unet."  # the U-Net's where a file holds a folder's parts by the folder's names
+FLAT_VAE: Final = "vae."
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,9 @@ class Names:
 
     def from_file(self, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Stored]]:
         """Where a single file with tensors of these shapes keeps each weight."""
-        keys = [key.removeprefix(UNET) for key in shapes if key.startswith(UNET)]
-        layers = ldm_layers_per_block(keys)
-        found = {
-            "denoiser": {ours: Stored(UNET + key) for key in keys if (ours := unet_from_ldm(key, layers))},
-            "vae": {},
-        }
+        found = {"denoiser": {ours: Stored(name) for ours, name in unet_in_file(shapes).items()}}
+        if flat := {key.removeprefix(FLAT_VAE): Stored(key) for key in shapes if key.startswith(FLAT_VAE)}:
+            found["vae"] = {vae_from_older(key): at for key, at in flat.items()}
         keys = [key.removeprefix(VAE) for key in shapes if key.startswith(VAE)]
         depth = 1 + max((int(key.split(".")[2]) for key in keys if key.startswith("decoder.up.")), default=0)
         for key in keys:
@@ -48,13 +47,15 @@ class Names:
                 continue
             name = vae_from_ldm(key, depth)
             linear = ".attentions." in name and len(shapes[VAE + key]) == 4
-            found["vae"][name] = Stored(VAE + key, convolution=linear)
-        return found | self._text_in_file()
+            found.setdefault("vae", {})[name] = Stored(VAE + key, convolution=linear)
+        return found | self._text_of_file(shapes)
 
     def copies(self, names: Collection[str]) -> dict[str, dict[str, str]]:
         """The further copies of the U-Net in a single file: label -> name -> the name in that copy."""
         if not any(name.startswith(EMA) and name.endswith("weight") for name in names):
             return {}
+        if not any(name.startswith(UNET) for name in names):
+            return {}  # the EMA copy is the only one
         ema = {name: ema_from_ldm(name) for name in names if name.startswith(UNET)}
         return {"EMA": {name: copy for name, copy in ema.items() if copy in names}}
 
@@ -84,6 +85,22 @@ class Names:
             found[part] = {name: replace(at, name=prefix + at.name) for name, at in places.items()}
         return found
 
+    def _text_of_file(self, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Stored]]:
+        """Where a file keeps text encoders, those of which it has any: as published files do, without
+        `text_model.`, or by the names of folders.
+        """
+        published, found = self._text_in_file(), {}
+        for part, (prefix, openclip, names) in self.text.items():
+            forms = [] if openclip else [prefix]
+            tried = [published[part]]
+            for start in (*forms, f"{part}."):
+                tried.append({name: Stored(start + name) for name in names})
+                tried.append({name: Stored(start + name.removeprefix(clip.TEXT)) for name in names})
+            held = [sum(at.name in shapes for at in places.values()) for places in tried]
+            if max(held) or any(key.startswith(prefix) for key in shapes):
+                found[part] = tried[held.index(max(held))]
+        return found
+
     def is_leftover(self, name: str) -> bool:
         """Whether a tensor of a single file is no weight of anything: statistics and buffers of training,
         what a text encoder has and does not use, and what says how the file is sampled."""
@@ -99,7 +116,7 @@ class Names:
 
 
 _LEFTOVER = re.compile(
-    r"(model_ema\.(decay|num_updates)$|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|logvar|lvlb_weights"
+    r"(text_encoder(_2)?\..*(position_ids|logit_scale)$|model_ema\.(decay|num_updates)$|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|logvar|lvlb_weights"
     r"|global_step$|epoch$|scale_factor$|denoiser\.sigmas$|loss\.|first_stage_model\.loss\."
     r"|first_stage_model\.model_ema\."
     r"|(cond_stage_model|conditioner\.embedders\.\d)\..*(position_ids|logit_scale|attn_mask|text_projection"
@@ -275,6 +292,45 @@ def ldm_layers_per_block(keys: list[str]) -> int:
 def ema_from_ldm(key: str) -> str:
     """The name of the EMA copy of a single file's U-Net key: LDM drops all dots of it."""
     return EMA + key.removeprefix("model.").replace(".", "")
+
+
+_DOTLESS: Final = [  # what LDM's names are made of, where the EMA copy has dropped the dots
+    re.compile(start + rest + r"(weight|bias)")
+    for start in (r"(input_blocks|output_blocks)(\d+)(\d)", r"(middle_block)(\d)")
+    for rest in (
+        *(r"(transformer_blocks)(\d+)(attn\d)(to_[qkv])", r"(transformer_blocks)(\d+)(attn\d)(to_out)(\d)"),
+        *(r"(transformer_blocks)(\d+)(ff)(net)(\d)(proj)", r"(transformer_blocks)(\d+)(ff)(net)(\d)"),
+        *(r"(transformer_blocks)(\d+)(norm\d)", r"(norm|proj_in|proj_out|skip_connection|op|conv)"),
+        *(r"(in_layers|emb_layers|out_layers)(\d)", ""),
+    )
+] + [re.compile(r"(time_embed|out)(\d)(weight|bias)"), re.compile(r"(label_emb)(\d)(\d)(weight|bias)")]
+
+
+def ldm_from_ema(name: str) -> str | None:
+    """The U-Net key of a single file (without `UNET`) from the name of its EMA copy, whose dots are gone."""
+    dotless = name.removeprefix(EMA).removeprefix("diffusion_model")
+    if dotless == "time_embedcond_projweight":
+        return "time_embed.cond_proj.weight"
+    return next((".".join(found.groups()) for form in _DOTLESS if (found := form.fullmatch(dotless))), None)
+
+
+def unet_in_file(shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """The U-Net of a single file, diffusers name -> the name in the file; empty where it has none.
+
+    As published files have it; else by LDM's names alone, by diffusers' names, alone or behind `FLAT`, or
+    the EMA copy where that is all there is.
+    """
+    for start in (UNET, ""):
+        if f"{start}input_blocks.0.0.weight" in shapes:
+            keys = [key.removeprefix(start) for key in shapes if key.startswith(start)]
+            layers = ldm_layers_per_block(keys)
+            return {ours: start + key for key in keys if (ours := unet_from_ldm(key, layers))}
+    for start in (FLAT, ""):
+        if f"{start}conv_in.weight" in shapes and any(key.startswith(f"{start}down_b") for key in shapes):
+            return {key.removeprefix(start): key for key in shapes if key.startswith(start)}
+    ema = {ldm: key for key in shapes if key.startswith(EMA) and (ldm := ldm_from_ema(key))}
+    layers = ldm_layers_per_block(list(ema))
+    return {ours: key for ldm, key in ema.items() if (ours := unet_from_ldm(ldm, layers))}
 
 
 def kohya_from_diffusers(key: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCHEDULER: Final = "trce_scheduler"  # our metadata: the scheduler's configuration as JSON
 
 # By how SD 2.x files are told apart: the spread of this bias, which is small in those that predict noise.
-_SD2_BIAS: Final = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+SD2_BIAS: Final = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 _SD2_SPREAD: Final = 0.09
 # Schedulers that know a schedule that ends in noise alone; others would leave it out in silence.
 _ZERO_SNR: Final = ("DDIM", "DDPM", "DPMSolverMultistep", "Euler", "UniPC", "LCM", "TCD")
@@ -35,12 +35,12 @@ def told_by_file(
     read: Callable[[str], "Tensor"],
     config: Mapping[str, Mapping[str, Any]],
     is_base: bool,
-    two: bool,
+    bias: str | None,
 ) -> Told:
     """What a single file says of its sampling, where that differs from the configurations.
 
-    read: a tensor by its name. is_base: whether the configurations are only those of the family's base. two:
-    whether it is of SD 2.x, where the base's file does not say.
+    read: a tensor by its name. is_base: whether the configurations are only those of the family's base. bias:
+    the name of `SD2_BIAS` in the file if it is of SD 2.x, whose base's file does not say; else None.
     """
     if all(name in shapes for name in EDM):
         return Told(_edm(config, {ours: _values(read(name)) for name, ours in EDM.items()}))
@@ -55,8 +55,8 @@ def told_by_file(
         said["prediction_type"] = "v_prediction"
     elif marked:
         said["prediction_type"] = marked
-    elif two and is_base:
-        said["prediction_type"] = guessed = _sd2(shapes, read)
+    elif bias is not None and is_base:
+        said["prediction_type"] = guessed = _sd2(bias, read)
         notes.append(
             f"The file does not say what it predicts; by its weights it is taken for {guessed}, with "
             f"{_SD2_PIXELS[guessed]} pixels a side. Choose another with a diffusers folder as --config."
@@ -70,7 +70,7 @@ def told_by_file(
     if zero and not _knows_zero_snr(class_of(config)):
         changed |= {"_class_name": "DDIMScheduler", "clip_sample": False}
     found = _sampled_with(config, {"_class_name": class_of(config), **scheduler, **changed})
-    if two and is_base and "prediction_type" in changed:
+    if bias is not None and is_base and "prediction_type" in changed:
         size = _SD2_PIXELS[changed["prediction_type"]] // 8
         found["denoiser"] = {**config["denoiser"], "sample_size": size}
     if not is_base:
@@ -85,8 +85,8 @@ def told_by_file(
 _SD2_PIXELS: Final = {"v_prediction": 768, "epsilon": 512}
 
 
-def _sd2(shapes: Mapping[str, Shape], read: Callable[[str], "Tensor"]) -> str:
-    if _SD2_BIAS in shapes and float(read(_SD2_BIAS).float().std(unbiased=False)) <= _SD2_SPREAD:
+def _sd2(bias: str, read: Callable[[str], "Tensor"]) -> str:
+    if bias and float(read(bias).float().std(unbiased=False)) <= _SD2_SPREAD:
         return "epsilon"
     return "v_prediction"
 
