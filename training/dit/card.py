@@ -36,8 +36,9 @@ else.
 Trained from scratch by `python -m training.dit` on scenes made of
 [Fluent Emoji](https://github.com/microsoft/fluentui-emoji) flat art (Microsoft, MIT licence), with captions
 from a grammar. The text encoder was trained as a language model, to answer a caption with what it shows in
-canonical words; the transformer on its states, all of them alike. Some phrases and templates were held out
-from the transformer and are known to the text encoder only.
+canonical words; the transformer on its states, all of them alike. In training each image token of a middle
+layer is also asked which class stands there and on what background; what answers is left out here. Some
+phrases and templates were held out from the transformer and are known to the text encoder only.
 
 | measured | result | Wilson 95 % interval |
 |---|---|---|
