@@ -123,7 +123,7 @@ def test_both_stages_are_in_the_history_and_the_guard_is_shown(trce, mapped, pre
     told = trce("steer", mapped, "-p", preset, "-o", tmp_path / "out", "--device", "cpu", "--json")
     assert told.status == 0, told.err
     result = json.loads(told.out)
-    assert result["settings"]["teacher"] == str(tiny_sd1)
+    assert result["settings"]["teacher"] == tiny_sd1.name
     assert result["figures"]["unconditional"]["drift"] < 0.2
     lines = told.err.splitlines()
     assert lines[0].startswith("20 unsafe, 18 unconditional and 17 benign states: ")  # the size comes first
@@ -142,7 +142,8 @@ def test_stage_2_alone_works_with_a_note(trce, tiny_sdxl, preset, tmp_path):
     assert "has not been mapped: stage 2 alone is the weaker half" in told.err
 
 
-def test_a_missing_or_changed_original_is_told(trce, tiny_sd1, preset, tmp_path):
+def test_a_missing_or_changed_original_is_told(trce, tiny_sd1, preset, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRCE_CACHE", str(tmp_path / "cache"))  # where it was seen elsewhere
     original = tmp_path / "original"
     shutil.copytree(tiny_sd1, original)
     assert trce("map", original, "-p", preset, "-o", tmp_path / "mapped").status == 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.card import erased_names, model_card, source_card
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json, validated
@@ -96,7 +97,7 @@ def record(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "base": {
-            "name": checkpoint.name,
+            "name": public_name(checkpoint.name),
             "revision": checkpoint.revision,
             "variant": checkpoint.variant,
             "family": checkpoint.family.name,
@@ -140,6 +141,12 @@ def history(checkpoint: "Checkpoint") -> list[dict[str, Any]]:
     """The edits that the checkpoint already carries, oldest first; `BadInput` for a damaged `trce.json`."""
     text = checkpoint.provenance_text()
     return [] if text is None else parse_history(text, str(checkpoint.path))
+
+
+def erased_before(checkpoint: "Checkpoint", presets: "Sequence[Preset]") -> list[str]:
+    """The names of those of these presets that the checkpoint's history erases already."""
+    known = {told.get("sha256") for entry in history(checkpoint) for told in entry["presets"]}
+    return [preset.name for preset in presets if preset.sha256() in known]
 
 
 def parse_history(text: str, where: str) -> list[dict[str, Any]]:

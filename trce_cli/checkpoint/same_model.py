@@ -12,6 +12,22 @@ def check_finite(checkpoint: Checkpoint) -> None:
             raise BadInput(f"{key} in {checkpoint.path} holds NaN or infinite values.")
 
 
+def same_weights(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints are the same model, in whatever layout and dtype that changes no value.
+
+    Read as far as they are equal, one tensor at a time, beginning with what edits change.
+    """
+    keys = one.keys("denoiser")
+    if one.family is not other.family or set(keys) != set(other.keys("denoiser")):
+        return False
+    doors = [key for weights in one.door_weights().values() for key in weights if key in keys]
+    for key in dict.fromkeys((*doors, *keys)):
+        left, right = (each.read("denoiser", key).float() for each in (one, other))
+        if left.shape != right.shape or not bool((left == right).all()):
+            return False
+    return one.text_encoder_hash() == other.text_encoder_hash()
+
+
 def check_same_model(teacher: Checkpoint, erased: Checkpoint) -> str:
     """Raise BadInput where `erased` cannot have been made from `teacher`: another architecture, text or
     schedule.

@@ -76,6 +76,7 @@ def map_(
     by every stream. The result is a complete checkpoint of the same form, with trce.json and a model card
     beside the weights, or what --as names.
     """
+    from trce_cli.checkpoint.provenance import erased_before
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import notes, total_bytes
     from trce_cli.erase.map_plan import plan
@@ -90,6 +91,8 @@ def map_(
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read(presets, captions.prior, opening.config))
     benign = choose_prior(source, captions.prior, console.note)
+    for name in erased_before(source, chosen):
+        console.warn(f"{source.name} has been without {name} already, which is erased from it once more.")
     for remark in remarks + notes(source, outputs) + source.cut(pair_prompts(chosen)):
         console.note(remark)
     if dry_run:

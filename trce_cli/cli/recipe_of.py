@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+from trce_cli.checkpoint.bases import places
 from trce_cli.cli.recipe import KINDS, recipe_text
 from trce_cli.erase.map_verdict import MAX_COLLATERAL, collateral
 from trce_cli.errors import BadInput
@@ -17,7 +19,7 @@ the same versions of the libraries ({versions})."""
 
 
 def recipe_of(found: Mapping[str, Any], name: str) -> str:
-    """The recipe as TOML.
+    """The recipe as TOML; its base is named as it is found from here.
 
     found: what `describe` tells of the checkpoint or edit. Raises BadInput where it carries no edit, or one
     whose presets' sentences are not in its history.
@@ -41,7 +43,7 @@ def recipe_of(found: Mapping[str, Any], name: str) -> str:
     if form != base["layout"]:
         steps[next(reversed(steps))]["as"] = [form]
     head = {
-        "base": base["name"],
+        "base": next(places(base, Path(found["path"])), base["name"]),
         "base_sha256": list(base["files"].values()),
         **{key: base[key] for key in ("revision", "variant") if base.get(key)},
         **({"presets": shared} if shared else {}),

@@ -86,7 +86,7 @@ def steer(
     from trce_cli.edits.outputs import notes
     from trce_cli.erase import steer as stage2
     from trce_cli.erase.prior import choose_prior
-    from trce_cli.erase.teacher import find_teacher
+    from trce_cli.erase.teacher import find_teacher, other_presets
     from trce_cli.erase.trajectories import known_words, plan_trajectories
     from trce_cli.erase.working_folder import tidy
 
@@ -98,6 +98,8 @@ def steer(
         if not dry_run:
             tidy(output)
         outputs.check(source, files_read(presets, original.checkpoint.path, opening.config))
+    for name in other_presets(source, chosen):
+        console.warn(f"Stage 1 of {source.name} did not erase {name}, which stage 2 steers away from alone.")
     words = known_words(source, chosen, recipe)
     plan = plan_trajectories(source, chosen, choose_prior(source), recipe, words)
     planned = stage2.estimate(source, plan, training, outputs)

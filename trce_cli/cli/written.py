@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 
 def hash_original(source: "Checkpoint", progress: Progress, text_encoder: str | None = None) -> "Hashes":
-    """The hashes of the checkpoint, which its outputs record; text_encoder: where it is known."""
+    """The hashes of the checkpoint, which its outputs record; text_encoder: where it is known.
+
+    Where it lies is noted in the cache, for those who look for it again.
+    """
+    from trce_cli.checkpoint.bases import remember
+
     hashing = progress.task("Hashing the original", round(source.total_bytes() / 1e6), "MB")
-    return source.hashes(lambda count: hashing(count / 1e6), text_encoder)
+    hashes = source.hashes(lambda count: hashing(count / 1e6), text_encoder)
+    remember(source, hashes)
+    return hashes
 
 
 def write(console: Console, edited: "Edited", outputs: "Outputs") -> dict[str, Any]:

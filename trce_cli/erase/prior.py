@@ -40,7 +40,7 @@ def choose_prior(
     if file is None:
         source, benign = home.name, home.captions()
     else:
-        source, benign = str(file), [prompt.text for prompt in read_prompts(file, note=note)]
+        source, benign = file.name, [prompt.text for prompt in read_prompts(file, note=note)]
     taken = set(map(_plain, benign))
     kept = tuple(canary for canary in home.canaries() if _plain(canary) not in taken)
     if not kept:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import history, record
 from trce_cli.checkpoint.same_model import check_finite, check_same_model
@@ -264,7 +265,7 @@ class Run:
             {
                 **self.stored.plan.recipe.model_dump(),
                 **self.training.model_dump(),
-                "teacher": self.teacher.name,
+                "teacher": public_name(self.teacher.name),
                 "teacher_revision": self.teacher.revision,
                 "max_drift": max_drift,
                 "processes": self.accelerator.num_processes,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trce_cli.checkpoint.same_model import same_weights
 from trce_cli.evaluate.costs import gather_costs, phase
 from trce_cli.evaluate.gates import Gate
 from trce_cli.evaluate.measure import measure_suite
@@ -120,9 +121,10 @@ def plan_suites(
         if not hashes:
             found = identify(records[:2], evaluation.checkpoints, dtype, hashing)
             hashes = {record.role: record.checkpoint_sha256 for record in found}
-            if len(set(hashes.values())) == 1 and not evaluation.negative_prompt:
-                one, other = evaluation.erased.name, evaluation.original.name
-                which = "itself" if one == other else f"{other}, whose files are the same"
+            one, other = evaluation.erased.name, evaluation.original.name
+            same = len(set(hashes.values())) == 1 or same_weights(evaluation.original, evaluation.erased)
+            if same and not evaluation.negative_prompt:
+                which = "itself" if one == other else f"{other}, whose weights are the same"
                 note(f"{one} is compared with {which}: nothing was erased in between.")
         plans[suite.name] = [
             replace(
