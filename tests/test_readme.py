@@ -58,3 +58,11 @@ def test_make_targets_and_files_are_there() -> None:
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
         for script in re.findall(r"python (benchmarks/\w+\.py)", text):
             assert (ROOT / script).is_file()
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """As `make docs` demands, which takes what not everybody has installed."""
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    told = set(re.findall(r": ([\w-]+)\.md$", navigation, re.MULTILINE))
+    pages = {page.stem for kind in ("md", "ipynb") for page in (ROOT / "docs").glob(f"*.{kind}")}
+    assert told == {*pages, "start", "changelog"}  # README.md and CHANGELOG.md

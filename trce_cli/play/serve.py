@@ -1,5 +1,6 @@
 """The page at an address of this machine: nothing leaves it, and nothing is asked of any other."""
 
+import errno
 import ipaddress
 import os
 import socket
@@ -53,7 +54,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen()
     except OSError as error:
         bound.close()
-        if error.errno == 98 or "in use" in str(error):
+        if error.errno == errno.EADDRINUSE:
             raise BadInput(
                 f"Port {port} is in use.", "Choose another with --port, or any free one with --port 0."
             ) from None
