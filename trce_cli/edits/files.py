@@ -21,12 +21,9 @@ from trce_cli.system.safetensors import SafetensorsFile, hash_file
 Edit = Map | Lora | Weights
 # What adapters of other kinds are called, and what is in the names of their tensors.
 _OTHER_ADAPTERS: Final = {
-    "DoRA": "dora_scale",
-    "LoHa": ".hada_w1_",
-    "LoKr": ".lokr_w",
-    "LoRA with PEFT's names": ".lora_A.",
-    "GLoRA": ".a1.weight",
-    "LoCon": ".lora_mid.",
+    "a GLoRA": ".a1.weight",
+    "OFT": ".oft_",
+    "a LyCORIS file of whole differences": ".diff",
 }
 
 
@@ -64,21 +61,24 @@ def open_edit(path: str | Path) -> Edit:
         return open_map(file)
     if file.tensors and all(LORA.fullmatch(name) for name in file.tensors):
         return open_lora(file)
-    if any(name.startswith("lora_te") for name in file.tensors):
+    if any(
+        name.startswith("lora_te") or (name.startswith("text_encoder") and ".lora_" in name)
+        for name in file.tensors
+    ):
         raise BadInput(
             f"{path} is a LoRA that changes the text encoder; only those of the denoiser can be applied here."
         )
     for kind, part in _OTHER_ADAPTERS.items():
         if any(part in name for name in file.tensors):
             raise BadInput(
-                f"{path} is a {kind}, which cannot be applied here.",
+                f"{path} is {kind}, which cannot be applied here.",
                 "Merge it into the checkpoint with the tool that it comes from.",
             )
     if may_be_denoiser({name: info.shape for name, info in file.tensors.items()}):
         return open_weights(file)
     what = not_a_checkpoint(file.tensors) or "a file of another kind"
     raise BadInput(
-        f"{path} is neither a map nor a LoRA with kohya's names nor weights of a denoiser, but {what}.",
+        f"{path} is neither a map nor a LoRA nor weights of a denoiser, but {what}.",
         "The edits come first, the checkpoint last.",
     )
 

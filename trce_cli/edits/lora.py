@@ -1,60 +1,123 @@
-"""LoRAs in kohya's form, ours and those of other tools, read as edits."""
+"""LoRAs and their kin, ours and those of other tools, read as edits."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Final
+from math import sqrt
+from typing import Annotated, Final
 
+import torch
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import FORM, Made, WeightEdit, check_strength
 from trce_cli.errors import BadInput
+from trce_cli.maths.adapters import hadamard, kronecker, low_rank, rescaled
+from trce_cli.system.foreign import parse_json, read_text, validated
 from trce_cli.system.safetensors import FLOATS, SafetensorsFile, all_finite
 
-# A layer's name, kohya's or behind `transformer.` diffusers', and which part of its edit a tensor is.
-LORA: Final = re.compile(r"(lora_(?!te)\w+|transformer(?:\.\w+)+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+_UP, _DOWN, _MID = "lora_up.weight", "lora_down.weight", "lora_mid.weight"
+_MAGNITUDE: Final = "lora_magnitude_vector"
+# The parts of a layer's edit by other tools' names -> by kohya's.
+_SPELT: Final = {
+    "lora_A.weight": _DOWN,
+    "lora_B.weight": _UP,
+    "lora.down.weight": _DOWN,
+    "lora.up.weight": _UP,
+    "lora_magnitude_vector.weight": _MAGNITUDE,
+}
+_PARTS: Final = (
+    *(_UP, _DOWN, _MID, "alpha", "dora_scale", _MAGNITUDE, *_SPELT),
+    *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+)
+_BEFORE: Final = ("unet", "transformer", "base_model.model")  # of diffusers' and PEFT's paths of layers
+# A layer's name, kohya's or a path, and which part of its edit a tensor is.
+LORA: Final = re.compile(
+    rf"(lora_(?!te)\w+|(?:{'|'.join(map(re.escape, _BEFORE))})(?:\.\w+?)+)"
+    rf"\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})"
+)
+_PEFT: Final = "lora_adapter_metadata"  # the metadata in which diffusers keeps PEFT's configuration
+
+
+class _Adapter(BaseModel):
+    """What PEFT's configuration says of the scale of a LoRA, or its kin."""
+
+    alpha: Annotated[FiniteFloat, Field(ge=0)] | None = Field(
+        None, validation_alias=AliasChoices("lora_alpha", "alpha")
+    )
+    r: Annotated[int, Field(ge=1)] | None = None
+    use_rslora: bool = False
+    alpha_pattern: dict[str, FiniteFloat] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A LoRA in kohya's form: W' = W + alpha / rank up down for each layer that it names; read as needed.
+    """A LoRA, LoHa or LoKr, rescaled where it is a DoRA: W' from W for each layer it names; read as needed.
 
-    made: None where another tool made it, which did not say for which text encoder.
+    made: None where another tool made it, which did not say for which text encoder. parts: by layer and part,
+    by kohya's names, the tensors. scale: of a rank, None where
+    nothing has one, where no tensor says alpha.
     """
 
     made: Made | None
     file: SafetensorsFile
+    parts: Mapping[str, Mapping[str, str]]
+    scale: Callable[[int | None], float]
 
     @cached_property
     def layers(self) -> list[str]:
         """The names of its layers."""
-        return sorted({split(name)[0] for name in self.file.tensors})
+        return sorted(self.parts)
 
     def weight_edits(self, checkpoint: Checkpoint, strength: float = 1.0) -> dict[str, WeightEdit]:
-        """W -> W + s alpha / rank up down for each layer; BadInput where the checkpoint has no such layer."""
+        """W -> W + s alpha / rank up down, and the like for its kin; of a DoRA, whose W' is no such sum,
+        W -> W + s (W' - W). BadInput where the checkpoint has no such layer.
+        """
         check_strength(strength)
-        names = {name: key for key in checkpoint.keys("denoiser") for name in checkpoint.names.kohya(key)}
+        keys = checkpoint.keys("denoiser")
+        names = {name: key for key in keys for name in checkpoint.names.kohya(key)}
+        for key in keys:
+            names |= {f"{start}.{key.removesuffix('.weight')}": key for start in _BEFORE}
         edits: dict[str, WeightEdit] = {}
-        for layer in self.layers:
+        for layer, parts in self.parts.items():
             if layer not in names:
                 raise BadInput(f"{self.file.path} changes {layer}, which {checkpoint.name} does not have.")
             key = names[layer]
-            down, up = (self.file.tensors[f"{layer}.lora_{part}.weight"].shape for part in ("down", "up"))
             shape = checkpoint.shape("denoiser", key)
-            if (up[0], down[1]) != shape[:2] or shape[2:] not in ((), (1, 1)):
+            blank = {
+                part: torch.empty(self.file.tensors[at].shape, device="meta") for part, at in parts.items()
+            }
+            found = tuple(_change(blank)[0].shape)
+            if found[0] != shape[0] or _columns(found) != _columns(shape):
                 raise BadInput(
-                    f"{layer} in {self.file.path} is for weights of {up[0]} x {down[1]}; {checkpoint.name} "
-                    f"has {' x '.join(map(str, shape))}."
+                    f"{layer} in {self.file.path} is for weights of {' x '.join(map(str, found))}; "
+                    f"{checkpoint.name} has {' x '.join(map(str, shape))}."
                 )
-            edits[key] = partial(self._added, layer, strength)
+            for part in ("dora_scale", _MAGNITUDE):
+                if (
+                    part in blank
+                    and blank[part].numel() != shape[0 if _by_rows(part, blank[part], shape) else 1]
+                ):
+                    raise BadInput(f"{parts[part]} in {self.file.path} does not fit {checkpoint.name}.")
+            edits[key] = partial(self._edited, layer, strength)
         return edits
 
-    def _added(self, layer: str, strength: float, weight: Tensor) -> Tensor:
-        down, up = (self._read(f"{layer}.lora_{part}.weight") for part in ("down", "up"))
-        alpha = float(self._read(f"{layer}.alpha")) if f"{layer}.alpha" in self.file.tensors else len(down)
-        change = (strength * alpha / len(down) * up.flatten(1)) @ down.flatten(1)
-        return weight.double() + change.reshape(weight.shape)
+    def _edited(self, layer: str, strength: float, weight: Tensor) -> Tensor:
+        parts = {part: self._read(name) for part, name in self.parts[layer].items()}
+        change, rank = _change(parts)
+        scale = self.scale(rank)
+        if rank is not None and "alpha" in parts:
+            scale = float(parts["alpha"]) / rank
+        weight = weight.double()
+        change = scale * change.reshape(weight.shape)
+        for part in ("dora_scale", _MAGNITUDE):
+            if part in parts:
+                by_rows = _by_rows(part, parts[part], tuple(weight.shape))
+                change = rescaled(weight + change, parts[part], by_rows) - weight
+        return weight + strength * change
 
     def _read(self, name: str) -> Tensor:
         tensor = self.file.read(name)
@@ -63,33 +126,115 @@ class Lora:
         return tensor.double()
 
 
+def _columns(shape: tuple[int, ...]) -> int:
+    columns = 1
+    for count in shape[1:]:
+        columns *= count
+    return columns
+
+
+def _by_rows(part: str, magnitude: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a DoRA's magnitudes are of the rows, as they are now everywhere; else of the columns."""
+    return part == _MAGNITUDE or magnitude.ndim < 2 or magnitude.shape[0] == shape[0] != 1
+
+
+def _change(parts: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
+    """What a layer's parts add to its weight before it is scaled, and the rank that alpha is divided by."""
+    if _UP in parts:
+        return low_rank(parts[_UP], parts[_DOWN], parts.get(_MID)), len(parts[_DOWN])
+    if "hada_w1_a" in parts:
+        one, two = ((parts[f"hada_w{n}_a"], parts[f"hada_w{n}_b"]) for n in (1, 2))
+        cores = (parts["hada_t1"], parts["hada_t2"]) if "hada_t1" in parts else None
+        return hadamard(one, two, cores), len(parts["hada_w1_b"])
+    (left, rank), (right, other) = (_factor(parts, number) for number in (1, 2))
+    return kronecker(left, right), other or rank
+
+
+def _factor(parts: Mapping[str, Tensor], number: int) -> tuple[Tensor, int | None]:
+    """One factor of a LoKr, and its rank where it is a product itself."""
+    name = f"lokr_w{number}"
+    if name in parts:
+        return parts[name], None
+    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
+    if number == 2 and "lokr_t2" in parts:
+        return torch.einsum("ijkl,ip,jr->prkl", parts["lokr_t2"], a, b), len(b)
+    return a @ b, len(b)
+
+
 def split(name: str) -> tuple[str, str]:
     """The layer and the part that a tensor's name says; BadInput for no name of a LoRA's tensor."""
     if not (found := LORA.fullmatch(name)):
         raise BadInput(f"{name!r} is no tensor of a LoRA.")
     layer, part = found.groups()
-    return layer, part
+    return layer, _SPELT.get(part, part)
 
 
 def open_lora(file: SafetensorsFile) -> Lora:
     """The LoRA in a file whose tensors all have names as `LORA` asks; BadInput where they do not fit."""
+    parts: dict[str, dict[str, str]] = {}
     for name, info in file.tensors.items():
         layer, part = split(name)
-        if part == "alpha":
-            fits = info.shape in ((), (1,))
-        else:
-            other = f"{layer}.{'lora_up' if part == 'lora_down.weight' else 'lora_down'}.weight"
-            if other not in file.tensors:
-                raise BadInput(f"{file.path} has {name} without {other}.")
-            pair = info.shape, file.tensors[other].shape
-            down, up = pair if part == "lora_down.weight" else pair[::-1]
-            fits = len(down) == len(up) in (2, 4) and down[0] == up[1] > 0
-            fits = fits and {*down[2:], *up[2:]} <= {1}  # a convolution of 1 x 1 is linear
-        if not fits or info.dtype not in FLOATS:
-            raise BadInput(
-                f"{name} in {file.path} is no factor of a linear layer: {info.dtype} {list(info.shape)}.",
-                "LoRAs of convolutions larger than 1 x 1 cannot be applied here.",
-            )
-        if part == "alpha" and f"{layer}.lora_down.weight" not in file.tensors:
-            raise BadInput(f"{file.path} has {name} without factors.")
-    return Lora(Made.read(file, "lora") if FORM in file.metadata else None, file)
+        parts.setdefault(layer, {})[part] = name
+        if info.dtype not in FLOATS or (part == "alpha" and info.shape not in ((), (1,))):
+            raise _no_factor(file, name)
+    for layer, found in parts.items():
+        _check_layer(file, layer, found)
+    return Lora(Made.read(file, "lora") if FORM in file.metadata else None, file, parts, _scale(file))
+
+
+def _check_layer(file: SafetensorsFile, layer: str, parts: Mapping[str, str]) -> None:
+    """Raise BadInput where the parts of a layer are not all there, or are of shapes that do not fit."""
+    shapes = {part: file.tensors[name].shape for part, name in parts.items()}
+    some = next(iter(parts.values()))
+    for part, other in ((_UP, _DOWN), (_DOWN, _UP), (_MID, _UP)):
+        if part in parts and other not in parts:
+            raise BadInput(f"{file.path} has {parts[part]} without {layer}.{other}.")
+    kinds = [_UP in parts, any(part.startswith("hada_") for part in parts)]
+    kinds.append(any(part.startswith("lokr_") for part in parts))
+    if sum(kinds) != 1:
+        raise BadInput(f"{file.path} has {some} without factors.")
+    if _UP in parts:
+        up, down = shapes[_UP], shapes[_DOWN]
+        fits = len(down) == len(up) in (2, 4) and set(up[2:]) <= {1}
+        if not fits or not (down[0] == up[1] > 0 or (_MID in parts and min(down[0], up[1]) > 0)):
+            raise _no_factor(file, parts[_UP])
+    if not all(shape and all(shape) for part, shape in shapes.items() if part != "alpha"):
+        raise _no_factor(file, some)
+    try:
+        _change({part: torch.empty(shape, device="meta") for part, shape in shapes.items()})
+    except KeyError as error:
+        raise BadInput(f"{file.path} has {some} without {layer}.{error.args[0]}.") from None
+    except (RuntimeError, ValueError, IndexError):
+        raise _no_factor(file, some) from None
+
+
+def _no_factor(file: SafetensorsFile, name: str) -> BadInput:
+    info = file.tensors[name]
+    return BadInput(f"{name} in {file.path} is no factor of a layer: {info.dtype} {list(info.shape)}.")
+
+
+def _scale(file: SafetensorsFile) -> Callable[[int | None], float]:
+    """What a LoRA of a rank is multiplied by where no alpha says so: 1, or as PEFT's configuration says."""
+    where, beside = f"The metadata {_PEFT} of {file.path}", file.path.with_name("adapter_config.json")
+    text = file.metadata.get(_PEFT)
+    if text is None and file.path.name == "adapter_model.safetensors" and beside.is_file():
+        text, where = read_text(beside), str(beside)
+    if text is None:
+        return _whole
+    table = parse_json(text, where)
+    plain = {key.rpartition(".")[2]: value for key, value in table.items()} if isinstance(table, dict) else {}
+    said = validated(_Adapter, plain, where)
+    if said.alpha_pattern:
+        raise BadInput(f"{where} scales some layers in another way than the rest, which is not read here.")
+    if said.alpha is None:
+        return _whole
+    return partial(_alpha, said.alpha, said.use_rslora, said.r)
+
+
+def _whole(rank: int | None) -> float:
+    return 1.0
+
+
+def _alpha(alpha: float, stabilised: bool, own: int | None, rank: int | None) -> float:
+    count = rank or own or alpha
+    return alpha / (sqrt(count) if stabilised else count)

@@ -107,10 +107,7 @@ class Names:
         return name in MARKS or _LEFTOVER.match(name) is not None
 
     def kohya(self, key: str) -> tuple[str, ...]:
-        """The names of a linear layer of the U-Net in kohya's form, the one to write first.
-
-        None for weights that are neither in an attention block nor in the embeddings of time and size.
-        """
+        """The names of a layer of the U-Net in kohya's form, the one to write first; see `kohya_names`."""
         names = kohya_names(key, self.layers)
         return tuple(reversed(names) if self.ldm_lora else names)
 
@@ -339,13 +336,17 @@ def kohya_from_diffusers(key: str) -> str:
 
 
 def kohya_names(key: str, layers: int) -> list[str]:
-    """The two kohya names of a linear layer of the U-Net: from diffusers' path, and from LDM's as for SDXL.
+    """The kohya names of a layer of the U-Net: from diffusers' path, and from LDM's as for SDXL.
 
-    None for weights that are neither in an attention block nor in the embeddings of time and size.
+    Of an upsampler there are two of LDM's, since its place depends on whether its block attends. None for
+    what is no weight of a linear layer or convolution.
     """
-    if key in {f"{module}.weight" for module in _TOP} or (".attentions." in key and key.endswith(".weight")):
-        return [kohya_from_diffusers(name) for name in (key, ldm_from_unet(key, layers, ()))]
-    return []
+    module, _, leaf = key.rpartition(".")
+    if leaf != "weight" or "norm" in module:
+        return []
+    block = ".".join(key.split(".")[:2])
+    ldm = [ldm_from_unet(key, layers, attending) for attending in ((), (block,))]
+    return list(dict.fromkeys(kohya_from_diffusers(name) for name in (key, *ldm)))
 
 
 # The visual side of the attention: all of self-attention, and the queries of cross-attention.
