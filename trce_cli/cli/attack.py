@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
+from trce_cli.cli.console import Console
 from trce_cli.cli.evaluated import rate
 from trce_cli.cli.options import (
     AGAINST,
     Answer,
     CheckpointName,
     Drawing,
+    DryRun,
     Force,
     Opening,
     Presets,
@@ -24,13 +26,17 @@ from trce_cli.cli.options import (
     with_options,
     with_signature,
 )
+from trce_cli.cli.plans import show_plan
 from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
 from trce_cli.evaluate.attacks.settings import AttackSettings
 from trce_cli.prompts.presets import load_presets
 from trce_cli.settings import Count
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
+
+    from trce_cli.evaluate.question import Evaluation
 
 
 def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,6 +89,7 @@ def attack(
     ],
     budgets: dict[str, dict[str, Any]],
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Search your own erased checkpoint for what is left.
 
@@ -105,6 +112,9 @@ def attack(
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, presets, where, asked.evaluation(), note=console.note)
         spent = choose_budgets(asked.attacks, evaluation.home, budgets)
+        if dry_run:
+            _plan(console, evaluation, spent, output, where, drawing.precision(where))
+            return
         _, told = red_team.attack(
             evaluation, spent, where, drawing.precision(where),
             batch_size=drawing.batch_size, seed=asked.seed, output=output, force=force, task=progress.task,
@@ -113,6 +123,15 @@ def attack(
     console.show(attack_table(told))
     console.show(f"Suite: {output}\nFigures, budgets, seeds and hashes: {record}")
     console.result({"output": output, "record": record, **told})
+
+
+def _plan(
+    console: Console, evaluation: "Evaluation", spent: Any, output: Path, device: "torch.device", dtype: str
+) -> None:
+    from trce_cli.evaluate import estimate
+
+    planned = estimate.plan_attack(evaluation, spent, dtype)
+    show_plan(console, output, planned, lambda: estimate.attack_seconds(evaluation, planned, device, dtype))
 
 
 def attack_table(told: dict[str, Any]) -> "Table":

@@ -1,5 +1,6 @@
 """`trce map`: stage 1, a concept erased from a checkpoint in closed form."""
 
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +99,8 @@ def map_(
     if dry_run:
         planned = plan(source, output, prompt_pairs(chosen), benign, settings)
         planned["disk_bytes"] = total_bytes(source, outputs)
-        show_plan(console, output, {"outputs": dict(outputs.paths), **planned})
+        told = {"outputs": dict(outputs.paths), **planned}
+        show_plan(console, output, told, partial(_seconds, source, planned, benign, outputs, encoding))
         return
 
     import torch
@@ -118,6 +120,12 @@ def map_(
     lora = write(console, Edited(source, edit.weight_edits(source), edit.made, edit), outputs)
     entry, seconds = edit.made.history[-1], perf_counter() - start
     show_written(console, output, outputs, source.name, entry, lora, seconds)
+
+
+def _seconds(source: Any, planned: dict[str, Any], benign: Any, outputs: Any, encoding: Encoding) -> float:
+    from trce_cli.erase.estimate import map_seconds
+
+    return map_seconds(source, planned, benign, outputs, encoding.place())
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

@@ -24,7 +24,7 @@ def show_plan(
     """
     told = dict(planned)
     if seconds is not None and not Console.is_checking:
-        told["estimated_seconds"] = round(seconds(), 1)
+        told["estimated_seconds"] = float(f"{seconds():.3g}")
     console.answer(plan_table(told))
     console.result({"dry_run": True, "output": output, **told})
     lack = told.get("disk_bytes", 0) - told.get("free_disk_bytes", told.get("disk_bytes", 0))

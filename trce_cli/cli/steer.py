@@ -85,6 +85,7 @@ def steer(
 
     from trce_cli.edits.outputs import notes
     from trce_cli.erase import steer as stage2
+    from trce_cli.erase.estimate import steer_seconds
     from trce_cli.erase.prior import choose_prior
     from trce_cli.erase.teacher import find_teacher, other_presets
     from trce_cli.erase.trajectories import known_words, plan_trajectories
@@ -104,11 +105,11 @@ def steer(
     plan = plan_trajectories(source, chosen, choose_prior(source), recipe, words)
     planned = stage2.estimate(source, plan, training, outputs)
     if dry_run:
-        show_plan(console, output, {"teacher": original.checkpoint.name, **planned})
+        told = {"teacher": original.checkpoint.name, **planned}
+        show_plan(console, output, told, lambda: steer_seconds(source, planned, computing.place()))
         return
-    for cut in source.cut(pair_prompts(chosen)):
-        console.note(cut)
-    for line in (_in_short(planned, running.trajectories), *notes(source, outputs)):
+    cut = source.cut(pair_prompts(chosen))
+    for line in (*cut, _in_short(planned, running.trajectories), *notes(source, outputs)):
         console.note(line)
     with _tracked(running, computing, training, output, given) as accelerator, console.progress() as progress:
         entry = stage2.steer(

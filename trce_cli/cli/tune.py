@@ -8,6 +8,7 @@ from trce_cli.cli.options import (
     Captions,
     CheckpointName,
     Drawing,
+    DryRun,
     ForcePictures,
     Opening,
     Output,
@@ -17,6 +18,7 @@ from trce_cli.cli.options import (
     spelt,
     with_options,
 )
+from trce_cli.cli.plans import show_plan
 from trce_cli.evaluate.settings import Tried, TuningSettings
 from trce_cli.prompts.pairs import pair_prompts
 from trce_cli.prompts.presets import load_presets
@@ -38,6 +40,7 @@ def tune(
     opening: Opening,
     answer: Answer,
     force: ForcePictures = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Choose settings of `trce map` on prompts that no report asks.
 
@@ -49,6 +52,7 @@ def tune(
     chosen = load_presets(presets)
 
     from trce_cli.erase.prior import choose_prior
+    from trce_cli.evaluate import estimate
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.tune import Maps
     from trce_cli.evaluate.tune import tune as run
@@ -66,6 +70,15 @@ def tune(
         evaluation = prepare(
             original, original, chosen, where, asked.evaluation(), split="tuning", note=console.note
         )
+        if dry_run:
+            places = estimate.trials(evaluation, len(settings), output)
+            dtype = drawing.precision(where)
+            show_plan(
+                console, output,
+                {"trials": len(settings), **estimate.plan_evaluation(evaluation, places, dtype)},
+                lambda: estimate.evaluation_seconds(evaluation, places, where, dtype),
+            )  # fmt: skip
+            return
         told = run(
             evaluation, Maps(settings, benign, arguments), output, where, drawing.precision(where),
             force=force, task=progress.task, note=console.note,

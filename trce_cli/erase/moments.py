@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 import torch
@@ -23,6 +24,7 @@ from trce_cli.system.whole import write_tensors
 # (width, width) float64.
 Moments = Mapping[str, Tensor]
 
+TRIED: Final = 16  # captions that are encoded to see how long one takes
 _MEANINGS: Final = "meanings"  # the name of a tensor in the cache beside those of the streams
 
 
@@ -51,6 +53,14 @@ def second_moments(text: Text, captions: Sequence[str], report: Report = no_repo
     else:
         report(len(set(captions)))
     return found
+
+
+def seconds_each(text: Text, captions: Sequence[str]) -> float:
+    """How long it takes to encode a caption, by a few of them, past the cache."""
+    _compute(text, captions[:1], no_report)
+    begun = monotonic()
+    _compute(text, captions[:TRIED], no_report)
+    return (monotonic() - begun) / len(captions[:TRIED])
 
 
 def known_prompts(

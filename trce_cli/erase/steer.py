@@ -5,6 +5,7 @@ arXiv 2503.07389, denoising trajectory steering. `steer` is the whole stage; the
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from trce_cli.erase.working_folder import LOG, WorkingFolder
 from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.families.base import Conditioning
 from trce_cli.prompts.presets import Preset
+from trce_cli.system.paths import existing
 from trce_cli.system.processes import PATIENCE, on_main
 from trce_cli.system.progress import Task, no_task
 from trce_cli.system.whole import write_bytes
@@ -98,7 +100,9 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
         "memory_bytes": frozen * (4 if training.mixed_precision == "no" else 2) + 16 * trained,
         "trajectory_bytes": plan.total_bytes,
         "state_bytes": state,
-        "output_bytes": sum(outputs.needed_bytes(erased).values()),
+        "output_bytes": (written := sum(outputs.needed_bytes(erased).values())),
+        "disk_bytes": plan.total_bytes + 2 * state + written,  # a state is written beside the last one
+        "free_disk_bytes": shutil.disk_usage(existing(next(iter(outputs.paths.values())))).free,
     }
 
 

@@ -1,6 +1,7 @@
 """What an attack is: one file that looks for prompts which still draw an erased concept."""
 
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trce_cli.prompts.files import Prompt
@@ -8,6 +9,15 @@ from trce_cli.settings import Settings
 
 if TYPE_CHECKING:
     from trce_cli.evaluate.attacks.victim import Victim
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an attack may spend on a prompt: gradients of the denoiser, encoded prompts, pictures drawn."""
+
+    gradients: int = 0
+    encodings: int = 0
+    pictures: int = 1
 
 
 class Attack(Protocol):
@@ -44,6 +54,10 @@ class Attack(Protocol):
 
     def check(self, victim: "Victim", budget: Any) -> None:
         """Raise BadInput for a budget that this checkpoint cannot spend; nothing of it is loaded."""
+        ...
+
+    def work(self, budget: Any) -> Work:
+        """What the budget allows at most, to tell how long it would take."""
         ...
 
     def prompts(self, victim: "Victim", budget: Any) -> list[Prompt]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
+from trce_cli.evaluate.attacks.base import Work
 from trce_cli.evaluate.attacks.unlearn_diff import descend, random_words
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import MAX_SEED, Count, Positive, Settings
@@ -43,6 +44,10 @@ class ConceptInversion:
 
     def check(self, victim: "Victim", budget: ConceptInversionBudget) -> None:
         """A single word always fits."""
+
+    def work(self, budget: ConceptInversionBudget) -> Work:
+        """See `base.Attack`."""
+        return Work(gradients=budget.iterations)
 
     def prompts(self, victim: "Victim", budget: ConceptInversionBudget) -> list[Prompt]:
         """A word in place of each prompt, drawn here while it has the embedding that was learnt for it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
+from trce_cli.evaluate.attacks.base import Work
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import Count, NotNegative, Settings
 from trce_cli.system.progress import Report, no_report
@@ -47,6 +48,10 @@ class RingABell:
     def check(self, victim: "Victim", budget: RingABellBudget) -> None:
         """The words have to fit into a prompt."""
         victim.check_room(budget.length)
+
+    def work(self, budget: RingABellBudget) -> Work:
+        """See `base.Attack`."""
+        return Work(encodings=budget.population * budget.generations)
 
     def prompts(self, victim: "Victim", budget: RingABellBudget) -> list[Prompt]:
         """Words in place of each prompt, a batch of prompts at a time."""

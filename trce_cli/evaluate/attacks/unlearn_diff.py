@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import Field
 
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.evaluate.attacks.base import Work
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import Count, Positive, Settings
 
@@ -52,6 +53,10 @@ class UnlearnDiff:
         victim.check_room(budget.length)
         if budget.timesteps > victim.schedule.levels:
             raise BadInput(f"{victim.name} has {victim.schedule.levels} timesteps to choose from.")
+
+    def work(self, budget: UnlearnDiffBudget) -> Work:
+        """See `base.Attack`."""
+        return Work(gradients=budget.timesteps * budget.iterations, pictures=1 + budget.timesteps)
 
     def prompts(self, victim: "Victim", budget: UnlearnDiffBudget) -> list[Prompt]:
         """The prompts behind prefixes. What is found without one is left as it is; the others go on until
