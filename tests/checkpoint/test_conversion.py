@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from maps import random_map
 from trce_cli.checkpoint.checks import check_weights
 from trce_cli.checkpoint.convert import write_folder, write_single_file
 from trce_cli.checkpoint.open import open_checkpoint
@@ -178,3 +179,50 @@ def test_an_inpainting_sibling_is_mapped_and_not_drawn(
     for command in (("generate", folder, "a dog"), ("steer", folder, "-p", "weapons")):
         done = trce(*command, "-o", tmp_path / f"no-{command[0]}")
         assert (done.status, "fills in pictures" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionControlNetPipeline", "StableDiffusionDepth2ImgPipeline", "Ours"]
+)
+def test_the_parts_decide_and_not_the_pipeline(
+    name: str, tiny_sd1: Path, tmp_path: Path, trce: Callable
+) -> None:
+    folder = built(tmp_path, tiny_sd1, in_channels=5 if "Depth" in name else 4)
+    say(folder, "model_index.json", _class_name=name, controlnet=["diffusers", "ControlNetModel"])
+    saved = random_map(folder).save(tmp_path / "map.safetensors")
+    done = trce("apply", saved, folder, "-o", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == name
+    done = trce("generate", tmp_path / "out", "a dog", "--steps", 2, "-o", tmp_path / "drawn")
+    assert (done.status, "5 channels" in done.err) == ((2, True) if "Depth" in name else (0, False)), done.err
+
+
+def test_animatediff_is_edited_at_the_doors_of_texts_alone(
+    tiny_sd1: Path, tmp_path: Path, trce: Callable
+) -> None:
+    from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+
+    plain = UNet2DConditionModel.from_pretrained(tiny_sd1 / "unet")
+    options = {"motion_layers_per_block": 2, "motion_num_attention_heads": 2, "motion_norm_num_groups": 4}
+    adapter = MotionAdapter(block_out_channels=(8, 8, 16, 16), **options)
+    folder = tmp_path / "in"
+    shutil.copytree(tiny_sd1, folder)
+    shutil.rmtree(folder / "unet")
+    UNetMotionModel.from_unet2d(plain, adapter).save_pretrained(folder / "unet")
+    say(folder, "model_index.json", _class_name="AnimateDiffPipeline", unet=["diffusers", "UNetMotionModel"])
+    text_map = random_map(tiny_sd1)
+    saved = text_map.save(tmp_path / "map.safetensors")
+    assert trce("apply", saved, tiny_sd1, "-o", tmp_path / "plain").status == 0
+    done = trce("apply", saved, folder, "-o", tmp_path / "out")
+    assert done.status == 0, done.err
+    wanted = load_file(tmp_path / "plain" / UNET)
+    before, after = load_file(folder / UNET), load_file(tmp_path / "out" / UNET)
+    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in wanted if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    assert all(torch.equal(after[key], wanted[key]) for key in changed)
+    for command in (
+        ("apply", saved, folder, "-o", tmp_path / "a.safetensors"),
+        ("generate", folder, "a dog", "-o", tmp_path / "b"),
+    ):
+        done = trce(*command)
+        assert (done.status, "otion" in done.err) == (2, True), done.err

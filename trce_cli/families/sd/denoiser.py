@@ -96,6 +96,12 @@ def load_unet(weights: Weights, device: torch.device, dtype: torch.dtype, train:
     """The U-Net; see `families.load.load_denoiser`."""
     from diffusers import UNet2DConditionModel
 
+    kind = weights.config["denoiser"].get("_class_name", UNet2DConditionModel.__name__)
+    if kind != UNet2DConditionModel.__name__:
+        raise BadInput(
+            f"{weights.name} is not drawn here: its U-Net is a {kind}.",
+            "`trce map` and `trce apply` work on it.",
+        )
     return load_denoiser(UNet2DConditionModel.from_config, weights, device, dtype, is_tuned, train)
 
 

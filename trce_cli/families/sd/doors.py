@@ -25,7 +25,7 @@ def doors(
     """
     width = sum(config[part]["hidden_size"] for part in encoders)
     found = [
-        Door(name, CONTEXT, tuple(key for key in keys if key.endswith(f".attn2.{layer}.weight")), width)
+        Door(name, CONTEXT, _attending(keys, layer), width)
         for name, layer in (("keys", "to_k"), ("values", "to_v"))
     ]
     if pooled:
@@ -33,6 +33,12 @@ def doors(
             Door("add_embedding", POOLED, (POOLED_KEY,), config[encoders[-1]]["projection_dim"], True)
         )
     return tuple(found)
+
+
+def _attending(keys: Collection[str], layer: str) -> tuple[str, ...]:
+    """The cross-attention's keys or values; motion modules' second attention is to frames, not to texts."""
+    end = f".attn2.{layer}.weight"
+    return tuple(key for key in keys if key.endswith(end) and "motion_modules." not in key)
 
 
 def widths(config: Mapping[str, Any], pooled: bool) -> dict[str, int]:

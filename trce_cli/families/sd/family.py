@@ -33,6 +33,9 @@ __all__ = [
 
 Config = Mapping[str, Mapping[str, Any]]
 CHANNELS: Final = (4, 9)  # of latents; for inpainting those of the masked picture and the mask as well
+# Diffusers' classes of U-Nets that texts enter by the same doors.
+PLAIN_UNET: Final = "UNet2DConditionModel"
+MOTION_UNET: Final = "UNetMotionModel"
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class StableDiffusion:
     """A family of checkpoints; see `families.base.Family`.
 
     encoders: their hidden states side by side are the context; with `pooled` the last one's projected EoT
-    state enters as well. pipelines: the classes of diffusers that draw with it; image-to-image ones are the
-    same checkpoints. linear: whether the layers around the attention are linear or convolutions; None where
-    that tells nothing.
+    state enters as well. pipeline: the class of diffusers that draws with it; whatever class saved a folder,
+    it is of the family by its parts. linear: whether the layers around the attention are linear or
+    convolutions; None where that tells nothing.
     """
 
     key: Literal["sd1", "sd2", "sdxl"]
     name: str
-    pipelines: tuple[str, ...]
+    pipeline: str
     encoders: tuple[EncoderSpec, ...]
     linear: bool | None
     pooled: bool
@@ -94,10 +97,12 @@ class StableDiffusion:
     def claims(self, config: Configs) -> str | None:
         """See `Family`."""
         index = config["model_index"]
-        if (pipeline := index.get("_class_name")) not in self.pipelines:
-            return f"its pipeline is {pipeline}"
-        if (channels := config["denoiser"].get("in_channels", 4)) not in CHANNELS:
-            return f"its U-Net takes {channels} channels, not 4 or, for inpainting, 9"
+        unet, folders = index.get("unet"), {spec.folder for spec in self.encoders}
+        if not isinstance(unet, list) or unet[-1:] not in ([PLAIN_UNET], [MOTION_UNET]):
+            return f"its pipeline is {index.get('_class_name')}"
+        for name, entry in index.items():
+            if name.startswith("text_encoder") and name not in folders and entry not in (None, [None, None]):
+                return f"its pipeline is {index.get('_class_name')}, which has a {name}"
         for spec in self.encoders:
             entry = index.get(spec.folder)
             found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
@@ -241,6 +246,8 @@ class StableDiffusion:
         """See `Family`."""
         from trce_cli.families.sd.shapes import unet_weights, vae_weights
 
+        if converting and config["denoiser"].get("_class_name") == MOTION_UNET:
+            raise BadInput("Its U-Net has motion modules, for which the other layout has no names.")
         vae = config["model_index"].get("vae")
         kind = vae[1] if isinstance(vae, list) and len(vae) == 2 else None
         kind = config["vae"].get("_class_name", kind) if kind else kind
@@ -284,7 +291,7 @@ class StableDiffusion:
         """See `Family`."""
         from trce_cli.families.sd import pipeline
 
-        return pipeline.load(weights, self.pipelines[0], self.encoders, device, dtype)
+        return pipeline.load(weights, self.pipeline, self.encoders, device, dtype)
 
     def scheduler(self, pipe: Any, name: str) -> Any:
         """See `Family`."""
@@ -333,13 +340,7 @@ _DOORS: Final = "the keys and values of every cross-attention layer"
 SD1 = StableDiffusion(
     "sd1",
     "SD 1.x",
-    (
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipeline",
-        "LatentConsistencyModelPipeline",
-        "LatentConsistencyModelImg2ImgPipeline",
-    ),
+    "StableDiffusionPipeline",
     (
         EncoderSpec(
             "text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.transformer.", False
@@ -352,7 +353,7 @@ SD1 = StableDiffusion(
 SD2 = StableDiffusion(
     "sd2",
     "SD 2.x",
-    ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+    "StableDiffusionPipeline",
     (EncoderSpec("text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.model.", True),),
     linear=True,
     pooled=False,
@@ -361,11 +362,7 @@ SD2 = StableDiffusion(
 SDXL = StableDiffusion(
     "sdxl",
     "SDXL",
-    (
-        "StableDiffusionXLPipeline",
-        "StableDiffusionXLImg2ImgPipeline",
-        "StableDiffusionXLInpaintPipeline",
-    ),
+    "StableDiffusionXLPipeline",
     (
         EncoderSpec(
             "text_encoder",

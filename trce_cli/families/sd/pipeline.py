@@ -55,8 +55,9 @@ def load(
 
     quiet_libraries()
     if (channels := weights.config["denoiser"].get("in_channels", 4)) != 4:
+        does = "fills in" if channels == 9 else "is given"
         raise BadInput(
-            f"{weights.name} fills in pictures (its U-Net takes {channels} channels): not drawn here.",
+            f"{weights.name} {does} pictures (its U-Net takes {channels} channels): not drawn here.",
             "`trce map` and `trce apply` work on it.",
         )
     if not weights.keys("vae"):
