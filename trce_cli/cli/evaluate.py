@@ -16,9 +16,11 @@ from trce_cli.cli.options import (
     ForcePictures,
     Opening,
     Output,
+    Sharing,
     check_outside,
     complete_preset,
     goes_on,
+    told_shard,
     with_options,
 )
 from trce_cli.cli.plans import show_plan
@@ -69,6 +71,7 @@ def evaluate(
     drawing: Drawing,
     after: SurvivalSettings,
     opening: Opening,
+    sharing: Sharing,
     answer: Answer,
     checkpoint: Erased = None,
     against: Annotated[str | None, AGAINST] = None,
@@ -82,7 +85,7 @@ def evaluate(
     """Measure what is left of concepts, and of everything else.
 
     Writes results.json, verdicts.csv and report.html, a page to show. Started again with the same arguments
-    it goes on where it was; `accelerate launch -m trce_cli evaluate ...` shares the work among processes.
+    it goes on where it was; `accelerate launch -m trce_cli evaluate ...` and --shard share the work.
     """
     names, others = split_compared(checkpoint or [], checks.compared)
     if not names and others:
@@ -97,14 +100,13 @@ def evaluate(
     from trce_cli.evaluate.report import write_report
     from trce_cli.evaluate.run import evaluate as run
     from trce_cli.evaluate.survivals.run import figure_names
-    from trce_cli.system.processes import join_team
 
     earlier = [read_results(path) for path in others]
-    team = join_team(drawing.device)
-    console = answer.console(team.is_main_process)
+    share = sharing.share(drawing.device)
+    console = answer.console(share.team.is_main_process)
     original = opening.open_other(against)
-    erased = open_erased(names[0], original, output, opening, team, dry_run)
-    where = team.device if team.num_processes > 1 and drawing.device == "auto" else drawing.place()
+    erased = open_erased(names[0], original, output, opening, share.team, dry_run)
+    where = drawing.place(share.team)
     with console.progress() as progress:
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
@@ -114,9 +116,10 @@ def evaluate(
             return
         outcome = run(
             evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, after=after,
-            team=team, task=progress.task, note=console.note,
+            share=share, task=progress.task, note=console.note,
         )  # fmt: skip
     if outcome is None:  # the main process tells the rest
+        told_shard(console, output, share)
         return
     results, verdicts = outcome
     page = write_report(output, results, verdicts, earlier)

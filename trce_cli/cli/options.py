@@ -18,6 +18,9 @@ from trce_cli.edits.forms import FORMS
 from trce_cli.errors import BadInput, Stopped
 from trce_cli.prompts.presets import preset_names
 from trce_cli.settings import Count, Flag, Settings, one_of, option_name
+from trce_cli.system.paths import expanded
+from trce_cli.system.processes import join_team
+from trce_cli.system.shards import Shard, Share, from_environment, parse_shard
 
 if TYPE_CHECKING:
     import torch
@@ -269,11 +272,17 @@ class Computing(Settings):
         "auto", description="auto, cpu, cuda, cuda:N or mps."
     )
 
-    def place(self) -> "torch.device":
-        """The torch device: auto takes CUDA, then MPS, then CPU; BadInput where it is absent."""
+    def place(self, team: Any = None) -> "torch.device":
+        """The torch device: auto takes CUDA, then MPS, then CPU; BadInput where it is absent.
+
+        team: processes of one launch, each of which takes a device of its own where that is left to us.
+        """
         import torch
 
         name = self.device
+        if team is not None and team.num_processes > 1 and name == "auto":
+            device: torch.device = team.device
+            return device
         if name == "auto":
             mps = torch.backends.mps.is_available()
             name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -310,6 +319,39 @@ class Drawing(Computing):
         from trce_cli.images.draw import default_dtype
 
         return self.dtype or default_dtype(device)
+
+
+class Sharing(Settings):
+    """How work is shared over machines."""
+
+    shard: Annotated[Shard | None, Flag(metavar="I/N", parse=parse_shard)] = Field(
+        None,
+        description="Do part I of N alone, for array jobs: all into one --output or each into its own; "
+        "--merge then concludes. Where not given it is that of Slurm's array task or SkyPilot's node; 1/1 is "
+        "all.",
+    )
+    merge: Annotated[tuple[Path, ...], Flag(metavar="OUTPUT")] = Field(
+        (),
+        description="Conclude from what shards left in this output, which may be --output itself; repeat it "
+        "for several. Nothing is made anew; shards that are missing are named.",
+    )
+
+    def share(self, device: str) -> Share:
+        """What this process does of the work; `device` is that of `--device`."""
+        if self.merge and self.shard is not None:
+            raise BadInput("--merge joins what --shard makes.", "Give one of them.")
+        shard = self.shard or (Shard() if self.merge else from_environment())
+        return Share(shard, join_team(device), tuple(map(expanded, self.merge)))
+
+
+def told_shard(console: Console, output: Path, share: Share, told: Mapping[str, Any] | None = None) -> None:
+    """Say, where a part was done, that it is, and how the whole is concluded."""
+    if share.is_part:
+        console.show(
+            f"Shard {share.shard} is done in {output}. When all are, give the same line with "
+            f"--merge {output} in place of --shard, once for each output."
+        )
+        console.result({"output": output, "shard": str(share.shard), **(told or {})})
 
 
 class Answer(Settings):

@@ -1,7 +1,7 @@
 """What an evaluation takes: seconds, images a second, and peak memory, phase by phase."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,15 +39,19 @@ def gather_costs(team: Any, costs: list[dict[str, Any]]) -> list[dict[str, Any]]
         return costs
     from accelerate.utils import gather_object
 
+    return merge_costs(gather_object(costs))
+
+
+def merge_costs(costs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs of several processes or shards by phase, in the same way."""
     merged: dict[str, dict[str, Any]] = {}
-    for cost in gather_object(costs):
-        total = merged.setdefault(cost["phase"], {"phase": cost["phase"], "images": 0})
-        total["images"] += cost.get("images", 0)
+    for cost in costs:
+        total = merged.setdefault(cost["phase"], {"phase": cost["phase"]})
+        if "images" in cost:
+            total["images"] = total.get("images", 0) + cost["images"]
         for key in cost.keys() & {"seconds", "peak_memory_bytes", "peak_device_memory_bytes"}:
             total[key] = max(total.get(key, 0), cost[key])
     for total in merged.values():
-        if images := total["images"]:
+        if images := total.get("images"):
             total["images_per_second"] = images / total["seconds"]
-        else:
-            del total["images"]
     return list(merged.values())

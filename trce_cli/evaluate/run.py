@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.checkpoint.same_model import same_weights
-from trce_cli.evaluate.costs import gather_costs, phase
+from trce_cli.evaluate.costs import gather_costs, merge_costs, phase
 from trce_cli.evaluate.gates import Gate
 from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
@@ -20,17 +20,15 @@ from trce_cli.evaluate.survivals.run import draw_rounds, measure_rounds, plan_ro
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
-from trce_cli.images.plan import identify, plan_images
-from trce_cli.images.record import ImageRecord, read_image, write_image
-from trce_cli.system.foreign import read_bytes
-from trce_cli.system.processes import Alone, on_main
+from trce_cli.images.plan import identify, identity, plan_images
+from trce_cli.images.record import ImageRecord, write_image
+from trce_cli.system.processes import on_main
 from trce_cli.system.progress import Task, no_task
-from trce_cli.system.whole import make_inside, write_bytes
+from trce_cli.system.shards import ALL, Share, begin, complete, digest, finish
+from trce_cli.system.whole import make_inside
 
 if TYPE_CHECKING:
     import torch
-
-MAX_PICTURE = 1 << 28  # bytes
 
 
 def evaluate(
@@ -42,53 +40,74 @@ def evaluate(
     force: bool = False,
     gates: Sequence[Gate] = (),
     after: SurvivalSettings = SurvivalSettings(),  # noqa: B008 - frozen
-    team: Any = None,
+    share: Share = ALL,
     task: Task = no_task,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]] | None:
     """Draw what is missing, judge it, and write `results.json` and `verdicts.csv`.
 
     after: the treatments after which the erased checkpoint is asked again. Returns the results and each
-    suite's verdicts, a table row a pair of pictures; None in all processes but the main one. Raises BadInput
-    where the output holds pictures of other settings and `force` is not given.
+    suite's verdicts, a table row a pair of pictures; None in all processes but the main one, and where
+    `share` is a part. Raises BadInput where the output holds pictures of other settings and `force` is not
+    given, and where shards that are to be merged are not whole.
     """
-    team = team or Alone()
+    team = share.team
     costs: list[dict[str, Any]] = []
     plans = plan_suites(evaluation, dtype, task, note)
 
+    run = identity(record for plan in plans.values() for record in plan) | {
+        "detectors": digest([detector.as_dict() for detector in evaluation.detectors]),
+        "treatments": digest(after.model_dump()),
+    }
+
     def open_folders() -> list[list[str]]:
+        if share.merged:
+            costs.extend(complete(share.merged, run))
+        begin(output, share, run, force)
         places = {name: make_inside(output, "images", name) for name in plans}
         folders = [ImageFolder(places[name], plan, force) for name, plan in plans.items()]
-        if evaluation.reuse:
-            take_over(evaluation.reuse, folders)
+        for other in [*([evaluation.reuse] if evaluation.reuse else []), *share.merged]:
+            for folder in folders:
+                folder.take_over(other / "images" / folder.path.name)
+        for folder in folders if share.merged else ():
+            folder.check_whole()
         return [[record.file for record in folder.missing] for folder in folders]
 
     missing: list[list[str]] = on_main(team, open_folders)
-    wanted = [
-        (output / "images" / suite, record)
-        for (suite, plan), files in zip(plans.items(), missing, strict=True)
-        for record in plan
-        if record.file in set(files)
-    ]
-    wanted.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
-    mine = wanted[team.process_index :: team.num_processes]
-    draw_share(evaluation, mine, device, costs, task, note)
+    pieces = [(output / "images" / suite, record) for suite, plan in plans.items() for record in plan]
+    pieces.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
+    pieces = [*share.of_shard(pieces)]
+    absent = {
+        output / "images" / suite / file
+        for suite, files in zip(plans, missing, strict=True)
+        for file in files
+    }
+    wanted = [(folder, record) for folder, record in pieces if folder / record.file in absent]
+    draw_share(evaluation, share.mine(wanted), device, costs, task, note)
     pairs = {suite: pair_up(output / "images" / suite, plan) for suite, plan in plans.items()}
     everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
     rounds = plan_rounds(evaluation, after, plans, output)
-    draw_rounds(Subject(evaluation, device, dtype, task), rounds, output, team, costs, force)
+    draw_rounds(Subject(evaluation, device, dtype, task), rounds, output, share, costs, force)
     stores = {
-        detector.name: ScoreStore(make_inside(output, "scores"), detector, team.process_index)
+        detector.name: ScoreStore(make_inside(output, "scores"), detector, share.name)
         for detector in evaluation.detectors
     }
-    looked = everything + [pair for each in rounds for pair in each.every]
+    looked = [folder / record.file for folder, record in pieces]
+    looked += [pair.path("erased") for each in rounds for pair in share.of_shard(each.every)]
     for detector in evaluation.detectors:
-        share = looked[team.process_index :: team.num_processes]
-        score_share(detector, stores[detector.name], share, device, costs, task)
+        store = stores[detector.name]
+        for other in share.merged:
+            store.take_over(other / "scores")
+        score_share(detector, store, share.mine(looked), device, costs, task)
     team.wait_for_everyone()
     costs = gather_costs(team, costs)
+    if share.merged:
+        costs = merge_costs(costs)
     if not team.is_main_process:
+        return None
+    if share.is_part:
+        finish(output, share, run, costs)
         return None
     for name, plan in plans.items():
         ImageFolder(output / "images" / name, plan)  # puts images.jsonl right
@@ -136,20 +155,6 @@ def plan_suites(
             for record in records
         ]
     return plans
-
-
-def take_over(other: Path, folders: Sequence[ImageFolder]) -> None:
-    """Copy the pictures that another evaluation drew with the same checkpoints and settings."""
-    for folder in folders:
-        for record in folder.missing:
-            path = other / "images" / folder.path.name / record.file
-            try:
-                stored = read_image(path)
-            except (ValueError, FileNotFoundError):
-                continue
-            if stored is not None and stored.difference(record) is None:
-                write_bytes(folder.path / record.file, read_bytes(path, MAX_PICTURE))
-                folder.drawn.add(record.file)
 
 
 def draw_share(

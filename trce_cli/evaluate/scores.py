@@ -67,28 +67,39 @@ def batches(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
 
 
 class ScoreStore:
-    """A detector's scores by the picture's SHA-256, on disk, a file a process; torn lines are passed over."""
+    """A detector's scores by the picture's SHA-256, on disk; torn lines are passed over.
 
-    def __init__(self, folder: Path, detector: Loaded, rank: int) -> None:
+    writer: names the file of this process, see `Share.name`.
+    """
+
+    def __init__(self, folder: Path, detector: Loaded, writer: str) -> None:
         self._folder = folder
         self._stem = f"{detector.name.partition(':')[0]}-{detector.fingerprint[:12]}"
-        self._file = folder / f"{self._stem}-{rank}.jsonl"
+        self._file = folder / f"{self._stem}-{writer}.jsonl"
         self._labels = len(detector.detector.labels)
         self._scores: dict[str, list[float]] = {}
         self.read()
 
     def read(self) -> None:
         """Take in what all processes have written."""
-        for path in matching(self._folder, f"{self._stem}-*.jsonl"):
+        self._scores |= self._read(self._folder)
+
+    def take_over(self, folder: Path) -> None:
+        """Take over what the detector saw in another run, whose scores are in that folder."""
+        self.add({key: found for key, found in self._read(folder).items() if key not in self})
+
+    def _read(self, folder: Path) -> dict[str, list[float]]:
+        found = {}
+        for path in matching(folder, f"{self._stem}-*.jsonl"):
             for line in read_text(path, MAX_SCORES, errors="replace").splitlines():
                 with suppress(BadInput):
                     picture, scores = validated(tuple[str, Scores], parse_json(line, str(path)), str(path))
                     if len(scores) == self._labels:
-                        self._scores[picture] = scores
+                        found[picture] = scores
+        return found
 
-    def add(self, pictures: Sequence[str], scores: np.ndarray) -> None:
+    def add(self, rows: Mapping[str, list[float]]) -> None:
         """Keep the scores of some pictures."""
-        rows = dict(zip(pictures, scores.tolist(), strict=True))
         self._scores |= rows
         with appending(self._file) as file:
             file.write("\n" if is_torn(self._file) else "")
@@ -104,23 +115,25 @@ class ScoreStore:
 def score_share(
     detector: Loaded,
     store: ScoreStore,
-    pairs: Sequence[Pair],
+    pictures: Sequence[Path],
     device: "torch.device",
     costs: list[dict[str, Any]],
     task: Task,
 ) -> None:
-    """Let a detector look at the pictures that it has not seen yet."""
-    report = task(f"Detecting ({detector.name})", 2 * len(pairs), "images")
+    """Let a detector look at the pictures that it has not seen yet.
+
+    At one after the other: what stands beside a picture would change how its scores are rounded, and so would
+    a stop, or how the pictures are shared.
+    """
+    report = task(f"Detecting ({detector.name})", len(pictures), "images")
     seen = 0
     with phase(costs, f"detect {detector.name}", device) as cost:
-        for batch in batches(pairs):
-            paths = [pair.path(role) for pair in batch for role in ROLES]
-            new = {hash_file(path): path for path in paths}
-            new = {key: path for key, path in new.items() if key not in store}
-            if new:
-                store.add(list(new), detector.scores(np.stack([load_image(path) for path in new.values()])))
-            seen += len(new)
-            report(len(paths))
+        for path in pictures:
+            if (key := hash_file(path)) not in store:
+                (scores,) = detector.scores(load_image(path)[None]).tolist()
+                store.add({key: scores})
+                seen += 1
+            report(1)
         cost["images"] = seen
 
 

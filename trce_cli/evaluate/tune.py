@@ -5,8 +5,6 @@ Maps are put on the live pipeline instead of being written. Pictures lie under `
 """
 
 import datetime
-import hashlib
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +24,7 @@ from trce_cli.evaluate.choice import Point, choose
 from trce_cli.evaluate.compare import Share
 from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
-from trce_cli.evaluate.scores import Pair, ScoreStore, score_share
+from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, score_share
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.plan import checkpoint_hash, plan_images
@@ -38,6 +36,7 @@ from trce_cli.prompts.suites import Suite
 from trce_cli.system.foreign import read_json, validated
 from trce_cli.system.machine import versions
 from trce_cli.system.progress import Report, Task, no_report, no_task
+from trce_cli.system.shards import ALL, digest
 from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
 
 SCHEMA = 1
@@ -164,7 +163,8 @@ def tune(
             evaluation.original, pairs, maps.prior, weights, words, device=device, task=task
         )
         stores = {
-            each.name: ScoreStore(make_inside(output, "scores"), each, 0) for each in evaluation.detectors
+            each.name: ScoreStore(make_inside(output, "scores"), each, ALL.name)
+            for each in evaluation.detectors
         }
         bench = Bench(evaluation, folders, plans, stores, device)
         report = bench.start(todo, dtype, task, note)
@@ -213,11 +213,6 @@ def describe(evaluation: Evaluation, prior: Prior, dtype: str) -> dict[str, Any]
         "detectors": [detector.as_dict() for detector in evaluation.detectors],
         "clip": evaluation.clip and {"name": evaluation.clip.name, "files": dict(evaluation.clip.files)},
     }
-
-
-def digest(value: Any) -> str:
-    """SHA-256 in hex of plain JSON values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def plan(evaluation: Evaluation, suite: Suite, sha256: str, dtype: str) -> Iterator[ImageRecord]:
@@ -295,7 +290,8 @@ class Bench:
                 for record in self.plans[suite.name]
             ]
             for detector in self.evaluation.detectors:
-                score_share(detector, self.stores[detector.name], pairs, self.device, [], no_task)
+                pictures = [pair.path(role) for pair in pairs for role in ROLES]
+                score_share(detector, self.stores[detector.name], pictures, self.device, [], no_task)
             found, _ = measure_suite(self.evaluation, suite, pairs, self.stores, no_report)
             suites.append(found)
         attacks = [each["asr"][0]["erased"] for each in suites if each["role"] != "benign"]

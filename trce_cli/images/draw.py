@@ -1,6 +1,7 @@
 """Seeded images: each depends only on its checkpoint, prompt, seed and settings, never on its batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.errors import TrceError
 from trce_cli.families.base import Family
-from trce_cli.images.folder import ImageFolder
+from trce_cli.images.folder import add_picture
 from trce_cli.images.record import ImageRecord
 from trce_cli.system.memory import free
 
@@ -56,17 +57,18 @@ def draw(
         yield record, Image.fromarray((picture * 255).round().astype(np.uint8))
 
 
-def draw_missing(
+def draw_records(
     checkpoints: Mapping[str, Checkpoint],
-    folder: ImageFolder,
+    folder: Path,
+    records: Sequence[ImageRecord],
     device: "torch.device",
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Draw and write the folder's missing images, one role and pipeline after the other, and yield each."""
+    """Draw and write pictures to a folder, one role and pipeline after the other, and yield each."""
     import torch
 
     for role, checkpoint in checkpoints.items():
-        missing = [record for record in folder.missing if record.role == role]
+        missing = [record for record in records if record.role == role]
         if not missing:
             continue
         family = checkpoint.family
@@ -76,11 +78,10 @@ def draw_missing(
         for cut in checkpoint.cut([record.prompt for record in missing]):
             note(cut)
         for record, image in draw(family, pipeline, missing):
-            folder.add(record, image)
+            add_picture(folder, record, image)
             yield record, image
         del pipeline
         free(device)
-    folder.write_index()
 
 
 def is_flat(image: Image.Image) -> bool:

@@ -9,11 +9,12 @@ from PIL import Image
 from trce_cli.errors import BadInput
 from trce_cli.images.grid import GRID
 from trce_cli.images.record import ImageRecord, parse_record, read_image, to_line, write_image
-from trce_cli.system.foreign import read_text
-from trce_cli.system.whole import appending, write_text
+from trce_cli.system.foreign import read_bytes, read_text
+from trce_cli.system.whole import appending, write_bytes, write_text
 
 INDEX = "images.jsonl"
 MAX_INDEX = 1 << 30  # bytes
+MAX_PICTURE = 1 << 28  # bytes
 
 
 class ImageFolder:
@@ -53,10 +54,28 @@ class ImageFolder:
 
     def add(self, record: ImageRecord, image: Image.Image) -> None:
         """Write one image, then its line."""
-        write_image(self.path, image, record)
+        add_picture(self.path, record, image)
         self.drawn.add(record.file)
-        with appending(self.path / INDEX) as index:
-            index.write(to_line(record))
+
+    def take_over(self, other: Path) -> None:
+        """Copy what is missing here from a folder in which the very same pictures were drawn."""
+        for record in self.missing:
+            path = other / record.file
+            try:
+                stored = read_image(path)
+            except (ValueError, FileNotFoundError):
+                continue
+            if stored is not None and stored.difference(record) is None:
+                write_bytes(self.path / record.file, read_bytes(path, MAX_PICTURE))
+                self.drawn.add(record.file)
+
+    def check_whole(self) -> None:
+        """Raise BadInput where a picture is missing that shards were to draw."""
+        if missing := self.missing:
+            raise BadInput(
+                f"{len(missing)} pictures of the shards are missing or damaged, such as {missing[0].file}.",
+                "Start the shards again: each draws what is missing of its own; then merge.",
+            )
 
     def write_index(self) -> None:
         """Write `images.jsonl` anew, in the order of the run."""
@@ -87,3 +106,10 @@ class ImageFolder:
         lines = read_text(index, MAX_INDEX, errors="replace").split("\n")  # prompts may hold others
         names = {record.file for line in lines if (record := parse_record(line))}
         return {name for name in names if re.fullmatch(r"[\w-]+\.png", name) and (self.path / name).exists()}
+
+
+def add_picture(folder: Path, record: ImageRecord, image: Image.Image) -> None:
+    """Write one picture of a run to its folder, then its line."""
+    write_image(folder, image, record)
+    with appending(folder / INDEX) as index:
+        index.write(to_line(record))

@@ -1,6 +1,7 @@
 """What is to be drawn: every picture's settings, from prompts, what users say and what checkpoints say."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas
-from trce_cli.images.record import ImageRecord
+from trce_cli.images.record import PIXEL_FIELDS, ImageRecord
 from trce_cli.images.schedulers import own_scheduler, scheduler_name
 from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import MAX_SEED
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
+from trce_cli.system.shards import digest
 
 MAX_PICTURES = 250_000  # of a run; each is planned before the first is drawn
 ROW_CELL = 1000  # characters; longer cells of a prompt's row (a picture, say) are not recorded
@@ -86,6 +88,26 @@ def identify(
     """The plan with dtype and checkpoint hashes; `report` is called after each of the files that are read."""
     hashes = {role: checkpoint_hash(checkpoint, report) for role, checkpoint in checkpoints.items()}
     return [replace(record, dtype=dtype, checkpoint_sha256=hashes[record.role]) for record in records]
+
+
+def identity(records: Iterable[ImageRecord]) -> dict[str, str]:
+    """Digests of what pictures are drawn from, by what a user gives: checkpoints, prompts, settings."""
+    named = ("file", "prompt", "seed")
+    others = [name for name in PIXEL_FIELDS if name not in (*named, "checkpoint_sha256")]
+    told = [
+        (
+            [record.role, record.checkpoint_sha256],
+            [getattr(record, name) for name in named],
+            [record.role, *(getattr(record, name) for name in others)],
+        )
+        for record in records
+    ]
+    names = ("checkpoints", "prompts or seeds", "settings")
+    columns = zip(*told, strict=True)
+    return {
+        name: digest(list({json.dumps(value): value for value in column}.values()))
+        for name, column in zip(names, columns, strict=True)
+    }
 
 
 def check(settings: DrawSettings, prompts: Sequence[Prompt]) -> None:

@@ -23,6 +23,7 @@ from trce_cli.maths.statistics import Change, Rate
 from trce_cli.prompts.suites import Suite
 from trce_cli.system.processes import on_main
 from trce_cli.system.progress import no_report
+from trce_cli.system.shards import Share
 from trce_cli.system.whole import make_inside
 
 AFTER: Final = "after"  # the folder of the pictures, and what figures begin with
@@ -99,7 +100,7 @@ def draw_rounds(
     subject: Subject,
     rounds: Sequence[Round],
     output: Path,
-    team: Any,
+    share: Share,
     costs: list[dict[str, Any]],
     force: bool = False,
 ) -> None:
@@ -107,18 +108,22 @@ def draw_rounds(
 
     def open_folders() -> list[str]:
         folders = [folder for each in rounds for folder in each.folders(output, force)]
+        for folder in folders if share.merged else ():
+            for other in share.merged:
+                folder.take_over(other / folder.path.relative_to(output))
+            folder.check_whole()
         return [str(folder.path / record.file) for folder in folders for record in folder.missing]
 
-    missing = set(on_main(team, open_folders))
+    missing = set(on_main(share.team, open_folders))
     for treatment in dict.fromkeys(each.treatment for each in rounds):
         wanted = {
-            each.state: [pair for pair in each.every if str(pair.path("erased")) in missing]
+            each.state: [pair for pair in share.of_shard(each.every) if str(pair.path("erased")) in missing]
             for each in rounds
             if each.treatment is treatment
         }
         states = [state for state, pairs in wanted.items() if pairs]
         for state, artist in treatment.enter(subject, states):
-            mine = wanted[state][team.process_index :: team.num_processes]
+            mine = share.mine(wanted[state])
             report = subject.task(f"Drawing after {state.name}", len(mine), "images")
             with phase(costs, f"draw after {state.name}", subject.device) as cost:
                 for pair, image in artist(mine):
@@ -126,8 +131,8 @@ def draw_rounds(
                     report(1)
                 cost["images"] = len(mine)
             del artist  # and with it the pipeline
-    team.wait_for_everyone()
-    if team.is_main_process:
+    share.team.wait_for_everyone()
+    if share.team.is_main_process:
         for each in rounds:
             list(each.folders(output))  # puts images.jsonl right
 
