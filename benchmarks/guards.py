@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def statistics(original: Any, pairs: Sequence[Any], prior: Prior) -> Statistics:
-    return Statistics.of(original, pairs, prior, [None], MapSettings().words_asked)
+    return Statistics.of(original, pairs, prior, [MapSettings()])
 
 
 class Bench:

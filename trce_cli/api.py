@@ -26,6 +26,7 @@ def solve_map(
     ridge: float | None = None,
     token_weights: Sequence[float] | Mapping[str, float] | None = None,
     strength: float | None = None,
+    clip_skip: int | None = None,
     prior: str | Path | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -36,7 +37,8 @@ def solve_map(
     Settings are those of `trce map`: what is not given the presets recommend, else the defaults. streams: a
     stream that a family has beside its main one is left alone where it is False by its name. Prompts are
     encoded on `device` in `dtype`; nothing is written but the cached statistics of the prior. The figures of
-    the guards are in `map.made.history[-1]["figures"]`. Raises BadInput and TrceError as `trce map` does.
+    the guards are in `map.made.history[-1]["figures"]`, with `verdicts`: an edit that ruins what was not to
+    be erased is not refused here. Else raises BadInput and TrceError as `trce map` does.
     """
     start = perf_counter()
     source = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(str(checkpoint))
@@ -52,6 +54,7 @@ def solve_map(
         "ridge": ridge,
         "token_weights": weights,
         "strength": strength,
+        "clip_skip": clip_skip,
         "without": tuple(stream for stream, mapped in streams.items() if not mapped),
     }
     settings, _ = choose_map_settings(given, chosen, source.family)

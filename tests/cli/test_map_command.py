@@ -442,3 +442,14 @@ def test_the_python_interface_solves_what_the_command_solves(
     for name in ("settings", "presets", "base"):
         assert json.loads(json.dumps(ours.made.history[0][name])) == theirs.made.history[0][name]
     assert ours.made.history[0]["figures"]["moved"] == theirs.made.history[0]["figures"]["moved"]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_clip_skip_that_a_family_is_not_read_with_is_refused(
+    trce: Any, tiny_sdxl: Path, tmp_path: Path, dry: list[str]
+) -> None:
+    asked = ("map", tiny_sdxl, "--preset", "weapons", "--clip-skip", "2", "-o", tmp_path / "out", *dry)
+    told = trce(*asked)
+    assert (told.status, (tmp_path / "out").exists()) == (2, False)
+    assert "is not read with a clip skip of 2" in told.err
+    assert "one layer alone" in told.err

@@ -320,7 +320,8 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
 
 def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sdxl))
-    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, WEIGHTS, MapSettings().words_asked)
+    every = [MapSettings(token_weights=token_weights) for token_weights in WEIGHTS]
+    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, every)
     for token_weights in WEIGHTS:
         for preserve in (0.5, 20.0):
             settings = MapSettings(preserve=preserve, token_weights=token_weights)
@@ -333,6 +334,57 @@ def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:
             torch.testing.assert_close(
                 shared.streams["pooled"].change, alone.streams["pooled"].change, rtol=1e-3, atol=1e-3
             )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75])
+def test_a_clip_skip_is_solved_for_beside_the_last_layer(tiny_sd1: Path, share: float) -> None:
+    plain, checkpoint = plain_of(tiny_sd1), open_checkpoint(str(tiny_sd1))
+    model = plain.models[0]
+
+    def read(prompt: str, skip: int) -> Tensor:  # (tokens to the first EoT, dim)
+        (output,), length = plain.forward(prompt)
+        norm = getattr(model, "text_model", model).final_layer_norm
+        states = output.last_hidden_state if skip == 1 else norm(output.hidden_states[-skip])
+        return states[0, :length].detach().double()
+
+    settings = MapSettings(clip_skip=2, word_share=share, word_prompts=60, preserve=0.5, ridge=0.0)
+    solution = solve(checkpoint, PAIRS, PRIOR, settings)
+    text = SD1.skipped_text(checkpoint, "cpu", torch.float32, 2)
+    (batch,) = text.states({"context": {"a hat": [1, 2, 3]}})
+    rows = list(batch["context"].rows["a hat"])
+    torch.testing.assert_close(
+        batch["context"].embeddings[rows].double(), read("a hat", 2)[1:4], atol=1e-5, rtol=0
+    )
+    if share:  # words have their own test; here they are to be there in both readings
+        assert solution.figures["word_change"]
+        assert solution.figures["clip_skip_2"]["word_change"]
+        return
+    fitter = MapFitter(len(solution.streams["context"].change), 2 * len(PAIRS))
+    P = torch.zeros_like(solution.streams["context"].change)
+    for skip in (1, 2):
+        for pair in PAIRS:
+            fitter.update(read(pair.unsafe, skip)[-1:], read(pair.safe, skip)[-1:], torch.ones(1))
+        for caption in PRIOR.captions:
+            states = read(caption, skip)
+            P += states.mT @ states / (2 * len(PRIOR.captions))
+    expected = fitter.solve(P, 0.5, cut_off=solution.figures["cut_off"]).map
+    error = (solution.streams["context"].change - expected.change).norm() / expected.change.norm()
+    assert error < 1e-3
+
+    told = solution.figures["clip_skip_2"]
+    alone = solve(checkpoint, PAIRS, PRIOR, settings.model_copy(update={"clip_skip": 1})).streams["context"]
+    moved = [
+        torch.stack([_moved(linear, pair, read) for pair in PAIRS]).sum(0) for linear in (alone, expected)
+    ]
+    before, after = (float(inner / size) for inner, size in moved)
+    assert told["moved"] == pytest.approx(after, rel=1e-2)
+    assert told["moved"] > before + 0.01  # which an edit for the last layer alone does not reach
+    assert {"moved", "clip_skip_2.moved", "clip_skip_2.canary_change"} <= solution.figures["verdicts"].keys()
+
+
+def _moved(linear: LinearMap, pair: PromptPair, read: Any) -> Tensor:
+    unsafe, safe = read(pair.unsafe, 2)[-1], read(pair.safe, 2)[-1]
+    return torch.stack([(safe - unsafe) @ linear.moves(unsafe[None])[0], (safe - unsafe) @ (safe - unsafe)])
 
 
 def test_half_precision_of_the_encoder_cuts_off_what_it_rounds(tiny_sd1: Path) -> None:

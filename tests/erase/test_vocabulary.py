@@ -138,14 +138,17 @@ def test_a_vocabulary_of_next_to_no_words_is_no_prior(tiny_sd1: Path) -> None:
 def test_words_have_the_share_they_are_given(tiny_sd1: Path) -> None:
     checkpoint = open_checkpoint(str(tiny_sd1))
     prior = Prior("test", ("a dog", "a cat on a chair"), ("a hat",))
-    asked = (checkpoint, PAIRS, prior, [None])
-    statistics, without = Statistics.of(*asked, 500), Statistics.of(*asked)
-    assert statistics.words is not None
+    statistics, without = (
+        Statistics.of(checkpoint, PAIRS, prior, [MapSettings(word_share=share, word_prompts=500)])
+        for share in (0.5, 0.0)
+    )
+    (reading,) = statistics.readings
+    assert reading.words is not None
     for share in (0.0, 0.25, 1.0):
         settings = MapSettings(word_share=share, preserve=0.5, ridge=0.0)
         found = statistics.solve(settings)
-        P = (1 - share) * statistics.P["context"] + share * statistics.words.P["context"]
-        fitter = statistics.guards["context"].fitter()
+        P = (1 - share) * reading.P["context"] + share * reading.words.P["context"]
+        fitter = reading.guards["context"].fitter()
         expected = fitter.solve(P, 0.5, cut_off=found.figures["cut_off"]).map
         torch.testing.assert_close(found.streams["context"].change, expected.change)
         assert ("exempt_words" in found.figures) == (share > 0)
@@ -158,10 +161,11 @@ def test_words_have_the_share_they_are_given(tiny_sd1: Path) -> None:
 def test_what_held_out_words_suffer_is_told(tiny_sd1: Path) -> None:
     checkpoint, states = open_checkpoint(str(tiny_sd1)), plain_states(tiny_sd1)
     prior = Prior("test", ("a dog", "a cat on a chair"), ("a hat",))
-    statistics = Statistics.of(checkpoint, PAIRS, prior, [None], 10_000)
+    statistics = Statistics.of(checkpoint, PAIRS, prior, [MapSettings(word_prompts=10_000)])
+    words = statistics.readings[0].words
     solution = statistics.solve(MapSettings())
-    assert statistics.words is not None
-    each = [states(t.replace("{}", word)) for word in statistics.words.held_out for t in TEMPLATES]
+    assert words is not None
+    each = [states(t.replace("{}", word)) for word in words.held_out for t in TEMPLATES]
     every, linear = torch.cat(each), solution.streams["context"]
     changes = []
     for key in checkpoint.door_weights()["context"]:

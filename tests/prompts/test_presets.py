@@ -123,7 +123,11 @@ def test_a_file_marked_as_utf8_by_its_editor_is_read(tmp_path):
         (HEAD.replace("kind", "kimd") + CONCEPT, ["'kimd'", "unknown", "did you mean 'kind'"]),
         (
             HEAD + CONCEPT + "[map]\nlambda = 1",
-            ["map.lambda", "unknown", "preserve, word_share, word_prompts, ridge, token_weights, strength"],
+            [
+                "map.lambda",
+                "unknown",
+                "preserve, word_share, word_prompts, ridge, token_weights, strength, clip_skip",
+            ],
         ),
         (
             HEAD + CONCEPT + "[steer]\nlearning_rate = 1",

@@ -146,6 +146,13 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         add_changes(table, figures["word_change"], f"{figures['held_out_words']} words of no prior")
     table.add_row("Spectral norm of the change", "", f"{figures['norm']:.3g}")
     table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
+    for name in (name for name in figures if name.startswith("clip_skip_")):
+        skipped = figures[name]
+        before, after = (f"{skipped['cosine_to_safe'][when]['mean']:.3f}" for when in ("before", "after"))
+        title = name.replace("_", " ").capitalize()
+        table.add_row(f"{title}: cosine of unsafe to safe embeddings, mean", before, after)
+        table.add_row("... targets moved", "", f"{skipped['moved']:.1%}")
+        add_changes(table, skipped["canary_change"], f"{figures['canaries']} canary captions so read")
     for stream in figures.keys() & set(FURTHER_STREAMS):
         further = figures[stream]
         before, after = (further["cosine_to_safe"][when] for when in ("before", "after"))

@@ -54,7 +54,9 @@ def show_verdicts(console: Console, figures: Mapping[str, Any]) -> None:
     for name, told in figures.get("verdicts", {}).items():
         sign = "up to" if told["good"] < told["weak"] else "from"
         line = f"{told['verdict'].capitalize()}: {told['sentence']}"
-        figure = f"({name.replace('_', ' ')} {told['value']:.3g}; good {sign} {told['good']:g})"
+        figure = (
+            f"({name.replace('_', ' ').replace('.', ': ')} {told['value']:.3g}; good {sign} {told['good']:g})"
+        )
         (console.note if told["verdict"] == "good" else console.warn)(f"{line} {figure}")
 
 

@@ -18,6 +18,7 @@ from trce_cli.erase.settings import MapSettings
 from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
 from trce_cli.erase.vocabulary import Vocabulary
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.base import Family, Text
 from trce_cli.families.slots import Given, slot_weights
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
@@ -51,54 +52,38 @@ def solve(
     task: Task = no_task,
 ) -> Solution:
     """Both steps at once, for one setting: see `Statistics`."""
-    weights = [settings.token_weights]
-    statistics = Statistics.of(
-        checkpoint, pairs, prior, weights, settings.words_asked, device=device, dtype=dtype, task=task
-    )
+    statistics = Statistics.of(checkpoint, pairs, prior, [settings], device=device, dtype=dtype, task=task)
     return statistics.solve(settings, task)
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
+class Reading:
+    """What a text encoder, read at one of its layers, makes of the prompts that a map is solved from.
 
     P, canaries, bystanders: moments of the prior's captions, of its canaries, and of those of what neither
     names, where it has some. words: the same of the vocabulary's words, where it has some and they are asked
-    for. guards: the targets that guards measure at, the slots of the family's defaults. dtype: that prompts
-    were encoded in.
+    for. guards: the targets that guards measure at, the slots of the family's defaults.
     """
 
-    checkpoint: Checkpoint
-    prior: Prior
     P: Moments
     canaries: Moments
     bystanders: Moments | None
     words: Vocabulary | None
     pairs: EmbeddedPairs
     guards: Mapping[str, Targets]
-    dtype: torch.dtype
 
     @classmethod
     def of(
         cls,
-        checkpoint: Checkpoint,
+        text: Text,
+        family: Family,
         pairs: Sequence[PromptPair],
         prior: Prior,
-        token_weights: Collection[Given],
-        word_prompts: int = 0,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        task: Task = no_task,
-    ) -> "Statistics":
-        """Encode captions, words and pairs, on `device` in `dtype`, for maps with any of these token weights.
-
-        Statistics are float64 on the CPU. The text encoders are read one layer at a time. Raises TrceError or
-        BadInput where weights or embeddings are not finite.
-        """
-        task("Checking the text encoder", None, "")
-        family = checkpoint.family
-        text = family.text(checkpoint, device, dtype)
+        weights: Collection[Given],
+        word_prompts: int,
+        task: Task,
+    ) -> "Reading":
+        """Encode captions, words and pairs, for maps with any of these token weights."""
         text.check()
         report = task("Encoding the prior", len(set(prior.captions)), "captions")
         P = second_moments(text, prior.captions, report)
@@ -114,22 +99,79 @@ class Statistics:
             words = Vocabulary.of(text, pairs, family.defaults.slots, word_prompts, report)
         report = task("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
         guarded = slot_weights(family, None)
-        weights = [guarded, *(slot_weights(family, each) for each in token_weights)]
-        distinct = {tuple(each.values()): each for each in weights}.values()
+        every = [guarded, *(slot_weights(family, each) for each in weights)]
+        distinct = {tuple(each.values()): each for each in every}.values()
         embedded = embed_pairs(text, pairs, distinct, report)
-        guards = embedded.targets(guarded)
-        return cls(checkpoint, prior, P, canaries, bystanders, words, embedded, guards, dtype)
+        return cls(P, canaries, bystanders, words, embedded, embedded.targets(guarded))
+
+    def preserved(self, stream: str, word_share: float) -> Tensor:
+        """P: of captions and words by their shares, of captions alone where there are no words."""
+        if self.words is None:
+            return self.P[stream]
+        return (1 - word_share) * self.P[stream] + word_share * self.words.P[stream]
+
+    @property
+    def measured(self) -> list[tuple[str, Moments]]:
+        """What side effects are measured on, by the names of the figures."""
+        bystanders = [("bystander_change", self.bystanders)] if self.bystanders else []
+        words = [("word_change", self.words.canaries)] if self.words else []
+        return [("canary_change", self.canaries), *bystanders, *words]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
+
+    readings: of the text encoder by clip skip, from 1 on. dtype: that prompts were encoded in.
+    """
+
+    checkpoint: Checkpoint
+    prior: Prior
+    readings: Sequence[Reading]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        pairs: Sequence[PromptPair],
+        prior: Prior,
+        settings: Collection[MapSettings],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        task: Task = no_task,
+    ) -> "Statistics":
+        """Encode captions, words and pairs, on `device` in `dtype`, for maps with any of these settings.
+
+        Statistics are float64 on the CPU. The text encoders are read one layer at a time, anew for each clip
+        skip. Raises TrceError or BadInput where weights or embeddings are not finite, and BadInput for a clip
+        skip that the checkpoint does not have.
+        """
+        task("Checking the text encoder", None, "")
+        family = checkpoint.family
+        weights = [each.token_weights for each in settings]
+        words = max(each.words_asked for each in settings)
+        texts = [
+            family.skipped_text(checkpoint, device, dtype, skip)
+            for skip in range(1, max(each.clip_skip for each in settings) + 1)
+        ]
+        readings = [Reading.of(text, family, pairs, prior, weights, words, task) for text in texts]
+        return cls(checkpoint, prior, readings, dtype)
 
     def solve(self, settings: MapSettings, task: Task = no_task) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
 
-        The token weights must be among those that were encoded for. Each stream has a map of its own by the
-        same closed form. The doors are read one weight at a time. Raises TrceError or BadInput where weights
-        or results are not finite, and where a map would not move its targets.
+        The settings' token weights, words and clip skip must be among those that were encoded for. Each
+        stream has a map of its own by the same closed form. With a clip skip, pairs and P are those of all
+        readings, each of which counts alike. The doors are read one weight at a time. Raises TrceError or
+        BadInput where weights or results are not finite, and where a map would not move its targets.
         """
         family = self.checkpoint.family
-        streams = settings.streams(family)
-        targets = self.pairs.targets(slot_weights(family, settings.token_weights))
+        streams, readings = settings.streams(family), self.readings[: settings.clip_skip]
+        first = readings[0]
+        slots = slot_weights(family, settings.token_weights)
+        targets = [reading.pairs.targets(slots) for reading in readings]
         doors = self.checkpoint.door_weights()
         solved: dict[str, LinearMap] = {}
         figures: dict[str, dict[str, Any]] = {}
@@ -137,44 +179,42 @@ class Statistics:
             task("Solving", None, "")
             weights = self.checkpoint.read("denoiser", doors[stream][0]).dtype
             eps = torch.finfo(self.dtype).eps
-            solved[stream], figures[stream] = fit(
-                targets[stream], self._preserved(stream, settings.word_share), settings, eps, weights
-            )
+            preserved = [reading.preserved(stream, settings.word_share) for reading in readings]
+            P = preserved[0] if len(readings) == 1 else torch.stack(preserved).mean(0)
+            joined = Targets.joined([each[stream] for each in targets])
+            solved[stream], figures[stream] = fit(joined, P, settings, eps, weights)
             if stream == streams[0]:
                 figures[stream] |= {
-                    "pairs": len(self.pairs.pairs),
+                    "pairs": len(first.pairs.pairs),
                     "captions": len(self.prior.captions),
                     "canaries": len(self.prior.canaries),
                     "bystanders": len(self.prior.bystanders),
                 }
-                if self.words and settings.word_share:
+                if first.words and settings.word_share:
                     figures[stream] |= {
-                        "word_prompts": self.words.prompts,
-                        "exempt_words": list(self.words.exempt),
-                        "held_out_words": len(self.words.held_out),
+                        "word_prompts": first.words.prompts,
+                        "exempt_words": list(first.words.exempt),
+                        "held_out_words": len(first.words.held_out),
                     }
-            figures[stream] |= {
-                "cosine_to_safe": self.guards[stream].cosines(solved[stream]),
-            }
-            for name, moments in self._measured():
-                report = task("Measuring", len(doors[stream]), "layers")
-                figures[stream][name] = self._change(stream, solved[stream], moments[stream], report)
+            figures[stream] |= self._guards(stream, solved[stream], first, task)
         main = figures.pop(streams[0])
-        changes = {name: main.pop(name) for name, _ in self._measured()}
-        told = main | figures | changes
+        changes = {name: main.pop(name) for name, _ in first.measured}
+        skipped = {
+            f"clip_skip_{skip}": self._guards(streams[0], solved[streams[0]], reading, task)
+            | {"moved": each[streams[0]].fitter().moved(solved[streams[0]])}
+            for skip, (reading, each) in enumerate(zip(readings, targets, strict=True), 1)
+            if skip > 1
+        }
+        told = main | figures | changes | skipped
         return Solution(solved, told | {"verdicts": judge(told)})
 
-    def _preserved(self, stream: str, word_share: float) -> Tensor:
-        """P: of captions and words by their shares, of captions alone where there are no words."""
-        if self.words is None:
-            return self.P[stream]
-        return (1 - word_share) * self.P[stream] + word_share * self.words.P[stream]
-
-    def _measured(self) -> list[tuple[str, Moments]]:
-        """What side effects are measured on, by the names of the figures."""
-        bystanders = [("bystander_change", self.bystanders)] if self.bystanders else []
-        words = [("word_change", self.words.canaries)] if self.words else []
-        return [("canary_change", self.canaries), *bystanders, *words]
+    def _guards(self, stream: str, linear: LinearMap, reading: Reading, task: Task) -> dict[str, Any]:
+        """What a map does at the guards' slots and to what is not to be erased, as one reading has them."""
+        found: dict[str, Any] = {"cosine_to_safe": reading.guards[stream].cosines(linear)}
+        for name, moments in reading.measured:
+            report = task("Measuring", len(self.checkpoint.door_weights()[stream]), "layers")
+            found[name] = self._change(stream, linear, moments[stream], report)
+        return found
 
     def _change(self, stream: str, linear: LinearMap, moment: Tensor, report: Report) -> Any:
         moved = linear.moved_moment(moment)

@@ -21,7 +21,14 @@ MATRICES: Final = 10  # of float64 as large as the map that are in memory at a t
 def plan(
     checkpoint: Checkpoint, output: Path, pairs: Sequence[PromptPair], prior: Prior, settings: MapSettings
 ) -> dict[str, Any]:
-    """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes."""
+    """What solving and writing will do and take: layers with shapes, prompts, memory and disk in bytes.
+
+    BadInput for a clip skip that the checkpoint is not read with.
+    """
+    if settings.clip_skip > 1:
+        import torch  # a plan does without it
+
+        checkpoint.family.skipped_text(checkpoint, "cpu", torch.float32, settings.clip_skip)
     doors = checkpoint.door_weights()
     streams = settings.streams(checkpoint.family)
     return {
@@ -41,6 +48,7 @@ def plan(
         "ridge": settings.ridge,
         "token_weights": list(slot_weights(checkpoint.family, settings.token_weights).values()),
         "strength": settings.strength,
+        "clip_skip": settings.clip_skip,
         "memory_bytes": _memory(checkpoint),
         "disk_bytes": checkpoint.total_bytes(),
         "free_disk_bytes": shutil.disk_usage(existing(output)).free,

@@ -5,6 +5,7 @@ The limits come from `benchmarks/guards.py`, which holds the figures against pic
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 from trce_cli.errors import TrceError
@@ -59,23 +60,36 @@ def value_of(figure: Any) -> float:
     return float(figure)
 
 
+def parts_of(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The figures of the main stream, and those of other streams and readings: what their names begin with ->
+    their figures.
+    """
+    further = {
+        f"{name}.": part
+        for name, part in figures.items()
+        if isinstance(part, Mapping) and "cosine_to_safe" in part
+    }
+    return {"": figures, **further}
+
+
 def judge(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A verdict on each guard that the figures hold, by its name; plain JSON values.
+    """A verdict on each guard that the figures hold, by its name, as `moved` or `pooled.moved`; plain JSON.
 
     good, weak: its limits. sentence: what the verdict means.
     """
     told = {}
-    for guard in GUARDS:
-        if guard.name in figures:
-            value, limits = value_of(figures[guard.name]), guard.limits
-            word = limits.word(value)
-            told[guard.name] = {
-                "value": value,
-                "good": limits.good,
-                "weak": limits.weak,
-                "verdict": word,
-                "sentence": guard.said[word],
-            }
+    for begin, part in parts_of(figures).items():
+        for guard in GUARDS:
+            if guard.name in part:
+                value, limits = value_of(part[guard.name]), guard.limits
+                word = limits.word(value)
+                told[f"{begin}{guard.name}"] = {
+                    "value": value,
+                    "good": limits.good,
+                    "weak": limits.weak,
+                    "verdict": word,
+                    "sentence": guard.said[word],
+                }
     return told
 
 
@@ -85,13 +99,14 @@ _SPARED: Final = {"canary_change": "captions", "word_change": "words of the voca
 
 def collateral(figures: Mapping[str, Any]) -> float:
     """The largest change of what harmless captions and words give, which --max-collateral bounds."""
-    return max((value_of(figures[name]) for name in _SPARED if name in figures), default=0.0)
+    parts = parts_of(figures).values()
+    return max((value_of(part[name]) for part in parts for name in _SPARED if name in part), default=0.0)
 
 
 def refuse_collateral(figures: Mapping[str, Any], limit: float) -> None:
     """Raise TrceError where captions or words that are not to be erased change by more than the limit."""
-    for name, what in _SPARED.items():
-        if name in figures and not (value := value_of(figures[name])) <= limit:
+    for part, (name, what) in product(parts_of(figures).values(), _SPARED.items()):
+        if name in part and not (value := value_of(part[name])) <= limit:
             captions = figures.get("captions", FEW)
             few = f" Its prior has only {captions} captions." if captions < FEW else ""
             raise TrceError(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import torch
@@ -32,6 +33,20 @@ class Targets:
     safe: Tensor  # (slots,)
     weights: Tensor  # (slots,)
     pairs: int
+
+    @classmethod
+    def joined(cls, parts: Sequence["Targets"]) -> "Targets":
+        """All slots of several targets, whose pairs count one by one."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = [0, *accumulate(len(each.embeddings) for each in parts)]
+        return cls(
+            embeddings=torch.cat([each.embeddings for each in parts]),
+            unsafe=torch.cat([each.unsafe + start for each, start in zip(parts, starts, strict=False)]),
+            safe=torch.cat([each.safe + start for each, start in zip(parts, starts, strict=False)]),
+            weights=torch.cat([each.weights for each in parts]),
+            pairs=sum(each.pairs for each in parts),
+        )
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """o and n, float64 (slots, width), and w (slots,), of so many slots at a time."""

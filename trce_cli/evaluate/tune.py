@@ -157,11 +157,8 @@ def tune(
     done = finished(output / RESULT, told["asked"])
     if todo := [trial for trial in trials if trial.key not in done]:
         # Of all trials, done or not: what is encoded together decides how it is rounded.
-        weights = [trial.settings.token_weights for trial in trials]
-        words = max(trial.settings.words_asked for trial in trials)
-        statistics = Statistics.of(
-            evaluation.original, pairs, maps.prior, weights, words, device=device, task=task
-        )
+        settings = [trial.settings for trial in trials]
+        statistics = Statistics.of(evaluation.original, pairs, maps.prior, settings, device=device, task=task)
         stores = {
             each.name: ScoreStore(make_inside(output, "scores"), each, ALL.name)
             for each in evaluation.detectors

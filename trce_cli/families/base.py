@@ -557,6 +557,14 @@ class Family(Protocol):
         """The text encoders, to be computed with on `device` in `dtype`."""
         ...
 
+    def skipped_text(
+        self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype", clip_skip: int
+    ) -> Text:
+        """The text encoders as `draw` reads them with this clip skip, 1 being `text`; BadInput where it reads
+        none so.
+        """
+        ...
+
     def denoise(self, weights: Weights) -> Denoiser:
         """The checkpoint's denoiser, not loaded yet."""
         ...

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Configs, Defaults, Names, Shape, Told, Weights
+from trce_cli.families.base import Configs, Defaults, Names, Shape, Text, Told, Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,21 @@ class TransformerFamily(ABC):
 
         It is imported only here, since libraries come with it.
         """
+
+    def skipped_text(
+        self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype", clip_skip: int
+    ) -> Text:
+        """See `Family`: all read it at one layer."""
+        if clip_skip > 1:
+            raise BadInput(
+                f"{weights.name} is not read with a clip skip of {clip_skip}.",
+                "It reads its text at one layer alone.",
+            )
+        return self.text(weights, device, dtype)
+
+    @abstractmethod
+    def text(self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype") -> Text:
+        """See `Family`."""
 
     def claims(self, config: Configs) -> str | None:
         """See `Family`."""

@@ -88,6 +88,11 @@ class MapTable(Settings):
         1.0,
         description="How much of the edit to apply, 1 is all of it; else the preset's, else {default}.",
     )
+    clip_skip: Count = Field(
+        1,
+        description="Erase for every clip skip up to this one, in one edit: 2 also what web UIs read at the "
+        "text encoder's last layer but one; else the preset's, else {default}.",
+    )
 
 
 def _half_of_steps(earlier: dict[str, Any]) -> int:

@@ -30,15 +30,22 @@ ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {"quick_gelu": qu
 class ClipEncoder:
     """One text encoder: token ids -> hidden states, as transformers' CLIPTextModel gives them.
 
+    clip_skip: which layer from the end counts as the last one; see `EncoderSpec.hidden` for what it gives.
+
     On the CPU its weights are read a layer at a time, and of the token embedding the rows that are looked up;
     on other devices they are loaded once. Raises BadInput for a configuration that cannot be
     used, and with the first use of `hash` for weights that cannot.
     """
 
     def __init__(
-        self, weights: Weights, spec: EncoderSpec, device: torch.device | str, dtype: torch.dtype
+        self,
+        weights: Weights,
+        spec: EncoderSpec,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        clip_skip: int = 1,
     ) -> None:
-        self.weights, self.spec = weights, spec
+        self.weights, self.spec, self.clip_skip = weights, spec, clip_skip
         self.device, self.dtype = torch.device(device), dtype
         self.config: Mapping[str, Any] = {**CONFIG, **weights.config[spec.folder]}
         self.dim: int = self.config["hidden_size"]
@@ -56,9 +63,9 @@ class ClipEncoder:
 
         Every weight is checked on the way.
         """
-        digest = hashlib.sha256(
-            repr((self.spec.hidden, self.dtype, {name: self.config[name] for name in CONFIG})).encode()
-        )
+        read = (self.spec.hidden, self.dtype, {name: self.config[name] for name in CONFIG})
+        skipped = (self.clip_skip,) if self.clip_skip > 1 else ()
+        digest = hashlib.sha256(repr((*read, *skipped)).encode())
         shapes = clip_weights(self.config, self.spec.projects)
         for name, weight in checked(self.weights, self.spec.folder, shapes):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -87,7 +94,7 @@ class ClipEncoder:
         x = self.weights.rows(self.spec.folder, f"{TEXT}embeddings.token_embedding.weight", ids.cpu())
         x = x.to(self.device, self.dtype)
         x = x + self._weight(f"{TEXT}embeddings.position_embedding.weight")[positions.to(self.device)]
-        last = self.config["num_hidden_layers"] - 1
+        last = self.config["num_hidden_layers"] - self.clip_skip
         for number in range(last):
             x = self._layer(number, x, masks)
         if self.spec.hidden == "penultimate" and not self.spec.projects:

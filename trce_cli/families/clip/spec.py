@@ -1,7 +1,8 @@
 """Which CLIP text encoder a family has, and which of its states reach the denoiser."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 CONTEXT: Final = "context"  # the stream of hidden states of all tokens, the encoders' side by side
 POOLED: Final = "pooled"  # that of the last encoder's EoT after its last layer, projected
@@ -27,3 +28,12 @@ class EncoderSpec:
     def projects(self) -> bool:
         """Whether it has a projection of the EoT state."""
         return self.model_class == "CLIPTextModelWithProjection"
+
+
+def max_clip_skip(config: Mapping[str, Mapping[str, Any]], specs: Sequence[EncoderSpec]) -> int:
+    """Up to which clip skip a family is read. It is of an encoder that is read at its last layer: SDXL's are
+    not, and clients ignore it there.
+    """
+    reads_last = all(spec.hidden == "last" for spec in specs)
+    layers: int = config[specs[0].folder]["num_hidden_layers"]
+    return layers if reads_last else 1

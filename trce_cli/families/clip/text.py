@@ -27,7 +27,8 @@ class ClipText:
     """The text encoders of a family, see `families.base.Text`; computed no further than is wanted.
 
     Several encoders side by side give the context; one that projects gives the pooled embedding as well, of
-    which the only position is the EoT.
+    which the only position is the EoT. clip_skip: at which layer from the end an encoder is read that is read
+    at its last one.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class ClipText:
         specs: Sequence[EncoderSpec],
         device: torch.device | str,
         dtype: torch.dtype,
+        clip_skip: int = 1,
     ) -> None:
         self.tokenizers = Tokenizers(load_tokenizers(weights, specs))
-        self.encoders = [ClipEncoder(weights, spec, device, dtype) for spec in specs]
+        self.encoders = [ClipEncoder(weights, spec, device, dtype, clip_skip) for spec in specs]
         self.streams = {CONTEXT: sum(encoder.dim for encoder in self.encoders)}
         for encoder in self.encoders:
             if encoder.spec.projects:

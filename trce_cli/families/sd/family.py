@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Told, Weights
 from trce_cli.families.clip.names import clip_weights
-from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
+from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec, max_clip_skip
 from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd import configs
 from trce_cli.families.sd.doors import POOLED_KEY, doors, mapped, widths
@@ -216,6 +216,21 @@ class StableDiffusion:
         from trce_cli.families.clip.text import ClipText
 
         return ClipText(weights, self.encoders, device, dtype)
+
+    def skipped_text(
+        self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype", clip_skip: int
+    ) -> "ClipText":
+        """See `Family`: SDXL is read at one layer by all."""
+        from trce_cli.families.clip.text import ClipText
+
+        if clip_skip > (most := max_clip_skip(weights.config, self.encoders)):
+            raise BadInput(
+                f"{weights.name} is not read with a clip skip of {clip_skip}.",
+                f"Its text encoder has {most} layers."
+                if most > 1
+                else "It reads its text at one layer alone.",
+            )
+        return ClipText(weights, self.encoders, device, dtype, clip_skip)
 
     def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":
         """See `Family`."""

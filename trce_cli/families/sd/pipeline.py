@@ -11,17 +11,14 @@ import torch
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Canvas, Weights
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
-from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.clip.spec import EncoderSpec, max_clip_skip
 from trce_cli.families.load import load_strictly, quiet_libraries
 from trce_cli.families.sd.denoiser import load_unet
 from trce_cli.families.sd.sampling import check_scheduler, class_of
 
 
 def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
-    """See `Family.canvas`. Clip skip is of a text encoder that is read at its last layer: SDXL's are not, and
-    clients ignore it there.
-    """
-    reads_last = all(spec.hidden == "last" for spec in encoders)
+    """See `Family.canvas`."""
     blocks = weights.config["vae"].get("block_out_channels")
     sample = weights.config["denoiser"].get("sample_size")
     size = sample if isinstance(sample, list) else [sample, sample]
@@ -35,7 +32,7 @@ def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
         height=size[0] * factor,
         multiple=math.lcm(8, factor),  # diffusers' pipelines insist on 8
         max_steps=steps - 1,  # SD's schedules begin at 1, and end before the last
-        max_clip_skip=weights.config[encoders[0].folder]["num_hidden_layers"] if reads_last else 1,
+        max_clip_skip=max_clip_skip(weights.config, encoders),
     )
 
 
