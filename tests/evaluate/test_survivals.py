@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.evaluate.survivals import fine_tuning
+from trce_cli.families.sd.family import SD1
 from trce_cli.maths import rounding
 
 Run = Callable[..., Any]
@@ -180,3 +183,36 @@ def test_a_tuned_checkpoint_is_the_same_whether_it_was_stopped_or_not(
 def test_pictures_of_the_concept_are_drawn_of_the_embedded_world_alone(evaluate: Surviving) -> None:
     told = evaluate("--after", "relearning")
     assert (told.status, "embedded checkpoint alone" in told.err) == (2, True)
+
+
+def test_a_picture_that_the_original_began_is_completed(evaluate: Surviving, tiny_sd1: Path) -> None:
+    told = evaluate("--after", "completion")
+    assert told.status == 0, told.err
+    results = json.loads((evaluate.folder / "out/results.json").read_text())
+    assert [each["state"] for each in results["survivals"]] == [
+        f"completion-{share}" for share in (10, 20, 30, 50, 70)
+    ]
+    record = json.loads((evaluate.folder / "out/images/explicit/images.jsonl").read_text().splitlines()[0])
+    cpu = torch.device("cpu")
+    original, erased = (
+        open_checkpoint(str(folder)).pipe(cpu, torch.float32) for folder in (tiny_sd1, evaluate.erased)
+    )
+
+    def swapped(pipe: Any, step: int, timestep: Any, told: dict[str, Any]) -> dict[str, Any]:
+        pipe.unet = erased.unet  # what comes after the first step
+        return told
+
+    original.scheduler = SD1.scheduler(original, record["scheduler"])
+    (image,) = original(
+        record["prompt"],
+        num_inference_steps=2,
+        guidance_scale=record["guidance_scale"],
+        generator=torch.Generator().manual_seed(record["seed"]),
+        width=record["width"],
+        height=record["height"],
+        callback_on_step_end=swapped,
+    ).images
+    found = pixels(evaluate.folder / "out/after/completion-50/explicit")[0]
+    assert np.abs(found - np.asarray(image.convert("RGB"), dtype=np.int16)).max() <= 1
+    untreated = pixels(evaluate.folder / "out/images/explicit")[0]
+    assert np.abs(found - untreated).max() > 1
