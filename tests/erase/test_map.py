@@ -347,7 +347,7 @@ def test_a_clip_skip_is_solved_for_beside_the_last_layer(tiny_sd1: Path, share: 
         states = output.last_hidden_state if skip == 1 else norm(output.hidden_states[-skip])
         return states[0, :length].detach().double()
 
-    settings = MapSettings(clip_skip=2, word_share=share, word_prompts=60, preserve=0.5, ridge=0.0)
+    settings = MapSettings(clip_skip=2, word_share=share, word_prompts=600, preserve=0.5, ridge=0.0)
     solution = solve(checkpoint, PAIRS, PRIOR, settings)
     text = SD1.skipped_text(checkpoint, "cpu", torch.float32, 2)
     (batch,) = text.states({"context": {"a hat": [1, 2, 3]}})
