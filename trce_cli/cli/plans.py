@@ -45,7 +45,8 @@ def plan_table(planned: Mapping[str, Any]) -> "Table":
             for inner, each in value.items():
                 table.add_row(f"{name.replace('_', ' ')}, {inner}", _told(name, each))
         elif value is not None:
-            table.add_row(name.removesuffix("_bytes").replace("_", " "), _told(name, value))
+            label = "time" if name == "estimated_seconds" else name.removesuffix("_bytes").replace("_", " ")
+            table.add_row(label, _told(name, value))
     return table
 
 
