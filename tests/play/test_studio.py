@@ -15,6 +15,7 @@ from maps import random_map
 from trce_cli.checkpoint.home import home_of
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli import play as command
+from trce_cli.erase import teacher
 from trce_cli.errors import BadInput
 from trce_cli.images.record import parse_record
 from trce_cli.images.settings import DrawSettings
@@ -178,10 +179,17 @@ def test_maps_that_do_not_fit_are_refused(
 
 
 def test_an_original_that_is_gone_can_be_named(
-    trce: Callable[..., Any], refused: Callable[..., str], tiny_sd1: Path, maps: list[Path], tmp_path: Path
+    trce: Callable[..., Any],
+    refused: Callable[..., str],
+    tiny_sd1: Path,
+    maps: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import shutil
 
+    # Nor does it lie anywhere else where this machine has seen it.
+    monkeypatch.setattr(teacher, "places", lambda base, erased: [base["name"]])
     base, erased = tmp_path / "base", tmp_path / "erased"
     shutil.copytree(tiny_sd1, base)
     assert trce("apply", maps[0], base, "-o", erased).status == 0
