@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 
@@ -60,6 +61,21 @@ def refusing(what: str, hint: str | None = None) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise BadInput(f"{what}: {first_line(error)[:200].rstrip('.')}.", hint) from error
+
+
+@contextmanager
+def refusing_library(what: str, hint: str | None = None) -> Iterator[None]:
+    """As `refusing`, around code of ours that calls a library: what our code itself raises passes, a bug."""
+    try:
+        yield
+    except BaseException as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        if frame is None or Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            raise
+        with refusing(what, hint):
+            raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

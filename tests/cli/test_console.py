@@ -11,7 +11,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from trce_cli.cli.console import Console, run_app
-from trce_cli.errors import BadInput, TrceError, refusing
+from trce_cli.errors import BadInput, TrceError, refusing, refusing_library
 
 
 class Terminal(io.StringIO):
@@ -124,6 +124,15 @@ def test_what_a_library_raises_about_a_file_is_bad_input():
     for error in (MemoryError(), KeyboardInterrupt(), SystemExit(3), TrceError("ours")):
         with pytest.raises(type(error)), refusing("The file x"):
             raise error
+
+
+def test_what_a_library_raises_is_bad_input_and_what_our_own_code_raises_a_bug():
+    with pytest.raises(BadInput, match=r"^It failed: Expecting"), refusing_library("It failed"):
+        json.loads("{")
+    with pytest.raises(TypeError), refusing_library("It failed"):
+        Console().note(None)
+    with pytest.raises(KeyboardInterrupt), refusing_library("It failed"):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("how", ["note", "warn", "show"])

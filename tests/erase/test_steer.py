@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.edits.forms import How
+from trce_cli.edits.outputs import Outputs
 from trce_cli.erase import steer as stage2
 from trce_cli.erase import training as loop
 from trce_cli.erase.prior import Prior
@@ -16,11 +18,14 @@ from trce_cli.erase.settings import Recipe, Training, choose_steer_settings
 from trce_cli.erase.steer import make_accelerator, steer
 from trce_cli.erase.training import learning_rate, losses, order, tuned
 from trce_cli.erase.trajectories import plan_trajectories
-from trce_cli.erase.working_folder import WorkingFolder
+from trce_cli.erase.working_folder import WorkingFolder, tidy
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.sd.denoiser import UNet
 from trce_cli.families.sd.names import is_tuned
+from trce_cli.maths.low_rank import Size
 from trce_cli.prompts.presets import load_preset
+from trce_cli.system.unfinished import placing
+from trce_cli.system.whole import write_text
 
 PRIOR = Prior("test", ("a fish", "a pig"), ("a dog in the garden", "two red apples on a plate"))
 RECIPE = Recipe(steps=4, early_steps=2, trajectories_per_concept=1, unconditional=3, benign=3)
@@ -309,6 +314,25 @@ def test_a_run_that_was_interrupted_ends_at_the_same_weights(run, tmp_path, monk
     assert difference(tmp_path / "whole", tmp_path / "parts") == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/steer.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_run_knows_which_outputs_it_had_put_in_their_place(tmp_path):
+    one, two = tmp_path / "x.lora.safetensors", tmp_path / "x.safetensors"
+    outputs = Outputs({"lora": one, "single-file": two}, How(Size()))
+    folder = tmp_path / ".x.steer"
+    assert tidy(tmp_path / "x", outputs) == outputs
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    with placing(folder):
+        write_text(one, "1")
+        assert tidy(tmp_path / "x", outputs).how.force  # it may finish what it began
+        two.write_text("somebody else's")
+        assert not tidy(tmp_path / "x", outputs).how.force
+        assert folder.exists()
+        two.unlink()
+        write_text(two, "2")
+    assert tidy(tmp_path / "x", outputs) == outputs
+    assert sorted(tmp_path.iterdir()) == [one, two]  # it was done
 
 
 def test_what_a_run_left_while_it_was_removed_counts_as_nothing(run, tmp_path):

@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, list[str]]] = {
     "apply, a LoRA": ["apply", "map.safetensors", "sd1", "-o", "out/x.safetensors", "--as", "lora"],
     "generate": ["generate", "mapped", "a cat", "--compare", "sd1", *DRAWN, *OUT],
     "steer": [*STEER, *OUT],
+    "steer, two forms": [*STEER, "--as", "lora", "--as", "single-file", *OUT],
     "evaluate": ["evaluate", "mapped", *ASKED, *ASKED_MORE, *OUT],
     "evaluate --compare": ["evaluate", "--compare", "results.json", *OUT],
     "tune": [
@@ -46,7 +47,12 @@ COMMANDS: Final[dict[str, list[str]]] = {
         *("attack", "mapped", *ASKED, "--device", "cpu", "-o", "out/x.csv", "--attack", "unlearn-diff"),
         *("--prefix-iterations", "1", "--prefix-length", "1", "--prefix-timesteps", "1"),
     ],
+    "evidence": ["evidence", "measured", "--checkpoint", "mapped", *OUT],
     "presets new": ["presets", "new", "out/x.toml"],
+}
+# What makes a further input, and where it lies.
+BEFORE: Final[dict[str, tuple[str, list[str]]]] = {
+    "evidence": ("measured", [*COMMANDS["evaluate"][:-1], "measured"])
 }
 REFUSALS: Final = ("ENOSPC", "EIO", "EMFILE", "EACCES")
 # The inputs that are changed under way, by the command that reads them.
@@ -64,6 +70,7 @@ INPUTS: Final[dict[str, tuple[str, ...]]] = {
         "sd1/unet/diffusion_pytorch_model.safetensors",
     ),
     "evaluate --compare": ("results.json",),
+    "evidence": ("measured/results.json", "mapped/unet/diffusion_pytorch_model.safetensors"),
 }
 
 # Keys of what differs from run to run: clocks and meters.
@@ -101,6 +108,10 @@ class Bench:
 
     def undisturbed(self, command: str, swapped: str | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
         """What it leaves, and its file-system events. swapped: an input that is another from the start."""
+        if command in BEFORE and not (self.world.work / BEFORE[command][0]).exists():
+            self.world.make(*BEFORE[command][1])
+            for name in INPUTS[command]:
+                self.world.whole[name] = (self.world.work / name).read_bytes()
         if (key := (command, swapped)) not in self._whole:
             with self.world.with_files({swapped: other(self.world.whole[swapped])} if swapped else {}):
                 done = self.world.run(COMMANDS[command], {})

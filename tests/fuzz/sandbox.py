@@ -12,7 +12,7 @@ from typing import Any
 
 import plugins
 
-PATIENCE = 60  # seconds of the wall clock after which a command hangs, on a machine that is busy
+PATIENCE = 600  # seconds of the wall clock after which a command hangs, on a machine that is busy
 
 
 @dataclass(frozen=True)

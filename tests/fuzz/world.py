@@ -154,9 +154,9 @@ class World:
         world.make("generate", "sd1", "a cat", "a dog", "--steps", "1", "-o", "pictures")
         # The state that a run of stage 2 leaves when it is killed before its output takes its place.
         events = world.run([*STEER, "-o", "out/x"], plan={}).events
-        at = max(number for number, name in enumerate(events, 1) if "dlsym" in name or "os.rename" in name)
+        at = next(number for number, name in enumerate(events, 1) if "'out/.trce-" in name)
         world.clear()
-        killed = world.run([*STEER, "-o", "out/x"], plan={"at": at - 3, "do": "kill"})
+        killed = world.run([*STEER, "-o", "out/x"], plan={"at": at, "do": "kill"})
         assert killed.status == -9, killed
         (work / "out/.x.steer").rename(work / "unfinished")
         world.clear()

@@ -395,6 +395,23 @@ def test_command_compares_a_single_file_with_a_folder(
     assert "--config" in capsys.readouterr().err
 
 
+def test_what_the_library_refuses_while_it_draws_is_told_in_a_sentence(
+    tiny_sd1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "folder"))
+    for name, key, value in (
+        ("model_index.json", "scheduler", ["diffusers", "EulerDiscreteScheduler"]),
+        ("scheduler/scheduler_config.json", "interpolation_type", "cubist"),
+    ):
+        told = json.loads((folder / name).read_text("utf-8"))
+        (folder / name).write_text(json.dumps(told | {key: value}), "utf-8")
+    line = ["generate", str(folder), "a knife", "--steps", "2", "--device", "cpu"]
+    assert main([*line, "-o", str(tmp_path / "out")]) == 2
+    (told,) = (text for text in capsys.readouterr().err.splitlines() if text.startswith("Error: "))
+    assert "0001-seed0.png ('a knife') cannot be drawn: " in told
+    assert "interpolation_type" in told
+
+
 def test_stopped_run_is_taken_up_where_it_was(
     tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,7 +97,7 @@ def steer(
     outputs.refuse(is_map=False)
     if main:
         if not dry_run:
-            tidy(output)
+            outputs = tidy(output, outputs)
         outputs.check(source, files_read(presets, original.checkpoint.path, opening.config))
     for name in other_presets(source, chosen):
         console.warn(f"Stage 1 of {source.name} did not erase {name}, which stage 2 steers away from alone.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trce_cli.erase.settings import Recipe
 from trce_cli.erase.trajectories import PREDICTED, STORED, Shard, Trajectory
-from trce_cli.errors import TrceError
+from trce_cli.errors import TrceError, refusing_library
 from trce_cli.families.base import EMPTY, Conditioning, Denoiser, Schedule, Shape
 from trce_cli.maths.contrastive import Contrast, targets
 from trce_cli.system.progress import Report, no_report
@@ -32,7 +32,8 @@ class Predictor:
 
     def __call__(self, latents: Tensor, timesteps: Tensor, rows: Tensor) -> Tensor:
         """What it predicts at (batch, *latent shape) under the prompts of these rows; float32."""
-        return self.denoiser.predict(self.module, latents, timesteps, self.conditioning.told(rows))
+        with refusing_library("The denoiser cannot predict"):
+            return self.denoiser.predict(self.module, latents, timesteps, self.conditioning.told(rows))
 
     @property
     def device(self) -> torch.device:

@@ -36,6 +36,7 @@ from trce_cli.prompts.presets import Preset
 from trce_cli.system.paths import existing
 from trce_cli.system.processes import PATIENCE, on_main
 from trce_cli.system.progress import Task, no_task
+from trce_cli.system.unfinished import placing
 from trce_cli.system.whole import write_bytes
 
 if TYPE_CHECKING:
@@ -290,11 +291,12 @@ class Run:
         edits = {key: partial(torch.add, change) for key, change in changes.items()}
         made = Made(self.erased.family, self.hashes.text_encoder, (*history(self.erased), entry))
         edited = Edited(self.erased, edits, made, original=self.teacher, files=files)
-        lora = write_outputs(edited, self.work.outputs, lambda count: report(count / 1e6))
-        if not self.work.outputs.has_folder:  # a single file has no room for them
+        if not self.work.outputs.has_folder:  # a file has no room; before what says it is done
             for name, content in files.items():
                 beside = self.work.output.with_name(f"{self.work.output.stem}.{name}")
                 write_bytes(beside, content)
+        with placing(self.work.folder):
+            lora = write_outputs(edited, self.work.outputs, lambda count: report(count / 1e6))
         return entry | ({"lora": lora} if lora else {})
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.foreign import parse_json, read_json, read_text, validated
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.processes import on_main
-from trce_cli.system.unfinished import RUN, differ, lock
+from trce_cli.system.unfinished import PLACED, RUN, differ, hidden, lock, placed
 from trce_cli.system.whole import appending, check_own_folder, clear_stale, write_json, write_text
 
 if TYPE_CHECKING:
@@ -34,28 +35,31 @@ MAX_LOG: Final = 1 << 30  # bytes
 Record = dict[str, int | float | None]
 
 
-def tidy(output: Path) -> None:
+def tidy(output: Path, outputs: Outputs) -> Outputs:
     """Finish removing the working folder of a run that is done, where a kill came in between.
 
-    BadInput where a link lies in its place.
+    Returns the outputs; where a stopped run had put some of them in their place and not all, as ones that it
+    may replace. BadInput where a link lies in the folder's place.
     """
-    folder = _place(real_path(output))
+    folder = hidden(real_path(output), "steer")
     for place in (folder, folder / SET):
         check_own_folder(place)
     try:
         handle = lock(folder, "", "")
     except (FileNotFoundError, BadInput):  # no run, or one at work
-        return
+        return outputs
     try:
         clear_stale(folder)
-        if {path.name for path in folder.iterdir()} <= {STATE, LOG, SET}:
+        there = {path for path in outputs.paths.values() if os.path.lexists(path)}
+        ours = placed(folder, there)
+        is_done = len(ours) == len(outputs.paths)
+        if is_done or {path.name for path in folder.iterdir()} <= {STATE, LOG, SET, PLACED}:
             _remove(folder)
+        elif ours and ours == there:
+            return replace(outputs, how=replace(outputs.how, force=True))
     finally:
         os.close(handle)
-
-
-def _place(output: Path) -> Path:
-    return output.with_name(f".{output.name}.steer")
+    return outputs
 
 
 def _remove(folder: Path) -> None:
@@ -63,7 +67,7 @@ def _remove(folder: Path) -> None:
 
     What is not of the run stays, and with it the folder.
     """
-    for name in (RUN, STATE, LOG):
+    for name in (RUN, STATE, LOG, PLACED):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / SET, ignore_errors=True)
     with suppress(OSError):
@@ -78,7 +82,7 @@ class WorkingFolder:
     ) -> None:
         self.output = real_path(output)
         self.outputs = outputs
-        self.folder = _place(self.output)
+        self.folder = hidden(self.output, "steer")
         self.arguments = {"set": dict(made_from), "training": dict(training)}
 
     @contextmanager
@@ -99,7 +103,7 @@ class WorkingFolder:
         handles: list[int] = []
 
         def claim() -> TrajectorySet:
-            tidy(self.output)
+            self.outputs = tidy(self.output, self.outputs)
             self.outputs.check(erased)
             fresh = not self.folder.exists()
             try:

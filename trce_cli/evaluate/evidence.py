@@ -95,7 +95,7 @@ def collect(
                 f"{folder} is an evaluation of another checkpoint than {checkpoint.name}, or of other bytes.",
                 "Evaluate it again, or name the checkpoint with --checkpoint.",
             )
-    with whole(output, replace) as fresh:
+    with whole(output, replace, checkpoint.check_unchanged) as fresh:
         fresh.mkdir()
         (fresh / NAME).write_text(told, "utf-8")
         (fresh / CHECKPOINT).write_text(_json(subject.model_dump()), "utf-8")

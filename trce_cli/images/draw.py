@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.errors import TrceError
+from trce_cli.errors import TrceError, refusing_library
 from trce_cli.families.base import Family
 from trce_cli.images.folder import add_picture
 from trce_cli.images.record import ImageRecord
@@ -38,17 +38,18 @@ def draw(
 
     for record in records:
         pipeline.scheduler = family.scheduler(pipeline, record.scheduler)
-        (picture,) = family.draw(
-            pipeline,
-            [record.prompt],
-            [record.negative_prompt] if record.negative_prompt else None,
-            [torch.Generator("cpu").manual_seed(record.seed)],
-            steps=record.steps,
-            guidance_scale=record.guidance_scale,
-            width=record.width,
-            height=record.height,
-            clip_skip=record.clip_skip,
-        )
+        with refusing_library(f"{record.file} ({record.prompt[:60]!r}) cannot be drawn"):
+            (picture,) = family.draw(
+                pipeline,
+                [record.prompt],
+                [record.negative_prompt] if record.negative_prompt else None,
+                [torch.Generator("cpu").manual_seed(record.seed)],
+                steps=record.steps,
+                guidance_scale=record.guidance_scale,
+                width=record.width,
+                height=record.height,
+                clip_skip=record.clip_skip,
+            )
         if not np.isfinite(picture).all():
             fix = "The weights may be damaged; try another checkpoint."
             if record.dtype != "float32":

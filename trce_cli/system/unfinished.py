@@ -4,23 +4,26 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import BaseModel
+
 from trce_cli.errors import BadInput
-from trce_cli.system.foreign import read_json
+from trce_cli.system.foreign import read_json, validated
 from trce_cli.system.paths import matching, real_path
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import SafetensorsFile
-from trce_cli.system.whole import check_own_folder, clear_stale, write_json, write_tensors
+from trce_cli.system.whole import check_own_folder, clear_stale, telling, write_json, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RUN: Final = "run.json"
+PLACED: Final = "placed.json"
 
 
 class Kept:
@@ -30,7 +33,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+        self.folder = folder
         self.saved = 0.0
 
     def __call__(
@@ -44,9 +47,9 @@ class Kept:
 
         report: is told `count` where nothing has to be made; `make` tells it by itself.
         """
-        if self._folder is None:
+        if self.folder is None:
             return make()
-        path = self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
         if os.path.lexists(path):
             file = SafetensorsFile.open(path)
             self.saved += float(file.metadata["seconds"])
@@ -68,7 +71,7 @@ def unfinished(output: Path, kind: str, arguments: Mapping[str, Any], force: boo
     other arguments, which `force` drops, and where another process is at work in it.
     """
     output = real_path(output)
-    folder = output.with_name(f".{output.name}.{kind}")
+    folder = hidden(output, kind)
     check_own_folder(folder)
     folder.mkdir(exist_ok=True)
     handle = lock(folder, f"Another run is at work on {output}.", "Choose another --output.")
@@ -77,9 +80,61 @@ def unfinished(output: Path, kind: str, arguments: Mapping[str, Any], force: boo
         _check_arguments(folder, arguments, force)
         write_json(folder / RUN, arguments)
         yield Kept(folder)
-        shutil.rmtree(folder)
+        _remove(folder)
     finally:
         os.close(handle)
+
+
+def hidden(output: Path, kind: str) -> Path:
+    """The folder in which a run of that kind keeps what it made for an output."""
+    return output.with_name(f".{output.name}.{kind}")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run that is done; last what says so."""
+    for path in folder.iterdir():
+        if path.name != PLACED:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (folder / PLACED).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+@contextmanager
+def placing(folder: Path) -> Iterator[None]:
+    """Note in a run's folder each output of the block before it takes its place; see `placed`."""
+    noted: dict[str, list[int]] = {}
+
+    def note(target: Path, fresh: Path) -> None:
+        found = os.lstat(fresh)
+        noted[_place(target)] = [found.st_dev, found.st_ino]
+        with telling(None):
+            write_json(folder / PLACED, {"outputs": noted})
+
+    with telling(note):
+        yield
+
+
+def _place(path: Path) -> str:
+    return str(real_path(path.parent) / path.name)
+
+
+class _Noted(BaseModel):
+    outputs: dict[str, tuple[int, int]]
+
+
+def placed(folder: Path, outputs: Iterable[Path]) -> set[Path]:
+    """Those of the outputs that lie there as the run of this folder put them, before it was stopped."""
+    try:
+        noted = validated(_Noted, read_json(folder / PLACED), "").outputs
+    except BadInput:  # none so far
+        return set()
+    found = set()
+    for path in outputs:
+        with suppress(OSError):
+            at = os.lstat(path)
+            if noted.get(_place(path)) == (at.st_dev, at.st_ino):
+                found.add(path)
+    return found
 
 
 def lock(folder: Path, busy: str, hint: str) -> int:

@@ -18,6 +18,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -51,6 +52,8 @@ def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = la
         try:
             yield staging / _NEW
             unchanged()
+            if tell := _TELL.get():
+                tell(target, staging / _NEW)
             _put(staging, target, replace)
         finally:
             try:
@@ -63,6 +66,17 @@ def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = la
 
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_TELL: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("tell", default=None)
+
+
+@contextmanager
+def telling(tell: Callable[[Path, Path], None] | None) -> Iterator[None]:
+    """Call tell(target, what takes its place) just before each output of the block takes its place."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 def write_text(path: Path, text: str, replace: bool = True) -> None:

@@ -8,7 +8,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -26,8 +26,9 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.system.machine import versions
+from trce_cli.system.paths import real_path
 from trce_cli.system.progress import Task, no_task
-from trce_cli.system.unfinished import Kept, unfinished
+from trce_cli.system.unfinished import Kept, hidden, placed, placing, unfinished
 from trce_cli.system.whole import whole, write_json
 
 COLUMNS: Final = (
@@ -86,7 +87,9 @@ def attack(
     arguments |= {"prompts": asked, "batch size": batch_size}
     with unfinished(output, "attack", json.loads(json.dumps(arguments)), force) as victim.kept:
         findings, found = search(victim, budgets)
-        write(output, findings, told | found)
+        assert victim.kept.folder is not None
+        with placing(victim.kept.folder):
+            write(output, findings, told | found)
     return findings, told | found
 
 
@@ -170,8 +173,13 @@ def check_output(output: Path, force: bool) -> None:
         raise BadInput(f"There is no folder {folder}.", "Make it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadInput(f"{output} cannot be written: no permission there.", "Choose another --output.")
-    for path in (output, output.with_suffix(".json")):
-        if path.is_dir() or (path.exists() and not force):
+    stopped = hidden(real_path(output), "attack")
+    with suppress(OSError):
+        stopped.rmdir()  # the last step of a run that is done, where it is empty
+    paths = (output, output.with_suffix(".json"))
+    ours = placed(stopped, paths)
+    for path in paths:
+        if path.is_dir() or (path.exists() and not force and path not in ours):
             raise BadInput(
                 f"{path} is there already.", "Choose another --output, or replace it with --force."
             )
