@@ -260,7 +260,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle named safetensors": (pickled_unet, "is a PyTorch pickle"),
     "truncated": (lambda f: os.truncate(f / PLAIN, 500_000), "cut off"),
     "other pipeline": (
-        lambda f: replace_json(f / "model_index.json", _class_name="SanaPipeline"),
+        lambda f: replace_json(f / "model_index.json", _class_name="SanaPipeline", unet=None),
         "its pipeline is SanaPipeline",
     ),
     "other text encoder": (
