@@ -117,15 +117,16 @@ def test_an_sd2_file_tells_by_its_weights(tmp_path: Path) -> None:
     base = configs.tables("sd2")
     for spread, predicts, size in ((0.2, "v_prediction", 96), (0.01, "epsilon", 64)):
         bias = torch.randn(320, generator=torch.Generator().manual_seed(0)) * spread
-        told = sampling.told_by_file({BIAS: (320,)}, {}, {BIAS: bias}.__getitem__, base, True, True)
+        told = sampling.told_by_file({BIAS: (320,)}, {}, {BIAS: bias}.__getitem__, base, True, BIAS)
         config = {**base, **told.config}
         assert config["scheduler"]["prediction_type"] == predicts
         assert config["denoiser"]["sample_size"] == size
         assert predicts in told.notes[0]
+        assert "upcast_attention" in told.notes[0]
         assert "--config" in told.notes[0]
         # With a configuration that the user chose nothing is guessed.
         assert (
-            sampling.told_by_file({BIAS: (320,)}, {}, {BIAS: bias}.__getitem__, base, False, True).notes == ()
+            sampling.told_by_file({BIAS: (320,)}, {}, {BIAS: bias}.__getitem__, base, False, BIAS).notes == ()
         )
 
 

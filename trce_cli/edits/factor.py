@@ -106,6 +106,12 @@ def factor(
     if text_map:
         basis = next(iter(bases.values()))  # of the main stream
         figures |= {"shared_rank": len(basis.down), "shared_energy": basis.energy}
+    doors = checkpoint.door_weights()
+    figures["further_streams"] = [
+        stream
+        for stream in checkpoint.family.streams[1:]
+        if any(f"{layer}.alpha" in tensors for key in doors[stream] for layer in names.kohya(key)[:1])
+    ]
     figures["truncation_error"] = {
         of: {"mean": fmean(found), "max": max(found)} for of, found in errors.items()
     }

@@ -129,6 +129,11 @@ def lora_lines(figures: Mapping[str, Any]) -> list[str]:
         + "; ".join(f"{part['mean']:.3%} ({part['max']:.3%}) of the {what}" for what, part in error.items())
         + "."
     ]
+    lines += [
+        f"It holds the layer of the {stream} embeddings, which some tools leave out without a word and "
+        f"others refuse: --no-{stream} makes one without it."
+        for stream in figures["further_streams"]
+    ]
     if left_out := figures["left_out"]:
         lines.append(
             f"A LoRA has no place for {len(left_out)} changed weights, such as {left_out[0]}: left out."

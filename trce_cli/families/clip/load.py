@@ -7,7 +7,7 @@ import torch
 
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Configs, Weights
-from trce_cli.families.clip.names import CONFIG, published
+from trce_cli.families.clip.names import CONFIG, MOST_POSITIONS, POSITIONS, published
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import check_files, guarded, load_strictly
 
@@ -16,7 +16,7 @@ MOST: Final = {
     "hidden_size": 1 << 16,
     "num_hidden_layers": 256,
     "vocab_size": 1 << 20,
-    "max_position_embeddings": 1 << 12,
+    POSITIONS: MOST_POSITIONS,
     "projection_dim": 1 << 16,
     "intermediate_size": 1 << 18,
     "num_attention_heads": 1 << 10,

@@ -1,9 +1,16 @@
 """Names and shapes of the weights of CLIP's text encoders, in transformers' form and in OpenCLIP's (pure)."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any, Final
 
-from trce_cli.families.base import Stored
+from trce_cli.families.base import Shape, Stored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POSITIONS: Final = "max_position_embeddings"
+MOST_POSITIONS: Final = 1 << 12
 
 TEXT: Final = "text_model."  # what most names begin with in published files
 # What the configuration says beyond the sizes that it must give, and transformers' values where it is silent.
@@ -50,6 +57,40 @@ def clip_weights(config: Mapping[str, Any], projection: bool) -> dict[str, tuple
     if projection:
         shapes["text_projection.weight"] = (config.get("projection_dim", dim), dim)
     return shapes
+
+
+def text_in_file(
+    places: Mapping[str, Mapping[str, Stored]],
+    shapes: Mapping[str, Shape],
+    read: "Callable[[str], Tensor]",
+    config: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """What a single file says of its text encoders where configurations say something else, and remarks.
+
+    places: by part where the file keeps its weights. read: a tensor by its name. The number of positions is
+    that of the weights; ids of positions that a merge has rounded are told.
+    """
+    said: dict[str, Mapping[str, Any]] = {}
+    remarks = []
+    for part, of in places.items():
+        if (at := of.get(f"{TEXT}embeddings.position_embedding.weight")) is None or at.name not in shapes:
+            continue
+        count, wanted = shapes[at.name][0] if shapes[at.name] else 0, config[part][POSITIONS]
+        if count != wanted and wanted < count <= MOST_POSITIONS:
+            said[part] = {**config[part], POSITIONS: count}
+            remarks.append(
+                f"The {part} has {count} positions by its weights, not {wanted}: other tools refuse such a "
+                "single file. Prompts are cut where the tokenizer says; give a folder whose tokenizer and "
+                f"configuration say {count} with --config to have all read."
+            )
+        ids = at.name.rpartition("position_embedding")[0] + "position_ids"
+        length = prod(shapes.get(ids, (0,)))
+        if 0 < length <= MOST_POSITIONS and read(ids).flatten().double().tolist() != list(range(length)):
+            remarks.append(
+                f"{ids} does not count 0, 1, 2 and so on, as a merge may leave it: it is not used here, "
+                "and tools that use it read prompts wrongly."
+            )
+    return said, remarks
 
 
 def published(key: str) -> str | None:

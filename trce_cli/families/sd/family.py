@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Told, Weights
-from trce_cli.families.clip.names import clip_weights
+from trce_cli.families.clip.names import POSITIONS, clip_weights, text_in_file
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec, max_clip_skip
 from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd import configs
@@ -161,6 +161,8 @@ class StableDiffusion:
         names = unet_in_file(shapes)
         bias = names.get(sampling.SD2_BIAS, "") if self.key == "sd2" else None
         told = sampling.told_by_file(shapes, metadata, read, config, is_base, bias)
+        text, remarks = text_in_file(self.names(config).from_file(shapes), shapes, read, config)
+        told = Told({**told.config, **text}, (*told.notes, *remarks))
         denoiser = told.config.get("denoiser", config["denoiser"])
         if not (said := built_by(denoiser, shapes, names)):
             return told
@@ -191,7 +193,15 @@ class StableDiffusion:
         """See `Family`."""
         from trce_cli.families.sd import sampling
 
-        return sampling.lost_in_file(config, configs.tables(self.key))
+        base = configs.tables(self.key)
+        return [
+            *sampling.lost_in_file(config, base),
+            *(
+                f"Other tools refuse a single file whose {spec.folder} has {count} positions."
+                for spec in self.encoders
+                if (count := config[spec.folder][POSITIONS]) != base[spec.folder][POSITIONS]
+            ),
+        ]
 
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
         """See `Family`."""

@@ -59,7 +59,9 @@ def told_by_file(
         said["prediction_type"] = guessed = _sd2(bias, read)
         notes.append(
             f"The file does not say what it predicts; by its weights it is taken for {guessed}, with "
-            f"{_SD2_PIXELS[guessed]} pixels a side. Choose another with a diffusers folder as --config."
+            f"{_SD2_PIXELS[guessed]} pixels a side and upcast_attention = "
+            f"{bool(config['denoiser'].get('upcast_attention'))}. Choose otherwise with a diffusers folder "
+            "as --config."
         )
     zero = ZERO_SNR in shapes or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     if zero:
