@@ -127,6 +127,21 @@ def test_the_card_loads_what_lies_beside_it(tiny_sd1: Path, tmp_path: Path) -> N
     assert "variant" not in model_card([edit_of(tiny_sd1)[1]], {})
 
 
+def test_the_card_is_one_that_the_hub_reads(source: Path) -> None:
+    """Front matter, what was not erased, and restrictions that are known or said to be unknown."""
+    from huggingface_hub import ModelCard
+
+    card = edit_of(source)[0]["README.md"].decode()
+    assert ModelCard(card).data.license == "creativeml-openrail-m"
+    assert "**What was not:** everything else." in card
+    assert "have to be passed on with it (https://example.org/licence)." in card
+    assert "How often was not measured" in card
+    (source / "README.md").unlink()
+    card = edit_of(source)[0]["README.md"].decode()
+    assert ModelCard(card).data.license is None
+    assert "not known here: its card does not name them." in card
+
+
 def test_long_lists_are_cut_in_the_card(source: Path) -> None:
     entry = edit_of(source)[1]
     entry["figures"]["exempt_words"] = [f"word{number}" for number in range(40)]

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,13 +13,14 @@ from trce_cli.families.registry import family_named
 from trce_cli.system.foreign import parse_yaml
 
 if TYPE_CHECKING:
-    from trce_cli.checkpoint.hub import repository
-from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.families.base import Family
 
 MAX_FRONT_MATTER = 1 << 16  # characters of a model card's; reading YAML is slow
 _TOLD = ("base_model", "license", "license_name", "license_link")  # what a card's front matter is asked
 
 SHOWN: Final = 12  # values of a list that a table holds
+FOLDER: Final = "path/to/this/folder"  # where a card that was never handed out says it is
 # What each kind of edit does, in plain words; `doors` are the family's.
 METHODS = {
     "map": "Stage 1 of TRCE: one matrix, found in closed form, takes the text embeddings of the unsafe "
@@ -50,51 +52,85 @@ def _is_told(value: Any) -> bool:
     return all(isinstance(one, str) and len(one) <= 1000 for one in every)
 
 
+@dataclass(frozen=True)
+class Loading:
+    """What the code that loads the edit has to name.
+
+    dtype: of the weights, by the format's name. variant: of the weights in a folder. place: a folder or a hub
+    id. files: of forms other than a folder, a form's name -> the file's name there.
+    """
+
+    dtype: str = "F32"
+    variant: str | None = None
+    place: str = FOLDER
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation adds to a card: front matter, and the lines of its section."""
+
+    front: Mapping[str, Any]
+    lines: Sequence[str]
+
+
 def model_card(
     entries: Sequence[Mapping[str, Any]],
     source: Mapping[str, Any],
-    dtype: str = "F32",
-    variant: str | None = None,
+    loading: Loading | None = None,
+    measured: Measured | None = None,
 ) -> str:
-    """The model card of an edited checkpoint: front matter, what was erased, how, and what was measured.
+    """The model card of an edit: front matter, what was erased and what not, how, and what was measured.
 
-    entries: the history, at least one. source: front matter of the base's card, whose licence is kept. dtype,
-    variant: of the weights, for the code that loads them.
+    entries: the history, at least one. source: front matter of the base's card, whose licence is kept.
     """
     import yaml  # type: ignore[import-untyped]
 
+    loading = loading or Loading()
     base = str(entries[0]["base"]["name"])
     family = family_named(entries[0]["base"]["family"])
+    base_model = source.get("base_model") or _hub_id(base)
     front: dict[str, Any] = {}
-    if base_model := source.get("base_model") or _hub_id(base):
-        front |= {"base_model": base_model, "base_model_relation": "finetune"}
+    if base_model:
+        is_whole = not loading.files or "single-file" in loading.files
+        front |= {"base_model": base_model, "base_model_relation": "finetune" if is_whole else "adapter"}
     front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     front |= {key: source[key] for key in ("license", "license_name", "license_link") if source.get(key)}
     tags = family.defaults.tags if family else ()
     front["tags"] = ["text-to-image", *tags, "concept-erasure", "safety", "trce"]
+    front |= measured.front if measured else {}
+    name = Path(base).name if os.path.isabs(base) else base  # no folders of this machine
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
     erased = erased_names(entries)
     lines += [
         f"# {Path(base).name or base} without {erased}" if erased else f"# {Path(base).name}, edited",
         "",
-    ]
-    lines += [
-        f"This is a copy of `{base}` ({entries[0]['base']['family']}) that was changed with "
+        f"`{name}` ({entries[0]['base']['family']}), changed with "
         "[TRCE](https://arxiv.org/abs/2503.07389) so that it no longer draws certain concepts. It is used "
         "like the original, at the same speed; text encoders, tokenizers and VAE are the original's.",
         "",
-        "```python",
-        *loading(dtype, variant),
-        "```",
-        "",
+        *loading_lines(loading, str(base_model or "path/to/the/original"), family),
         "## What was erased",
         "",
     ]
     for preset in {p["name"]: p for entry in entries for p in entry["presets"]}.values():
         phrases = [f"{concept['unsafe']} (now {concept['safe']})" for concept in preset["concepts"]]
-        more = f", and {len(phrases) - 12} more" if len(phrases) > 12 else ""
-        lines += [f"- **{preset['name']}** ({len(phrases)} phrases): {', '.join(phrases[:12])}{more}."]
-    lines += ["", "## How", ""]
+        more = f", and {len(phrases) - SHOWN} more" if len(phrases) > SHOWN else ""
+        lines += [f"- **{preset['name']}** ({len(phrases)} phrases): {', '.join(phrases[:SHOWN])}{more}."]
+    lines += [
+        "",
+        "**What was not:** everything else. No other concept was made rarer, and all that the original does "
+        "wrong otherwise, this copy does too.",
+        "",
+        "## What still gets through",
+        "",
+        "Erasing lowers how often a concept is drawn; it does not make it impossible, least of all against "
+        "prompts or fine-tuning made for that purpose. Measure it on your own prompts before you rely on it.",
+        "",
+        *(measured.lines if measured else ["How often was not measured when this card was written.", ""]),
+        "## How",
+        "",
+    ]
     doors = family.defaults.doors if family else "the weights where prompts enter"
     for number, entry in enumerate(entries, 1):
         made = entry["versions"]
@@ -103,16 +139,14 @@ def model_card(
             f"{made['torch']}: {entry['seconds']:.0f} s, {entry['peak_memory_bytes'] / 1e9:.1f} GB of memory."
             f" {METHODS[entry['edit']].format(doors=doors)}",
             "",
-            *_table("setting", {**entry["settings"], **{f"seed {k}": v for k, v in entry["seeds"].items()}}),
+            *_verdicts(entry["figures"].get("verdicts")),
+            *_folded(
+                "Settings", {**entry["settings"], **{f"seed {k}": v for k, v in entry["seeds"].items()}}
+            ),
+            *_folded("Figures of the edit", {k: v for k, v in entry["figures"].items() if k != "verdicts"}),
         ]
-    lines += ["## What was measured", ""]
-    for entry in entries:
-        lines += [f"When `trce {entry['edit']}` was run:", "", *_table("figure", entry["figures"])]
     lines += [
-        "## Limits and licence",
-        "",
-        "Erasing lowers how often a concept is drawn; it does not make it impossible, least of all against "
-        "prompts or fine-tuning made for that purpose. Measure it on your own prompts before you rely on it.",
+        "## Licence",
         "",
         _licence(source),
         "",
@@ -127,29 +161,80 @@ def erased_names(entries: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(dict.fromkeys(preset["name"] for entry in entries for preset in entry["presets"]))
 
 
-def loading(dtype: str, variant: str | None) -> list[str]:
-    """The lines of code that load a diffusers folder with weights of this dtype, by the format's name.
+def loading_lines(loading: Loading, original: str, family: "Family | None") -> list[str]:
+    """How each form of an edit is loaded, in Markdown.
 
     The dtype is named, since without it diffusers converts every part to float32.
     """
-    torch_dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(dtype, "bfloat16")
-    more = f', variant="{variant}"' if variant else ""
-    return [
-        "import torch",
-        "from diffusers import DiffusionPipeline",
-        "",
-        f"dtype = torch.{torch_dtype}",
-        f'pipe = DiffusionPipeline.from_pretrained("path/to/this/folder", torch_dtype=dtype{more})',
-    ]
+    dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(loading.dtype, "bfloat16")
+    variant = f', variant="{loading.variant}"' if loading.variant else ""
+    place, files = loading.place, loading.files
+    start = ["```python", "import torch"]
+    fetch = ["from huggingface_hub import hf_hub_download", ""] if place != FOLDER else [""]
+    lines: list[str] = []
+
+    def whole(folder: str, variant: str = "") -> list[str]:
+        return [
+            "from diffusers import DiffusionPipeline",
+            "",
+            f"dtype = torch.{dtype}",
+            f'pipe = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=dtype{variant})',
+        ]
+
+    def path(name: str) -> str:
+        return f'hf_hub_download("{place}", "{name}")' if place != FOLDER else f'"{name}"'
+
+    if not files.keys() - {"lora", "map"} and files:
+        lines += ["The original is loaded, and this beside it.", ""]
+    if not files or "diffusers" in files:
+        lines += [*start, *whole(place, variant), "```", ""]
+    if name := files.get("single-file"):
+        if pipeline := family.defaults.whole_file if family else None:
+            load = f"pipe = {pipeline}.from_single_file({path(name)}, torch_dtype=torch.{dtype})"
+            lines += [*start, f"from diffusers import {pipeline}", *fetch, load, "```", ""]
+        else:
+            lines += [f"`{name}` has the layout of the original's file, and is loaded in its place.", ""]
+    if name := files.get("lora"):
+        load = f'pipe.load_lora_weights("{place}", weight_name="{name}")'
+        lines += [*start, *whole(original), load, "```", ""]
+    if name := files.get("map"):
+        lines += [
+            *start,
+            "import trce_cli",
+            *fetch[:-1],
+            *whole(original),
+            f"trce_cli.load_map({path(name)}).apply_to(pipe)",
+            "```",
+            "",
+        ]
+    return lines
+
+
+def _verdicts(told: Any) -> list[str]:
+    """What the guards' figures mean, a sentence each."""
+    if not isinstance(told, Mapping):
+        return []
+    judged = [each for each in told.values() if isinstance(each, Mapping) and "sentence" in each]
+    return [*(f"    - {str(each['verdict']).capitalize()}: {each['sentence']}" for each in judged), ""]
+
+
+def _folded(what: str, values: Mapping[str, Any]) -> list[str]:
+    """A table that a reader opens."""
+    rows = _table(what, values)
+    return [f"<details><summary>{what}</summary>", "", *rows, "</details>", ""] if rows else []
 
 
 def _licence(source: Mapping[str, Any]) -> str:
     licence = source.get("license_name") or source.get("license")
+    link = f" ({source['license_link']})" if source.get("license_link") else ""
     if not licence:
-        return "The licence of the original applies to this copy; its card does not name it."
+        return (
+            "The licence and the use restrictions of the original apply to this copy. Which they are is not "
+            "known here: its card does not name them. Look them up before you use it or pass it on."
+        )
     return (
         f"The licence of the original, {licence}, applies to this copy, and so do its use restrictions, "
-        "which have to be passed on with it."
+        f"which have to be passed on with it{link}."
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.checkpoint.bases import public_name
-from trce_cli.checkpoint.card import erased_names, model_card, source_card
+from trce_cli.checkpoint.card import FOLDER, Loading, Measured, erased_names, model_card, source_card
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json, validated
 from trce_cli.system.machine import __version__, peak_memory_bytes, versions
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trce_cli.prompts.presets import Preset
 
 SCHEMA = 1
-NAME = "trce.json"
+NAME, CARD = "trce.json", "README.md"
 
 _Text = Annotated[str, Field(max_length=10_000)]
 
@@ -167,13 +167,35 @@ def history_text(entries: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(table, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def provenance_files(checkpoint: "Checkpoint", entry: Mapping[str, Any]) -> dict[str, bytes]:
-    """`trce.json` and `README.md` of the checkpoint with one more edit, as `write_patched` takes them."""
+def provenance_files(
+    checkpoint: "Checkpoint",
+    entry: Mapping[str, Any],
+    place: str = FOLDER,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, bytes]:
+    """`trce.json` and `README.md` of the checkpoint with one more edit, as `write_patched` takes them.
+
+    place, files: where it will be and what will be there, see `Loading`.
+    """
     entries = [*history(checkpoint), _finite(entry)]
+    card = model_card(entries, source_card(checkpoint), _loading(checkpoint, place, files))
+    return {NAME: history_text(entries).encode(), CARD: card.encode()}
+
+
+def card_of(checkpoint: "Checkpoint", measured: Measured) -> str:
+    """The model card of an edited checkpoint with what an evaluation measured; BadInput without history."""
+    if not (entries := history(checkpoint)):
+        raise BadInput(
+            f"{checkpoint.name} has no {NAME}: what was done to it is not known.",
+            "Give the checkpoint that `trce map`, `steer` or `apply` wrote.",
+        )
+    files = {"single-file": checkpoint.path.name} if checkpoint.path.is_file() else {}
+    return model_card(entries, source_card(checkpoint), _loading(checkpoint, FOLDER, files), measured)
+
+
+def _loading(checkpoint: "Checkpoint", place: str, files: Mapping[str, str] | None) -> Loading:
     label = checkpoint.denoiser[0].label if checkpoint.path.is_dir() else "plain"
-    variant = None if label == "plain" else label
-    card = model_card(entries, source_card(checkpoint), checkpoint.dtype, variant)
-    return {NAME: history_text(entries).encode(), "README.md": card.encode()}
+    return Loading(checkpoint.dtype, None if label == "plain" else label, place, files or {})
 
 
 def single_file_metadata(checkpoint: "Checkpoint", files: Mapping[str, bytes]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`trce apply`: maps and LoRAs on any checkpoint of the same text encoder."""
 
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import Field
 
+from trce_cli.cli.console import Console
 from trce_cli.cli.options import (
     Answer,
     CheckpointName,
@@ -14,6 +16,7 @@ from trce_cli.cli.options import (
     Force,
     Opening,
     Output,
+    Publishing,
     Writing,
     files_read,
     with_options,
@@ -55,6 +58,7 @@ def apply(
     output: Output,
     fitting: Fitting,
     writing: Writing,
+    publishing: Publishing,
     opening: Opening,
     answer: Answer,
     force: Force = False,
@@ -78,6 +82,7 @@ def apply(
     source = opening.open(checkpoint)
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read([], *edits, opening.config))
+    publishing.check()
     text_encoder = source.text_encoder_hash()
     fits = [check_fits(edit, source, text_encoder, fitting.allow_other_text_encoder) for edit in opened]
     combined, text_map = combine(opened, source, fitting.strength)
@@ -87,9 +92,8 @@ def apply(
     for name in carried(source, edits, opened):
         console.warn(f"{source.name} carries {name} already, which is put on it once more.")
     if dry_run:
-        show_plan(
-            console, output, plan_copy(source, outputs), lambda: copy_seconds(source, outputs, combined)
-        )
+        seconds_of = partial(copy_seconds, source, outputs, combined)
+        show_plan(console, output, plan_copy(source, outputs), seconds_of)
         return
     figures: dict[str, Any] = {}
     with console.progress() as progress:
@@ -97,14 +101,19 @@ def apply(
             figures = measure(source, combined, concept_pairs(history), progress.task)
         hashes = hash_original(source, progress, text_encoder)
     if not all(fits):
-        console.show(_guard_table(figures))
-        show_verdicts(console, figures)
-        console.warn(f"{source.name} has another text encoder than the edit was made for.")
+        _show_guards(console, source.name, figures)
     seconds = perf_counter() - start
     entry = record_apply(source, edits, opened, fitting.strength, figures, seconds, hashes)
     made = Made(source.family, text_encoder, (*history, entry))
     lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
-    show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start)
+    push = partial(publishing.push, console, source, outputs, entry)
+    show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start, push)
+
+
+def _show_guards(console: Console, name: str, figures: dict[str, Any]) -> None:
+    console.show(_guard_table(figures))
+    show_verdicts(console, figures)
+    console.warn(f"{name} has another text encoder than the edit was made for.")
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":

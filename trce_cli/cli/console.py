@@ -143,6 +143,11 @@ class Console:
         self.json = json
         self.quiet = quiet
 
+    @property
+    def has_bars(self) -> bool:
+        """Whether progress is drawn, and not told in lines."""
+        return not self.quiet and sys.stderr.isatty()
+
     def note(self, text: str) -> None:
         """A line on stderr on what is done or worth knowing; silent with `quiet`."""
         if not self.quiet:
@@ -180,7 +185,7 @@ class Console:
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """How far it is, on stderr while the block runs: bars on a terminal, else now and then a line."""
-        if self.quiet or not sys.stderr.isatty():
+        if not self.has_bars:
             yield Progress(Silence() if self.quiet else Lines(self.note))
             return
         with bars(_rich(sys.stderr)) as shown:

@@ -17,6 +17,7 @@ from trce_cli.cli.options import (
     Opening,
     Output,
     Presets,
+    Publishing,
     Writing,
     files_read,
     with_options,
@@ -66,6 +67,7 @@ def map_(
     captions: Captions,
     guarding: Guarding,
     writing: Writing,
+    publishing: Publishing,
     opening: Opening,
     answer: Answer,
     force: Force = False,
@@ -91,6 +93,7 @@ def map_(
     settings, remarks = choose_map_settings(given | {"without": without}, chosen, source.family)
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read(presets, captions.prior, opening.config))
+    publishing.check()
     benign = choose_prior(source, captions.prior, console.note)
     for name in erased_before(source, chosen):
         console.warn(f"{source.name} has been without {name} already, which is erased from it once more.")
@@ -119,7 +122,8 @@ def map_(
     edit = erasure.map(solution, perf_counter() - start, hashes)
     lora = write(console, Edited(source, edit.weight_edits(source), edit.made, edit), outputs)
     entry, seconds = edit.made.history[-1], perf_counter() - start
-    show_written(console, output, outputs, source.name, entry, lora, seconds)
+    push = partial(publishing.push, console, source, outputs, entry)
+    show_written(console, output, outputs, source.name, entry, lora, seconds, push)
 
 
 def _seconds(source: Any, planned: dict[str, Any], benign: Any, outputs: Any, encoding: Encoding) -> float:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from trce_cli.checkpoint.checkpoint import Checkpoint
+    from trce_cli.checkpoint.push import Target
     from trce_cli.edits.outputs import Outputs
     from trce_cli.prompts.presets import Preset
 
@@ -263,6 +264,48 @@ class Writing(Settings):
         return choose_outputs(
             checkpoint, output, self.forms, self.rank, self.energy, self.edit_dtype, force, self.link
         )
+
+
+class Publishing(Settings):
+    """Whether what is written goes to the hub as well."""
+
+    push_to_hub: Annotated[str | None, Flag(metavar="OWNER/NAME")] = Field(
+        None,
+        description="Once it is whole on disk, push it to a new repository of the hub, with its model "
+        "card. The token is HF_TOKEN, or that of `hf auth login`.",
+    )
+    public: bool = Field(
+        False, description="With --push-to-hub: a repository that everybody sees; else it is private."
+    )
+
+    def check(self) -> None:
+        """Raise BadInput where nothing could be pushed; before any work."""
+        if self.push_to_hub is not None:
+            self._target(self.push_to_hub).check()
+        elif self.public:
+            raise BadInput("--public is for --push-to-hub, which is not given.")
+
+    def push(
+        self, console: Console, checkpoint: "Checkpoint", outputs: "Outputs", entry: Mapping[str, Any]
+    ) -> str | None:
+        """Push what was written, with trce.json and a model card; the repository's address."""
+        if self.push_to_hub is None:
+            return None
+        from trce_cli.edits.outputs import published
+
+        files = published(checkpoint, outputs, entry, self.push_to_hub)
+        console.note(f"Pushing {len(files)} files to {self.push_to_hub}.")
+        beside = next(path for _, path in outputs.forms)
+        message = f"trce {entry['edit']}"
+        url = self._target(self.push_to_hub).push(files, message, beside, console.has_bars)
+        seen = "everybody sees it" if self.public else "only you see it"
+        console.note(f"Pushed to {url}: {seen}.")
+        return url
+
+    def _target(self, name: str) -> "Target":
+        from trce_cli.checkpoint.push import Target
+
+        return Target(name, self.public)
 
 
 class Computing(Settings):

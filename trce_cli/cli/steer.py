@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from trce_cli.cli.options import (
     Opening,
     Output,
     Presets,
+    Publishing,
     Writing,
     files_read,
     goes_on,
@@ -63,6 +65,7 @@ def steer(
     running: Running,
     computing: Computing,
     writing: Writing,
+    publishing: Publishing,
     opening: Opening,
     answer: Answer,
     teacher: Original = None,
@@ -98,6 +101,7 @@ def steer(
     if main:
         if not dry_run:
             outputs = tidy(output, outputs)
+        publishing.check()
         outputs.check(source, files_read(presets, original.checkpoint.path, opening.config))
     for name in other_presets(source, chosen):
         console.warn(f"Stage 1 of {source.name} did not erase {name}, which stage 2 steers away from alone.")
@@ -117,7 +121,8 @@ def steer(
             outputs=outputs, teacher_hashes=original.hashes, task=progress.task, **running.arguments(),
         )  # fmt: skip
     if main:
-        _show(console, output, outputs, original.checkpoint.name, entry)
+        push = partial(publishing.push, console, source, outputs, _made(entry))
+        _show(console, output, outputs, original.checkpoint.name, entry, push)
 
 
 @contextmanager
@@ -137,12 +142,24 @@ def _tracked(
         accelerator.end_training()
 
 
-def _show(console: Console, output: Path, outputs: "Outputs", original: str, entry: dict[str, Any]) -> None:
+def _made(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the history says, without what is told of a LoRA that was written."""
+    return {key: value for key, value in entry.items() if key != "lora"}
+
+
+def _show(
+    console: Console,
+    output: Path,
+    outputs: "Outputs",
+    original: str,
+    entry: dict[str, Any],
+    push: Callable[[], str | None],
+) -> None:
     console.show(_guard_table(entry["figures"]))
     moved = entry["figures"]["unsafe"]
     if moved["prompt_after"] <= moved["prompt_before"]:
         console.warn("On held-out states the predictions did not move toward the safe concepts.")
-    show_written(console, output, outputs, original, entry, entry.get("lora", {}), entry["seconds"])
+    show_written(console, output, outputs, original, entry, entry.get("lora", {}), entry["seconds"], push)
 
 
 def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:

@@ -1,7 +1,7 @@
 """What the commands that write an edit have in common: hashing the original, writing, and telling of it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +68,23 @@ def show_written(
     entry: Mapping[str, Any],
     lora: Mapping[str, Any],
     seconds: float,
+    push: Callable[[], str | None],
 ) -> None:
     """Tell where the edit is, and the command that comes next.
 
     original: the checkpoint to compare with. entry: what the edit's history says of it. lora: the figures of
-    the LoRA, where one was written.
+    the LoRA, where one was written. push: takes it to the hub, where that is asked for.
     """
     from trce_cli.edits.outputs import lora_lines
 
     for line in lora_lines(lora) if lora else []:
         console.note(line)
     console.note(f"Wrote {', '.join(map(str, outputs.paths.values()))} in {seconds:.1f} s.")
+    url = push()
     console.note(_next_command(outputs, original))
     result = {"output": output, "outputs": dict(outputs.paths), **entry}
-    console.result(result | ({"lora": lora} if lora else {}))
+    result |= {"lora": lora} if lora else {}
+    console.result(result | ({"pushed_to": url} if url else {}))
 
 
 def _next_command(outputs: "Outputs", original: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.checks import check_weights
 from trce_cli.checkpoint.copy import check_output
+from trce_cli.checkpoint.provenance import CARD, provenance_files
+from trce_cli.checkpoint.push import handed_out
 from trce_cli.edits.edit import EDIT_DTYPES
 from trce_cli.edits.forms import FORMS, Edited, Form, How
 from trce_cli.errors import BadInput
@@ -113,6 +115,23 @@ def write_outputs(edited: Edited, outputs: Outputs, report: Report = no_report) 
     for form, path in outputs.forms:
         figures |= form.write(edited, path, outputs.how, report)
     return figures
+
+
+def published(
+    checkpoint: Checkpoint, outputs: Outputs, entry: Mapping[str, Any], place: str
+) -> dict[str, Path | bytes]:
+    """What of the outputs is handed out, a name there -> a file or its content, with a card for that place.
+
+    entry: what the edit's history says of it.
+    """
+    files: dict[str, Path | bytes] = {}
+    for form, path in outputs.forms:
+        files |= handed_out(path) if form.folder else {path.name: path}
+    names = {form.name: path.name for form, path in outputs.forms}
+    if list(names) == ["diffusers"]:
+        names = {}
+    made: dict[str, Path | bytes] = {**provenance_files(checkpoint, entry, place, names)}
+    return made | files | {CARD: made[CARD]}
 
 
 def total_bytes(checkpoint: Checkpoint, outputs: Outputs) -> int:

@@ -157,7 +157,7 @@ class Defaults:
 
     slots: the slots that are mapped, with their weights; guards measure at these. kohya: the base model as a
     LoRA's metadata names it, `ss_base_model_version`. tags, doors: what model cards are tagged with, and
-    call the doors.
+    call the doors. whole_file: the class of diffusers that loads a single file with all parts, if any.
     """
 
     guidance: float
@@ -165,6 +165,7 @@ class Defaults:
     kohya: str
     tags: tuple[str, ...]
     doors: str
+    whole_file: str | None = None
 
 
 class Slot(NamedTuple):

@@ -373,7 +373,9 @@ SD1 = StableDiffusion(
     ),
     linear=False,
     pooled=False,
-    defaults=Defaults(7.5, _SLOTS, "sd_v1", _TAGS, _DOORS),  # guidance here and below: diffusers' defaults
+    defaults=Defaults(
+        7.5, _SLOTS, "sd_v1", _TAGS, _DOORS, "StableDiffusionPipeline"
+    ),  # guidance here and below: diffusers' defaults
 )
 SD2 = StableDiffusion(
     "sd2",
@@ -382,7 +384,7 @@ SD2 = StableDiffusion(
     (EncoderSpec("text_encoder", "tokenizer", "CLIPTextModel", "last", "cond_stage_model.model.", True),),
     linear=True,
     pooled=False,
-    defaults=Defaults(7.5, _SLOTS, "sd_v2", _TAGS, _DOORS),
+    defaults=Defaults(7.5, _SLOTS, "sd_v2", _TAGS, _DOORS, "StableDiffusionPipeline"),
 )
 SDXL = StableDiffusion(
     "sdxl",
@@ -408,5 +410,5 @@ SDXL = StableDiffusion(
     ),
     linear=None,
     pooled=True,
-    defaults=Defaults(5.0, _SLOTS, "sdxl_base_v1-0", _TAGS, _DOORS),
+    defaults=Defaults(5.0, _SLOTS, "sdxl_base_v1-0", _TAGS, _DOORS, "StableDiffusionXLPipeline"),
 )
