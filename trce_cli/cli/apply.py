@@ -106,8 +106,8 @@ def apply(
     entry = record_apply(source, edits, opened, fitting.strength, figures, seconds, hashes)
     made = Made(source.family, text_encoder, (*history, entry))
     lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
-    push = partial(publishing.push, console, source, outputs, entry)
-    show_written(console, output, outputs, source.name, entry, lora, perf_counter() - start, push)
+    took = perf_counter() - start
+    show_written(console, output, outputs, source.name, entry, lora, took, publishing, source)
 
 
 def _show_guards(console: Console, name: str, figures: dict[str, Any]) -> None:

@@ -85,8 +85,7 @@ def map_(
     from trce_cli.erase.map_plan import plan
     from trce_cli.erase.prior import choose_prior
 
-    start = perf_counter()
-    console = answer.console()
+    start, console = perf_counter(), answer.console()
     chosen = load_presets(presets)
     source = opening.open(checkpoint)
     without = tuple(name for name, mapped in streams.items() if not mapped)
@@ -122,8 +121,7 @@ def map_(
     edit = erasure.map(solution, perf_counter() - start, hashes)
     lora = write(console, Edited(source, edit.weight_edits(source), edit.made, edit), outputs)
     entry, seconds = edit.made.history[-1], perf_counter() - start
-    push = partial(publishing.push, console, source, outputs, entry)
-    show_written(console, output, outputs, source.name, entry, lora, seconds, push)
+    show_written(console, output, outputs, source.name, entry, lora, seconds, publishing, source)
 
 
 def _seconds(source: Any, planned: dict[str, Any], benign: Any, outputs: Any, encoding: Encoding) -> float:

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from rich.table import Table
 
+    from trce_cli.checkpoint.checkpoint import Checkpoint
     from trce_cli.edits.outputs import Outputs
 
 
@@ -121,8 +121,7 @@ def steer(
             outputs=outputs, teacher_hashes=original.hashes, task=progress.task, **running.arguments(),
         )  # fmt: skip
     if main:
-        push = partial(publishing.push, console, source, outputs, _made(entry))
-        _show(console, output, outputs, original.checkpoint.name, entry, push)
+        _show(console, output, outputs, original.checkpoint.name, entry, publishing, source)
 
 
 @contextmanager
@@ -142,24 +141,22 @@ def _tracked(
         accelerator.end_training()
 
 
-def _made(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the history says, without what is told of a LoRA that was written."""
-    return {key: value for key, value in entry.items() if key != "lora"}
-
-
 def _show(
     console: Console,
     output: Path,
     outputs: "Outputs",
     original: str,
     entry: dict[str, Any],
-    push: Callable[[], str | None],
+    publishing: Publishing,
+    source: "Checkpoint",
 ) -> None:
     console.show(_guard_table(entry["figures"]))
     moved = entry["figures"]["unsafe"]
     if moved["prompt_after"] <= moved["prompt_before"]:
         console.warn("On held-out states the predictions did not move toward the safe concepts.")
-    show_written(console, output, outputs, original, entry, entry.get("lora", {}), entry["seconds"], push)
+    show_written(
+        console, output, outputs, original, entry, entry.get("lora", {}), entry["seconds"], publishing, source
+    )
 
 
 def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:

@@ -1,11 +1,12 @@
 """What the commands that write an edit have in common: hashing the original, writing, and telling of it."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.cli.console import Console
+from trce_cli.cli.options import Publishing
 from trce_cli.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,19 +69,21 @@ def show_written(
     entry: Mapping[str, Any],
     lora: Mapping[str, Any],
     seconds: float,
-    push: Callable[[], str | None],
+    publishing: Publishing,
+    source: "Checkpoint",
 ) -> None:
     """Tell where the edit is, and the command that comes next.
 
     original: the checkpoint to compare with. entry: what the edit's history says of it. lora: the figures of
-    the LoRA, where one was written. push: takes it to the hub, where that is asked for.
+    the LoRA, where one was written. publishing: whether it goes to the hub, as an edit of source.
     """
     from trce_cli.edits.outputs import lora_lines
 
     for line in lora_lines(lora) if lora else []:
         console.note(line)
     console.note(f"Wrote {', '.join(map(str, outputs.paths.values()))} in {seconds:.1f} s.")
-    url = push()
+    made = {key: value for key, value in entry.items() if key != "lora"}
+    url = publishing.push(console, source, outputs, made)
     console.note(_next_command(outputs, original))
     result = {"output": output, "outputs": dict(outputs.paths), **entry}
     result |= {"lora": lora} if lora else {}
