@@ -86,8 +86,7 @@ def map_(
     from trce_cli.erase.prior import choose_prior
 
     start, console = perf_counter(), answer.console()
-    chosen = load_presets(presets)
-    source = opening.open(checkpoint)
+    chosen, source = load_presets(presets), opening.open(checkpoint)
     without = tuple(name for name, mapped in streams.items() if not mapped)
     settings, remarks = choose_map_settings(given | {"without": without}, chosen, source.family)
     outputs = writing.outputs(source, output, force)

@@ -81,8 +81,7 @@ def steer(
     steer` spreads it over several processes.
     """
     main = os.environ.get("RANK", "0") == "0"
-    console = answer.console(main)
-    chosen = load_presets(presets)
+    console, chosen = answer.console(main), load_presets(presets)
     recipe, training = choose_steer_settings(given, recommended(chosen, "steer"))
     running.check()
 
@@ -99,8 +98,7 @@ def steer(
     outputs = writing.outputs(source, output, force)
     outputs.refuse(is_map=False)
     if main:
-        if not dry_run:
-            outputs = tidy(output, outputs)
+        outputs = outputs if dry_run else tidy(output, outputs)
         publishing.check()
         outputs.check(source, files_read(presets, original.checkpoint.path, opening.config))
     for name in other_presets(source, chosen):
