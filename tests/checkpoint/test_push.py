@@ -165,7 +165,7 @@ def test_what_does_not_belong_to_it_stays(
     trce: Callable[..., Any], hub: Hub, line: list[Any], tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(line[1], tmp_path / "source"))
-    for name in ("unet/optimizer.bin", "unet/notes.pt", "secret.key", "run.py", ".env"):
+    for name in ("unet/optimizer.bin", "unet/notes.pt", "secret.key", "run.py", ".env", ".keys.json"):
         (source / name).write_bytes(b"not for others")
     assert trce("map", source, *line[2:], "--push-to-hub", "me/erased").status == 0
     assert not any(b"not for others" in content for content in hub.repositories["me/erased"].values())

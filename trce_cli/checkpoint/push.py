@@ -135,7 +135,7 @@ def handed_out(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
-        for name in sorted(names):
+        for name in sorted(each for each in names if not each.startswith(".")):
             path = Path(place, name)
             if path.is_file() and (name.endswith(ENDINGS) or name.startswith(("LICENSE", "NOTICE"))):
                 found[path.relative_to(folder).as_posix()] = path
