@@ -123,6 +123,28 @@ def test_what_a_run_writes(tuned: Path) -> None:
     assert len(list(tuned.rglob("*.png"))) == 1 + 2 * 15
 
 
+def test_trials_shared_by_shards_are_those_of_one_run(tuned: Path, trce: Run, tmp_path: Path) -> None:
+    line = [*ARGUMENTS, *TRIALS, "-o"]
+    assert trce(*line, tmp_path / "b", "--shard", "2/2").status == 0
+    told = trce(*line, tmp_path / "all", "--merge", tmp_path / "b")
+    assert told.status == 2
+    assert "Shards are missing: 1/2." in told.err
+    assert trce(*line, tmp_path / "a", "--shard", "1/2").status == 0
+    assert not (tmp_path / "a" / "tune.json").exists()
+    merge = [tmp_path / "all", "--merge", tmp_path / "b", "--merge", tmp_path / "a"]
+    assert trce(*line, *merge).status == 0
+    one, all_ = (
+        json.loads((folder / "tune.json").read_text("utf-8")) for folder in (tuned, tmp_path / "all")
+    )
+    assert one | {"date": ""} == all_ | {"date": ""}
+    for name in ("trials.csv", "pareto.png"):
+        assert (tuned / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    assert len(list((tmp_path / "all").rglob("*.png"))) == len(list(tuned.rglob("*.png")))
+    told = trce(*ARGUMENTS, "--preserve", "0.2", "-o", *merge)
+    assert told.status == 2
+    assert "is one of other settings" in told.err
+
+
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=np.float64)
 

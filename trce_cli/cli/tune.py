@@ -13,9 +13,11 @@ from trce_cli.cli.options import (
     Opening,
     Output,
     Presets,
+    Sharing,
     check_outside,
     goes_on,
     spelt,
+    told_shard,
     with_options,
 )
 from trce_cli.cli.plans import show_plan
@@ -38,6 +40,7 @@ def tune(
     captions: Captions,
     drawing: Drawing,
     opening: Opening,
+    sharing: Sharing,
     answer: Answer,
     force: ForcePictures = False,
     dry_run: DryRun = False,
@@ -47,7 +50,7 @@ def tune(
     Of the trials that keep as much as the best but for one percentage point or one picture, in all and of
     bystanders alone, the one with the least attack success (prompts that ask for the concept) is chosen, of
     equals the one with the highest lambda. Writes tune.json, trials.csv, pareto.png and the pictures. Started
-    again with the same arguments it goes on where it was.
+    again with the same arguments it goes on where it was; `accelerate launch` and --shard share the trials.
     """
     chosen = load_presets(presets)
 
@@ -57,13 +60,14 @@ def tune(
     from trce_cli.evaluate.tune import Maps
     from trce_cli.evaluate.tune import tune as run
 
-    console = answer.console()
+    share = sharing.share(drawing.device)
+    console = answer.console(share.team.is_main_process)
     original = opening.open(checkpoint)
     settings = tried.settings(chosen, original.family)
     check_outside(output, [original])
     for cut in original.cut(pair_prompts(chosen)):
         console.note(cut)
-    where, benign = drawing.place(), choose_prior(original, captions.prior, console.note)
+    where, benign = drawing.place(share.team), choose_prior(original, captions.prior, console.note)
     arguments = [checkpoint, *spelt({"preset": presets, "prior": captions.prior, **dict(opening)})]
     with console.progress() as progress:
         progress.task("Loading detectors")
@@ -81,8 +85,11 @@ def tune(
             return
         told = run(
             evaluation, Maps(settings, benign, arguments), output, where, drawing.precision(where),
-            force=force, task=progress.task, note=console.note,
+            force=force, work=share, task=progress.task, note=console.note,
         )  # fmt: skip
+    if told is None:
+        told_shard(console, output, share)
+        return
     console.show(trials_table(told))
     console.show(f"{told['chosen']['toml']}\n{told['chosen']['command']}")
     console.note(f"Everything is in {output}: tune.json, trials.csv, pareto.png.")

@@ -35,8 +35,11 @@ from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.suites import Suite
 from trce_cli.system.foreign import read_json, validated
 from trce_cli.system.machine import versions
+from trce_cli.system.paths import matching
+from trce_cli.system.processes import on_main
 from trce_cli.system.progress import Report, Task, no_report, no_task
-from trce_cli.system.shards import ALL, digest
+from trce_cli.system.shards import ALL, begin, complete, digest, finish
+from trce_cli.system.shards import Share as Work
 from trce_cli.system.whole import make_inside, write_bytes, write_json, write_table
 
 SCHEMA = 1
@@ -126,14 +129,17 @@ def tune(
     dtype: str,
     *,
     force: bool = False,
+    work: Work = ALL,
     task: Task = no_task,
     note: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Try each of the settings, choose one, and write `tune.json`, `trials.csv` and `pareto.png`.
 
-    evaluation: of the original against itself, by whose suites maps are judged. Returns what is in
-    `tune.json`. Raises BadInput where the output holds pictures of something else and `force` is not given,
-    and where nothing can tell what was kept; TrceError where no setting gives a map.
+    evaluation: of the original against itself, by whose suites maps are judged. work: which of the trials are
+    made here; a part keeps them in a file of its own. Returns what is in `tune.json`; None in all processes
+    but the main one, and of a part. Raises BadInput where the output holds pictures of something else and
+    `force` is not given, where shards that are to be merged are not whole, and where nothing can tell what
+    was kept; TrceError where no setting gives a map.
     """
     check(evaluation)
     evaluation = replace(evaluation, extractors=())
@@ -146,21 +152,45 @@ def tune(
     told["asked"] = digest(
         [told["detectors"], told["clip"], *(list(map(asdict, each)) for each in plans.values())]
     )
-    folders = {
-        name: ImageFolder(
-            make_inside(output, "images", name),
-            [*records, *(trial.record(each) for trial in trials for each in records)],
-            force,
-        )
-        for name, records in plans.items()
+    run = {
+        "checkpoints": sha256,
+        "prompts, seeds or detectors": told["asked"],
+        "settings": digest([trial.key for trial in trials]),
     }
-    done = finished(output / RESULT, told["asked"])
-    if todo := [trial for trial in trials if trial.key not in done]:
+
+    def open_folders(force: bool = False) -> dict[str, ImageFolder]:
+        return {
+            name: ImageFolder(
+                make_inside(output, "images", name),
+                [*records, *(trial.record(each) for trial in trials for each in records)],
+                force,
+            )
+            for name, records in plans.items()
+        }
+
+    def start() -> None:
+        if work.merged:
+            complete(work.merged, run)
+        begin(output, work, run, force)
+        for name, folder in open_folders(force).items():
+            for other in work.merged:
+                folder.take_over(other / "images" / name)
+
+    on_main(work.team, start)
+    folders = open_folders()
+    places = dict.fromkeys((output, *work.merged))
+    done = all_finished(places, told["asked"])
+    own = [*work.mine(work.of_shard(trials))]
+    if work.merged and (absent := [trial for trial in trials if trial.key not in done]):
+        raise BadInput(
+            f"{len(absent)} trials of the shards are missing or damaged.", "Run the shards again, then merge."
+        )
+    if todo := [trial for trial in own if trial.key not in done]:
         # Of all trials, done or not: what is encoded together decides how it is rounded.
         settings = [trial.settings for trial in trials]
         statistics = Statistics.of(evaluation.original, pairs, maps.prior, settings, device=device, task=task)
         stores = {
-            each.name: ScoreStore(make_inside(output, "scores"), each, ALL.name)
+            each.name: ScoreStore(make_inside(output, "scores"), each, work.name)
             for each in evaluation.detectors
         }
         bench = Bench(evaluation, folders, plans, stores, device)
@@ -176,7 +206,16 @@ def tune(
             except TrceError as error:
                 found["failed"] = error.message
             done[trial.key] = found
-            write_json(output / RESULT, told | {"trials": list(done.values()), "chosen": None})
+            kept = done if work.is_alone else {each.key: done[each.key] for each in own if each.key in done}
+            file = output / (RESULT if work.is_alone else f"tune-{work.name}.json")
+            write_json(file, told | {"trials": list(kept.values()), "chosen": None})
+    work.team.wait_for_everyone()
+    if not work.team.is_main_process:
+        return None
+    if work.is_part:
+        finish(output, work, run)
+        return None
+    done = all_finished(places, told["asked"])
     told["trials"] = [done[trial.key] for trial in trials]
     told["chosen"] = conclude(told["trials"], maps.arguments)
     write(output, told)
@@ -227,6 +266,15 @@ def finished(path: Path, asked: str) -> dict[str, dict[str, Any]]:
     except BadInput:
         return {}
     return {trial["key"]: trial for trial in told["trials"] if found.asked == asked}
+
+
+def all_finished(folders: Iterable[Path], asked: str) -> dict[str, dict[str, Any]]:
+    """The same, of all processes and shards that wrote to these folders."""
+    done: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        for path in (folder / RESULT, *matching(folder, "tune-*.json")):
+            done |= finished(path, asked)
+    return done
 
 
 @dataclass

@@ -98,6 +98,11 @@ class Share:
         return self.shard.count > 1
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no other process works with this one."""
+        return not self.is_part and bool(self.team.num_processes == 1)
+
+    @property
     def name(self) -> str:
         """Of the files that this process alone writes."""
         rank = str(self.team.process_index)
