@@ -1,7 +1,9 @@
 """`trce tune`: which settings are tried, which one is chosen, and what a run leaves behind."""
 
 import csv
+import errno
 import json
+import os
 import shlex
 import shutil
 import tomllib
@@ -22,6 +24,7 @@ from trce_cli.evaluate.tune import finished
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.record import ImageRecord, read_image
+from trce_cli.system.whole import whole
 
 Run = Callable[..., Any]
 EOT, PADDED = (0.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.05, 0.0)
@@ -227,6 +230,26 @@ def test_a_record_that_says_too_little_is_not_taken_over(tuned: Path, tmp_path: 
         path = tmp_path / "tune.json"
         path.write_text(json.dumps(told | {"trials": [first, *told["trials"][1:]]}))
         assert finished(path, told["asked"]) == {}
+
+
+def test_a_disk_that_refuses_a_picture_is_no_failure_of_the_settings(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trce: Run
+) -> None:
+    output = Path(shutil.copytree(tuned, tmp_path / "out"))
+    (output / "tune.json").unlink()
+    drawn = next(output.glob("images/*/0001-seed*-original.png"))
+    next(path for path in drawn.parent.iterdir() if path.name.startswith("0001-") and path != drawn).unlink()
+
+    def full(folder: ImageFolder, record: ImageRecord, image: Image.Image) -> None:
+        with whole(folder.path / record.file):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ImageFolder, "add", full)
+    told = trce(*ARGUMENTS, *TRIALS, "-o", output)
+    assert (told.status, "No space left" in told.err) == (1, True), told.err
+    assert "Cannot write" not in (
+        (output / "tune.json").read_text() if (output / "tune.json").exists() else ""
+    )
 
 
 def test_pictures_of_other_settings_are_refused(tuned: Path, trce: Run) -> None:

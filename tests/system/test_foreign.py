@@ -94,11 +94,16 @@ def test_a_model_says_which_key_is_wrong() -> None:
     class Size(BaseModel):
         width: int = Field(gt=0, le=100)
 
+    class Sizes(BaseModel):
+        size: Annotated[int, Field(le=9)] | list[Annotated[int, Field(le=9)]]
+
     assert validated(Size, {"width": 3}, "x").width == 3
     with pytest.raises(BadInput, match=r"^x cannot be read: width must be at most 100, not 1000000000\.$"):
         validated(Size, {"width": 10**9}, "x")
     with pytest.raises(BadInput, match=r"^x cannot be read: it must be a table, not \[\]\.$"):
         validated(Size, [], "x")
+    with pytest.raises(BadInput, match=r"^x cannot be read: size must be at most 9, not 10\.$"):
+        validated(Sizes, {"size": 10}, "x")
     with pytest.raises(BadInput, match=r"^x cannot be read: width is missing\.$"):
         validated(Size, {}, "x")
 

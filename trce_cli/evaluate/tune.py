@@ -204,6 +204,8 @@ def tune(
             except BadInput:  # of the checkpoint, whatever the settings
                 raise
             except TrceError as error:
+                if isinstance(error.__cause__, OSError):  # the disk's, which says nothing of the settings
+                    raise
                 found["failed"] = error.message
             done[trial.key] = found
             kept = done if work.is_alone else {each.key: done[each.key] for each in own if each.key in done}

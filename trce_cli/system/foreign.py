@@ -7,6 +7,7 @@ cannot be written again. What is wrong is told as BadInput in one sentence.
 
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ SMALL: Final = 16 << 20  # bytes of a file that is read whole, unless its kind h
 DEPTH: Final = 64  # of tables and lists in each other
 _DEEP: Final = f"it is nested too deeply, more than {DEPTH} times"
 LARGEST: Final = 1e300  # a number beyond is no size, seed or weight of anything
+
+_TYPE: Final = re.compile(r"(constrained-)?(int|float|str|bool|list|dict|tuple|none)(\[.*\])?")
 
 M = TypeVar("M")
 
@@ -152,7 +155,9 @@ def validated(model: type[M], value: Any, where: str, hint: str | None = None) -
         return TypeAdapter(model).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))[:100]
+        # Where a value may be of several types pydantic names the one that it tried last as if it were a key.
+        parts = [part for part in map(str, first["loc"]) if not _TYPE.fullmatch(part)]
+        key = ".".join(parts)[:100]
         raise BadInput(f"{where} cannot be read: {key or 'it'} {what_is_wrong(first)}.", hint) from None
 
 
