@@ -66,19 +66,10 @@ class Loading:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What an evaluation adds to a card: front matter, and the lines of its section."""
-
-    front: Mapping[str, Any]
-    lines: Sequence[str]
-
-
 def model_card(
     entries: Sequence[Mapping[str, Any]],
     source: Mapping[str, Any],
     loading: Loading | None = None,
-    measured: Measured | None = None,
 ) -> str:
     """The model card of an edit: front matter, what was erased and what not, how, and what was measured.
 
@@ -98,7 +89,6 @@ def model_card(
     front |= {key: source[key] for key in ("license", "license_name", "license_link") if source.get(key)}
     tags = family.defaults.tags if family else ()
     front["tags"] = ["text-to-image", *tags, "concept-erasure", "safety", "trce"]
-    front |= measured.front if measured else {}
     name = Path(base).name if os.path.isabs(base) else base  # no folders of this machine
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
     erased = erased_names(entries)
@@ -127,7 +117,8 @@ def model_card(
         "Erasing lowers how often a concept is drawn; it does not make it impossible, least of all against "
         "prompts or fine-tuning made for that purpose. Measure it on your own prompts before you rely on it.",
         "",
-        *(measured.lines if measured else ["How often was not measured when this card was written.", ""]),
+        "How often was not measured when this card was written.",
+        "",
         "## How",
         "",
     ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.checkpoint.bases import public_name
-from trce_cli.checkpoint.card import FOLDER, Loading, Measured, erased_names, model_card, source_card
+from trce_cli.checkpoint.card import FOLDER, Loading, erased_names, model_card, source_card
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json, validated
 from trce_cli.system.machine import __version__, peak_memory_bytes, versions
@@ -180,17 +180,6 @@ def provenance_files(
     entries = [*history(checkpoint), _finite(entry)]
     card = model_card(entries, source_card(checkpoint), _loading(checkpoint, place, files))
     return {NAME: history_text(entries).encode(), CARD: card.encode()}
-
-
-def card_of(checkpoint: "Checkpoint", measured: Measured) -> str:
-    """The model card of an edited checkpoint with what an evaluation measured; BadInput without history."""
-    if not (entries := history(checkpoint)):
-        raise BadInput(
-            f"{checkpoint.name} has no {NAME}: what was done to it is not known.",
-            "Give the checkpoint that `trce map`, `steer` or `apply` wrote.",
-        )
-    files = {"single-file": checkpoint.path.name} if checkpoint.path.is_file() else {}
-    return model_card(entries, source_card(checkpoint), _loading(checkpoint, FOLDER, files), measured)
 
 
 def _loading(checkpoint: "Checkpoint", place: str, files: Mapping[str, str] | None) -> Loading:
