@@ -199,8 +199,10 @@ def test_single_files_that_do_not_fit_their_config_are_refused(tiny_sd1: Path, t
     config = json.loads((wide / "vae/config.json").read_text())
     (wide / "vae/config.json").write_text(json.dumps({**config, "block_out_channels": [8, 16]}))
     bias = "first_stage_model.decoder.conv_out.bias"
+    bare = Path(shutil.copytree(tiny_sd1, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")))
+    without_vae = {key: value for key, value in whole.items() if not key.startswith("first_stage")}
     cases = [
-        ({key: value for key, value in whole.items() if not key.startswith("first_stage")}, "holds no VAE"),
+        (without_vae, "holds no VAE"),  # else that of the folder is taken
         (
             {key: value for key, value in whole.items() if key != bias},
             "lacks the weight decoder.conv_out.bias",
@@ -212,7 +214,8 @@ def test_single_files_that_do_not_fit_their_config_are_refused(tiny_sd1: Path, t
     for number, (state, says) in enumerate(cases):
         path = tmp_path / f"{number}.safetensors"
         save_file(state, path)
-        checkpoint = open_checkpoint(str(path), config=wide if state is whole else tiny_sd1)
+        config = wide if state is whole else bare if state is without_vae else tiny_sd1
+        checkpoint = open_checkpoint(str(path), config=config)
         with pytest.raises(BadInput) as caught:
             load_pipeline(checkpoint, CPU, torch.float32)
         assert says in caught.value.message
