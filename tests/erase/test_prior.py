@@ -20,7 +20,7 @@ def test_prior_of_a_file_keeps_duplicates_and_drops_canaries_that_it_holds(
         f'id,caption\n1,"a dog,\non a chair"\n2,a dog\n3,a dog\n4,{canary.upper()!r}\n'.replace("'", '"')
     )
     chosen = prior.choose_prior(open_checkpoint(str(tiny_sd1)), file)
-    assert chosen.source == str(file)
+    assert chosen.source == file.name  # no folder of this machine
     assert chosen.captions == ("a dog,\non a chair", "a dog", "a dog", canary.upper())
     assert len(chosen.canaries) == 199
     assert canary not in chosen.canaries
