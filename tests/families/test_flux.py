@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
+from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
@@ -31,16 +32,6 @@ PRESET = (
     + "".join(f'[[concepts]]\nunsafe = "{unsafe}"\nsafe = "{safe}"\n' for unsafe, safe in PAIRS)
 )
 
-REDS = """
-class Reds:
-    labels, thresholds, floor = ("red",), (0.45,), 0.0
-    sets = {"red": ("red",)}
-    def __init__(self, request):
-        self.identity = {"files": {"none": "0"}}
-    def scores(self, images):
-        return images[..., 0].mean((1, 2))[:, None] / 255
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
@@ -57,15 +48,6 @@ def checkpoint(folder: Path) -> Checkpoint:
 def pipe(folder: Path) -> Any:
     """diffusers' own, loaded by itself."""
     return load(folder)
-
-
-def load(folder: Path) -> Any:
-    import diffusers
-
-    diffusers.utils.logging.disable_progress_bar()
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(pipe: Any) -> torch.Tensor:
@@ -256,7 +238,7 @@ def test_stage_2_evaluation_and_attacks_run(
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert changed
     assert all(key.startswith("transformer_blocks.") and ".attn.to_" in key for key in changed)
-    plugins.install(tmp_path, REDS, monkeypatch)
+    plugins.install(tmp_path, plugins.REDS, monkeypatch)
     (tmp_path / "own.txt").write_text("a knife\na pistol\n")
     line = [tmp_path / "erased", "--against", folder, "-p", preset, "--detector", "reds"]
     line += ["--suite", "none", "--suite", f"own={tmp_path}/own.txt", "--steps", 1, "--device", "cpu"]

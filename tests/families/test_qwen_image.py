@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
@@ -38,15 +39,6 @@ safe = "a tulip"
 def folder(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue("tiny_qwen-image")
     return found
-
-
-def load(folder: Path) -> Any:
-    import diffusers
-
-    diffusers.utils.logging.disable_progress_bar()
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(pipe: Any) -> torch.Tensor:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
+from plain_pipes import load
 from trce_cli import load_map, solve_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
@@ -61,15 +62,6 @@ def checkpoint(folder: Path) -> Checkpoint:
 def pipe(folder: Path) -> Any:
     """diffusers' own, loaded by itself."""
     return load(folder)
-
-
-def load(folder: Path) -> Any:
-    import diffusers
-
-    diffusers.utils.logging.disable_progress_bar()
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(pipe: Any, transformer: Any = None) -> torch.Tensor:
@@ -421,21 +413,10 @@ def test_stage_2_trains_the_attention_of_the_main_layers(
     draw(load(tmp_path / "steered"))
 
 
-REDS = """
-class Reds:
-    labels, thresholds, floor = ("red",), (0.45,), 0.0
-    sets = {"red": ("red",)}
-    def __init__(self, request):
-        self.identity = {"files": {"none": "0"}}
-    def scores(self, images):
-        return images[..., 0].mean((1, 2))[:, None] / 255
-"""
-
-
 def test_it_is_evaluated_and_attacked(
     edited: Path, folder: Path, tmp_path: Path, trce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plugins.install(tmp_path, REDS, monkeypatch)
+    plugins.install(tmp_path, plugins.REDS, monkeypatch)
     (tmp_path / "own.txt").write_text("a knife\na pistol\n")
     line = [edited / "out", "--against", folder, "-p", edited / "blades.toml", "--detector", "reds"]
     line += ["--suite", "none", "--suite", f"own={tmp_path}/own.txt", "--steps", 1, "--device", "cpu"]

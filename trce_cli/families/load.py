@@ -1,13 +1,13 @@
 """Weights into modules, strictly: nothing is left at random values."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from trce_cli.errors import BadInput, refusing
+from trce_cli.errors import BadInput, TrceError, refusing
 from trce_cli.families.base import Shape, Weights
 from trce_cli.system.foreign import check_small
 from trce_cli.system.paths import inside
@@ -41,6 +41,37 @@ def guarded(tokenizer: Any, folder: Path) -> Any:
     told = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     tokenizer.__class__ = type(kind.__name__, (kind,), told)
     return tokenizer
+
+
+def check_embeddings(*embeddings: Tensor) -> None:
+    """Raise TrceError where a text encoder gave NaN or infinite values."""
+    if not all(bool(torch.isfinite(each).all()) for each in embeddings):
+        raise TrceError(
+            "The text encoder gives NaN or infinite embeddings.",
+            "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
+        )
+
+
+def fast_tokenizer(folder: Path) -> Any:
+    """A tokenizer in its fast form that can pad, from local files only; BadInput for any other."""
+    from transformers import AutoTokenizer
+
+    check_files(folder)
+    with refusing(f"The tokenizer in {folder} cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
+        raise BadInput(f"The tokenizer in {folder} has no fast form, or no token to pad with.")
+    return tokenizer
+
+
+def spread(words: Iterable[str], rank: Mapping[str, int], count: int | None) -> list[str]:
+    """In alphabetical order; with `count` up to so many, spread evenly over the words by their rank."""
+    found = sorted(words)
+    if count is None:
+        return found
+    found.sort(key=lambda word: rank[word])
+    step = max(len(found) / count, 1)
+    return [found[int(place * step)] for place in range(min(count, len(found)))]
 
 
 def checked(weights: Weights, part: str, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, Tensor]]:

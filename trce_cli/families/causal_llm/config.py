@@ -8,7 +8,6 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Configs
 from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
-from trce_cli.families.flow import Scheduler
 from trce_cli.system.foreign import validated
 
 Heads = Annotated[int, Field(ge=1, le=1 << 10)]
@@ -48,14 +47,3 @@ def check(config: Configs, spec: LlmSpec) -> None:
     slides = set(found.layer_types or []) - {"full_attention"}
     if (slides or found.use_sliding_window) and (found.sliding_window or 0) < spec.limit:
         raise BadInput(f"{where}: its attention sees fewer tokens than a prompt may have.")
-
-
-def check_parts(config: Configs, transformer: type[BaseModel], autoencoder: type[BaseModel]) -> None:
-    """Raise BadInput where the configuration of a part says what its model does not allow."""
-    models: dict[str, tuple[type[BaseModel], str]] = {
-        "transformer/config.json": (transformer, "denoiser"),
-        "vae/config.json": (autoencoder, "vae"),
-        "scheduler/scheduler_config.json": (Scheduler, "scheduler"),
-    }
-    for place, (model, part) in models.items():
-        validated(model, dict(config[part]), str(config.path / place))

@@ -9,7 +9,7 @@ from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
 from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
-from trce_cli.families.load import check_files, guarded, load_strictly
+from trce_cli.families.load import fast_tokenizer, guarded, load_strictly
 from trce_cli.system.limits import limited
 
 # What a chat template, a program by a stranger, may take for one prompt.
@@ -20,14 +20,8 @@ MAX_TEMPLATE_MEMORY: Final = 1 << 28  # bytes
 def load_tokenizer(weights: Weights, spec: LlmSpec) -> Any:
     """The tokenizer, from local files only; BadInput for a broken one, and for one without a template where
     the family uses the tokenizer's."""
-    from transformers import AutoTokenizer
-
     folder = weights.folder(spec.tokenizer)
-    check_files(folder)
-    with refusing(f"The tokenizer in {folder} cannot be read"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
-        raise BadInput(f"The tokenizer in {folder} has no fast form, or no token to pad with.")
+    tokenizer = fast_tokenizer(folder)
     if spec.template is None and not tokenizer.chat_template:
         raise BadInput(
             f"The tokenizer in {folder} has no chat template, without which no prompt can be put to it.",

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trce_cli.errors import TrceError
 from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
 from trce_cli.families.causal_llm.encoder import LlmEncoder
 from trce_cli.families.causal_llm.load import load_tokenizer
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.causal_llm.tokens import Tokenizer
 from trce_cli.families.causal_llm.words import whole_words
-from trce_cli.families.load import checked
+from trce_cli.families.load import check_embeddings, checked
 from trce_cli.families.prefix_tree import Pack, Token, packs
 from trce_cli.system.progress import Report, no_report
 
@@ -88,11 +87,7 @@ class LlmText:
         """
         for some, states in self._hidden(wanted[CONTEXT]):
             embeddings = self.normed(torch.cat([each.to("cpu", torch.float32) for each in states]))
-            if not bool(torch.isfinite(embeddings).all()):
-                raise TrceError(
-                    "The text encoder gives NaN or infinite embeddings.",
-                    "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
-                )
+            check_embeddings(embeddings)
             starts = accumulate((len(pack.tokens) for pack in some), initial=0)
             rows = {
                 prompt: [start + places[self.spec.dropped + at] for at in wanted[CONTEXT][prompt]]

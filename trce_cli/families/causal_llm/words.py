@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from trce_cli.errors import BadInput
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.causal_llm.tokens import Tokenizer
+from trce_cli.families.load import spread
 
 SPACE: Final = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level tokenizers write a space
 
@@ -117,12 +118,9 @@ def whole_words(tokenizer: Any, count: int | None = None) -> tuple[list[str], Te
     In alphabetical order; with `count` up to so many, spread evenly over the vocabulary, in its order.
     """
     vocabulary = tokenizer.get_vocab()
-    named = {token.removeprefix(SPACE) for token in vocabulary if token.startswith(SPACE)}
-    tried = sorted(word for word in named if word.isascii() and word.isalpha() and word in vocabulary)
-    if count is not None:
-        tried.sort(key=lambda word: vocabulary[f"{SPACE}{word}"])
-        step = max(len(tried) / count, 1)
-        tried = [tried[int(place * step)] for place in range(min(count, len(tried)))]
+    rank = {token.removeprefix(SPACE): row for token, row in vocabulary.items() if token.startswith(SPACE)}
+    usable = (word for word in rank if word.isascii() and word.isalpha() and word in vocabulary)
+    tried = spread(usable, rank, count)
     texts = [*tried, *(f" {word}" for word in tried)]
     read = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     words = [

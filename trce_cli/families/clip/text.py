@@ -7,13 +7,13 @@ from typing import Final
 
 import torch
 
-from trce_cli.errors import TrceError
 from trce_cli.families.base import Batch, Slot, States, Wanted, Weights
 from trce_cli.families.clip.encoder import ClipEncoder
 from trce_cli.families.clip.load import load_tokenizers
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.tokens import Tokenizers
 from trce_cli.families.clip.words import whole_words
+from trce_cli.families.load import check_embeddings
 from trce_cli.families.prefix_tree import Pack, packs
 from trce_cli.system.progress import Report, no_report
 
@@ -130,11 +130,7 @@ class ClipText:
                 places = {prompt: [place] for place, prompt in enumerate(eots)}
                 found[POOLED] = States(projected.to("cpu", torch.float32), places)
         found[CONTEXT] = States(torch.cat(parts, dim=-1), rows.get(CONTEXT, {}))
-        if not all(bool(torch.isfinite(each.embeddings).all()) for each in found.values()):
-            raise TrceError(
-                "The text encoder gives NaN or infinite embeddings.",
-                "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
-            )
+        check_embeddings(*(each.embeddings for each in found.values()))
         return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from trce_cli.errors import BadInput
 from trce_cli.families.clip.models import ClipModels
 from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.load import spread
 
 
 class ClipWords(ClipModels):
@@ -77,12 +78,9 @@ def whole_words(tokenizers: Sequence[Any], count: int | None = None) -> tuple[li
     In alphabetical order; with `count` up to so many, spread evenly over the first vocabulary, in its order.
     """
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
-    named = {token.removesuffix("</w>") for token in vocabularies[0] if token.endswith("</w>")}
-    tried = sorted(word for word in named if word.isascii() and word.isalpha())
-    if count is not None:
-        tried.sort(key=lambda word: vocabularies[0][f"{word}</w>"])
-        step = max(len(tried) / count, 1)
-        tried = [tried[int(place * step)] for place in range(min(count, len(tried)))]
+    ends = ((token, row) for token, row in vocabularies[0].items() if token.endswith("</w>"))
+    rank = {token.removesuffix("</w>"): row for token, row in ends}
+    tried = spread((word for word in rank if word.isascii() and word.isalpha()), rank, count)
     read = [tokenizer(tried, add_special_tokens=False).input_ids if tried else [] for tokenizer in tokenizers]
     words = [
         word

@@ -1,13 +1,15 @@
 """Chroma's diffusers pipeline: loaded strictly, and called."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from trce_cli.families.base import Weights
+from trce_cli.families.flow_pipeline import assemble, latents
 from trce_cli.families.flux.denoiser import load_chroma
-from trce_cli.families.flux.pipeline import latents, load_around, noise
+from trce_cli.families.flux.pipeline import t5_parts, tokens
 from trce_cli.families.flux.spec import CHROMA_T5
 
 __all__ = ["draw", "latents", "load"]
@@ -15,7 +17,8 @@ __all__ = ["draw", "latents", "load"]
 
 def load(weights: Weights, device: torch.device, dtype: torch.dtype) -> Any:
     """See `Family.pipe`."""
-    return load_around(weights, CHROMA_T5, "ChromaPipeline", load_chroma, device, dtype, {})
+    texts = partial(t5_parts, weights, CHROMA_T5, device, dtype)
+    return assemble(weights, "ChromaPipeline", "AutoencoderKL", load_chroma, texts, device, dtype)
 
 
 def draw(
@@ -36,7 +39,7 @@ def draw(
         width=width,
         height=height,
         generator=list(generators),
-        latents=noise(pipe, generators, width, height),
+        latents=tokens(pipe, generators, width, height),
         output_type="np",
         **settings,
     ).images

@@ -1,22 +1,18 @@
 """What configurations may say before a library sees them: numbers in them are memory and time."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Canvas, Configs, Weights
+from trce_cli.families.base import Configs
 from trce_cli.families.clip import load as clip
-from trce_cli.families.flow import Scheduler
+from trce_cli.families.flow_config import Autoencoder, Width, check_parts
 from trce_cli.families.flux.spec import CHROMA_T5, CLIP, T5
 from trce_cli.families.t5 import config as t5
 from trce_cli.families.t5.spec import T5Spec
-from trce_cli.system.foreign import validated
 
-PIXELS: Final = 1024  # a side, where the autoencoder does not say for what size it was trained
-
-Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Layers = Annotated[int, Field(ge=0, le=256)]
 
 
@@ -55,18 +51,6 @@ class ChromaTransformer(_Blocks):
     approximator_layers: Annotated[int, Field(ge=1, le=256)] = 5
 
 
-class Vae(_Config):
-    """Of the autoencoder."""
-
-    block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=16)]
-    sample_size: Annotated[int, Field(ge=1, le=1 << 14)] = PIXELS
-    latent_channels: Width = 16
-    layers_per_block: Annotated[int, Field(ge=1, le=64)] = 1
-    norm_num_groups: Width = 32
-    scaling_factor: Annotated[FiniteFloat, Field(gt=0, le=1000)] = 0.3611
-    shift_factor: FiniteFloat
-
-
 def transformer(config: Mapping[str, Any]) -> Transformer:
     """The configuration of FLUX.1's denoiser."""
     return Transformer.model_validate(dict(config))
@@ -90,13 +74,7 @@ def check_chroma(config: Configs) -> None:
 
 
 def _check(config: Configs, model: type[_Blocks], spec: T5Spec, name: str) -> None:
-    parts: dict[str, tuple[type[BaseModel], str]] = {
-        "transformer/config.json": (model, "denoiser"),
-        "vae/config.json": (Vae, "vae"),
-        "scheduler/scheduler_config.json": (Scheduler, "scheduler"),
-    }
-    for place, (kind, part) in parts.items():
-        validated(kind, dict(config[part]), str(config.path / place))
+    check_parts(config, model, Autoencoder)
     t5.check(config, spec)
     found = model.model_validate(dict(config["denoiser"]))
     where = config.path / "transformer/config.json"
@@ -118,12 +96,3 @@ def _same(config: Configs, ours: str, found: _Blocks, folder: str, theirs: str) 
             f"{config.path / 'transformer/config.json'}: {ours} is {getattr(found, ours)}; the {folder} "
             f"gives {width}."
         )
-
-
-def canvas(weights: Weights) -> Canvas:
-    """See `Family.canvas`: two latents a token, so many pixels a latent."""
-    vae = Vae.model_validate(dict(weights.config["vae"]))
-    multiple = 2 ** len(vae.block_out_channels)
-    size = max(vae.sample_size // multiple, 1) * multiple
-    steps = Scheduler.model_validate(dict(weights.config["scheduler"])).num_train_timesteps
-    return Canvas(size, size, multiple, steps - 1)

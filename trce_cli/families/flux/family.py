@@ -57,7 +57,7 @@ class T5Family(TransformerFamily):
 
     def canvas(self, weights: Weights) -> Canvas:
         """See `Family`."""
-        from trce_cli.families.flux.config import canvas
+        from trce_cli.families.flow_config import canvas
 
         return canvas(weights)
 

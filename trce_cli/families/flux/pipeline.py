@@ -1,62 +1,40 @@
 """FLUX.1's diffusers pipeline: loaded strictly, and called."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
+from trce_cli.families.flow_pipeline import assemble, latents, noise
 from trce_cli.families.flux.denoiser import load_flux
 from trce_cli.families.flux.spec import CLIP, T5, t5
-from trce_cli.families.load import load_strictly, quiet_libraries
 from trce_cli.families.patches import packed
 from trce_cli.families.t5.load import load_text_encoder, load_tokenizer
 from trce_cli.families.t5.spec import T5Spec
 
+__all__ = ["draw", "latents", "load", "t5_parts", "tokens"]
+
 
 def load(weights: Weights, device: torch.device, dtype: torch.dtype) -> Any:
     """See `Family.pipe`."""
-    (clip,) = load_text_encoders(weights, [CLIP], device, dtype)
-    (tokenizer,) = load_tokenizers(weights, [CLIP])
-    parts = {CLIP.folder: clip, CLIP.tokenizer: tokenizer}
-    return load_around(weights, T5, "FluxPipeline", load_flux, device, dtype, parts)
+
+    def texts() -> dict[str, Any]:
+        (clip,) = load_text_encoders(weights, [CLIP], device, dtype)
+        (tokenizer,) = load_tokenizers(weights, [CLIP])
+        own = {CLIP.folder: clip, CLIP.tokenizer: tokenizer}
+        return own | t5_parts(weights, T5, device, dtype)
+
+    return assemble(weights, "FluxPipeline", "AutoencoderKL", load_flux, texts, device, dtype)
 
 
-def load_around(
-    weights: Weights,
-    spec: T5Spec,
-    pipeline: str,
-    transformer: Callable[[Weights, torch.device, torch.dtype], nn.Module],
-    device: torch.device,
-    dtype: torch.dtype,
-    parts: dict[str, Any],
-) -> Any:
-    """A pipeline of diffusers' class of this name: what those with a T5 have in common, and further parts."""
-    import diffusers
-
-    quiet_libraries()
-    if not weights.keys("vae"):
-        raise BadInput(
-            f"{weights.path} holds no VAE, which drawing needs.",
-            "Get the form of this checkpoint that has its VAE, or name the whole folder with --config.",
-        )
-    with refusing(f"The scheduler of {weights.name} cannot be used"):
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(weights.config["scheduler"]))
-    parts[spec.folder] = load_text_encoder(weights, spec, device, dtype)
-    parts[spec.tokenizer] = load_tokenizer(weights, spec)
-    pipe = getattr(diffusers, pipeline)(
-        scheduler=scheduler,
-        vae=load_strictly(diffusers.AutoencoderKL.from_config, weights, "vae", device, lambda key: dtype),
-        transformer=transformer(weights, device, dtype),
-        **parts,
-    )
-    pipe.vae.enable_slicing()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def t5_parts(weights: Weights, spec: T5Spec, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """T5's encoder and tokenizer by their folders."""
+    return {
+        spec.folder: load_text_encoder(weights, spec, device, dtype),
+        spec.tokenizer: load_tokenizer(weights, spec),
+    }
 
 
 def draw(
@@ -84,24 +62,13 @@ def draw(
         width=width,
         height=height,
         generator=list(generators),
-        latents=noise(pipe, generators, width, height),
+        latents=tokens(pipe, generators, width, height),
         output_type="np",
         **settings,
     ).images
 
 
-def noise(pipe: Any, generators: Sequence[torch.Generator], width: int, height: int) -> torch.Tensor:
-    """The latents that pictures of so many pixels begin with, each from its own generator, as tokens."""
-    factor = pipe.vae_scale_factor
-    shape = (1, pipe.transformer.config.in_channels // 4, height // factor, width // factor)
-    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-    return packed(latents).to(pipe.device, pipe.dtype)
-
-
-@torch.no_grad()
-def latents(pipe: Any, images: np.ndarray) -> torch.Tensor:
-    """See `Family.latents`: the mode of the autoencoder's distribution, shifted and scaled."""
-    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 127.5 - 1
-    encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float()
-    found: torch.Tensor = (encoded - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-    return found
+def tokens(pipe: Any, generators: Sequence[torch.Generator], width: int, height: int) -> torch.Tensor:
+    """What pictures of so many pixels begin with, as the transformer's tokens."""
+    channels = pipe.transformer.config.in_channels // 4
+    return packed(noise(pipe, channels, generators, width, height)).to(pipe.device, pipe.dtype)

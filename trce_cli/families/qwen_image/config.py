@@ -11,10 +11,10 @@ from trce_cli.families.causal_llm import config as llm
 from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
 from trce_cli.families.flow import Scheduler
+from trce_cli.families.flow_config import Width, check_parts
 
 LATENTS: Final = 128  # a side of what is drawn, as diffusers' pipeline has it
 
-Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Few = Annotated[int, Field(ge=1, le=64)]
 Levels = Annotated[list[Few], Field(min_length=1, max_length=8)]
 Numbers = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1 << 10)]
@@ -71,7 +71,7 @@ def transformer(config: Mapping[str, Any]) -> Transformer:
 
 def check(config: Configs, spec: LlmSpec) -> None:
     """Raise BadInput for a configuration that says what cannot be."""
-    llm.check_parts(config, Transformer, Vae)
+    check_parts(config, Transformer, Vae)
     found = transformer(config["denoiser"])
     where = config.path / "transformer/config.json"
     if found.attention_head_dim != sum(found.axes_dims_rope):

@@ -10,6 +10,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import EMPTY, Weights
 from trce_cli.families.causal_llm import pipeline as llm
 from trce_cli.families.causal_llm.spec import LlmSpec
+from trce_cli.families.flow_pipeline import noise
 from trce_cli.families.patches import packed
 from trce_cli.families.qwen_image.denoiser import load_transformer
 
@@ -36,9 +37,7 @@ def draw(
     guides where it is told of what to guide away from."""
     if settings["num_inference_steps"] == 1 and pipe.scheduler.config.shift_terminal:
         raise BadInput("The schedule of this checkpoint has no single step.", "Draw with --steps 2 or more.")
-    factor = pipe.vae_scale_factor
-    shape = (1, pipe.transformer.config.in_channels // 4, height // factor, width // factor)
-    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    latents = noise(pipe, pipe.transformer.config.in_channels // 4, generators, width, height)
     away = list(negative) if negative is not None else [EMPTY] * len(prompts)
     return pipe(
         list(prompts),

@@ -4,23 +4,17 @@ from typing import Any
 
 import torch
 
-from trce_cli.errors import BadInput, refusing
+from trce_cli.errors import BadInput
 from trce_cli.families.base import Weights
-from trce_cli.families.load import check_files, guarded, load_strictly
+from trce_cli.families.load import fast_tokenizer, guarded, load_strictly
 from trce_cli.families.t5.names import module_name
 from trce_cli.families.t5.spec import T5Spec
 
 
 def load_tokenizer(weights: Weights, spec: T5Spec) -> Any:
     """The tokenizer, from local files only; BadInput for a broken one."""
-    from transformers import AutoTokenizer
-
     folder = weights.folder(spec.tokenizer)
-    check_files(folder)
-    with refusing(f"The tokenizer in {folder} cannot be read"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
-        raise BadInput(f"The tokenizer in {folder} has no fast form, or no token to pad with.")
+    tokenizer = fast_tokenizer(folder)
     if tokenizer.eos_token_id is None or tokenizer("a").input_ids[-1] != tokenizer.eos_token_id:
         raise BadInput(
             f"The tokenizer in {folder} puts no end-of-sequence token behind a prompt, as T5's does."

@@ -7,8 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trce_cli.errors import TrceError
 from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
+from trce_cli.families.load import check_embeddings
 from trce_cli.families.t5.encoder import T5Encoder, Text
 from trce_cli.families.t5.load import load_tokenizer
 from trce_cli.families.t5.spec import CONTEXT, T5Spec
@@ -68,11 +68,7 @@ class T5Text:
             for prompt in prompts:
                 rows[prompt] = range(start, start := start + len(wanted[CONTEXT][prompt]))
             embeddings = torch.cat([each.to("cpu", torch.float32) for each in states])
-            if not bool(torch.isfinite(embeddings).all()):
-                raise TrceError(
-                    "The text encoder gives NaN or infinite embeddings.",
-                    "Its weights are damaged, or --dtype is too narrow for it: try --dtype fp32.",
-                )
+            check_embeddings(embeddings)
             yield {CONTEXT: States(embeddings, rows)}
             report(len(rows))
 

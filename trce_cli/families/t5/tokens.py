@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trce_cli.families.base import Slot
+from trce_cli.families.load import spread
 from trce_cli.families.slots import occurrences
 from trce_cli.families.t5.spec import SLOTS, T5Spec
 
@@ -103,12 +104,8 @@ def whole_words(tokenizer: Any, count: int | None = None) -> tuple[list[str], Te
     In alphabetical order; with `count` up to so many, spread evenly over the vocabulary, in its order.
     """
     vocabulary = tokenizer.get_vocab()
-    named = [token.removeprefix(MARK) for token in vocabulary if token.startswith(MARK)]
-    tried = sorted(word for word in set(named) if word.isascii() and word.isalpha())
-    if count is not None:
-        tried.sort(key=lambda word: vocabulary[f"{MARK}{word}"])
-        step = max(len(tried) / count, 1)
-        tried = [tried[int(place * step)] for place in range(min(count, len(tried)))]
+    rank = {token.removeprefix(MARK): row for token, row in vocabulary.items() if token.startswith(MARK)}
+    tried = spread((word for word in rank if word.isascii() and word.isalpha()), rank, count)
     read = tokenizer(tried, add_special_tokens=False).input_ids if tried else []
     words = [word for word, ids in zip(tried, read, strict=True) if ids == [vocabulary[f"{MARK}{word}"]]]
     return words, torch.tensor([vocabulary[f"{MARK}{word}"] for word in words], dtype=torch.long)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from trce_cli.families.base import Weights
 from trce_cli.families.causal_llm.denoiser import LlmTransformer
 from trce_cli.families.causal_llm.spec import CONTEXT
+from trce_cli.families.flow_config import canvas
 from trce_cli.families.load import load_denoiser, precision_of
-from trce_cli.families.z_image.config import canvas, transformer
+from trce_cli.families.z_image.config import transformer
 from trce_cli.families.z_image.names import is_tuned
 
 

@@ -75,7 +75,7 @@ class ZImage(LlmFamily):
 
     def canvas(self, weights: Weights) -> Canvas:
         """See `Family`."""
-        from trce_cli.families.z_image.config import canvas
+        from trce_cli.families.flow_config import canvas
 
         return canvas(weights)
 
