@@ -39,15 +39,3 @@ def install(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "reds", raising=False)
     return folder
-
-
-# A detector that tells how red a picture is.
-REDS = """
-class Reds:
-    labels, thresholds, floor = ("red",), (0.45,), 0.0
-    sets = {"red": ("red",)}
-    def __init__(self, request):
-        self.identity = {"files": {"none": "0"}}
-    def scores(self, images):
-        return images[..., 0].mean((1, 2))[:, None] / 255
-"""
