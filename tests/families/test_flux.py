@@ -185,7 +185,7 @@ def test_one_edit_by_every_route_draws_the_same(
     assert load_file(tmp_path / "out.lora.safetensors").keys() == {
         f"transformer.{layer}.{part}"
         for layer in ("context_embedder", "time_text_embed.text_embedder.linear_1")
-        for part in ("alpha", "lora_down.weight", "lora_up.weight")
+        for part in ("lora_A.weight", "lora_B.weight")
     }
 
     # diffusers' own reader takes FLUX.1's true width for granted, so ours is held against the folder's names.

@@ -1,10 +1,10 @@
-"""An edit as a LoRA in kohya's form: W' = W + up down, the best approximation of each rank by an SVD.
+"""An edit as a LoRA: W' = W + up down, the best approximation of each rank by an SVD.
 
 A map changes every projection W by W (M - I), so one SVD M - I = U S V^T serves all layers: down = V^T is
 the same for all of them, and up = W U S. Weights that a map does not change have an SVD each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -68,7 +68,8 @@ def factor(
     bases = shared_bases(checkpoint, text_map, size, kind) if text_map else {}
     tensors: dict[str, NewTensor] = {}
     errors: dict[str, list[float]] = {"change": [], "weights": []}
-    ranks, left_out = [], []
+    ranks: dict[str, int] = {}
+    left_out = []
     for key, edit in edits.items():
         weight = checkpoint.read("denoiser", key).double()
         change = edit(weight).double() - weight
@@ -92,17 +93,12 @@ def factor(
         missing = up.double() @ down.double() - change
         for name, against in (("change", change), ("weights", weight + change)):
             errors[name].append(_norm(missing) / (_norm(against) or 1.0))
-        ranks.append(len(down))
-        alpha = torch.tensor(len(down), dtype=kind)  # a scale of alpha / rank = 1
-        layer, form = places[0], EDIT_DTYPES[dtype]
-        tensors |= {
-            f"{layer}.alpha": NewTensor(form, (), partial(_same, alpha)),
-            f"{layer}.lora_down.weight": NewTensor(form, tuple(down.shape), partial(_same, down)),
-            f"{layer}.lora_up.weight": NewTensor(form, tuple(up.shape), make_up),
-        }
+        ranks[key] = len(down)
+        tensors |= _layer(places[0], up, down, make_up, dtype)
     if not ranks:
         raise TrceError("The edit changes no weight that a LoRA can hold.")
-    figures: dict[str, Any] = {"layers": len(ranks), "max_rank": max(ranks)}
+    highest = max(ranks.values())
+    figures: dict[str, Any] = {"layers": len(ranks), "max_rank": highest}
     if text_map:
         basis = next(iter(bases.values()))  # of the main stream
         figures |= {"shared_rank": len(basis.down), "shared_energy": basis.energy}
@@ -110,18 +106,35 @@ def factor(
     figures["further_streams"] = [
         stream
         for stream in checkpoint.family.streams[1:]
-        if any(f"{layer}.alpha" in tensors for key in doors[stream] for layer in names.kohya(key)[:1])
+        if not ranks.keys().isdisjoint(doors[stream])
     ]
     figures["truncation_error"] = {
         of: {"mean": fmean(found), "max": max(found)} for of, found in errors.items()
     }
     network = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(ranks)),
-        "ss_network_alpha": str(max(ranks)),
+        "ss_network_dim": str(highest),
+        "ss_network_alpha": str(highest),
         "ss_base_model_version": checkpoint.family.defaults.kohya,
     }
     return LoraFile(tensors, made.metadata("lora") | network, figures | {"left_out": left_out})
+
+
+def _layer(
+    layer: str, up: Tensor, down: Tensor, make_up: Callable[[], Tensor], dtype: EditDType
+) -> dict[str, NewTensor]:
+    """The tensors of a layer, whose scale is 1: by kohya's name with an alpha that says so, by the path of a
+    module as PEFT has it, where there is none.
+    """
+    form = EDIT_DTYPES[dtype]
+    downs, ups = (
+        NewTensor(form, tuple(down.shape), partial(_same, down)),
+        NewTensor(form, tuple(up.shape), make_up),
+    )
+    if not layer.startswith("lora_"):
+        return {f"{layer}.lora_A.weight": downs, f"{layer}.lora_B.weight": ups}
+    alpha = NewTensor(form, (), partial(_same, torch.tensor(len(down), dtype=down.dtype)))
+    return {f"{layer}.alpha": alpha, f"{layer}.lora_down.weight": downs, f"{layer}.lora_up.weight": ups}
 
 
 def shared_bases(checkpoint: Checkpoint, text_map: Map, size: Size, dtype: torch.dtype) -> dict[str, Basis]:

@@ -203,7 +203,7 @@ class EditForm(ABC):
 
 
 class LoraForm(EditForm):
-    """A LoRA in kohya's form: the best approximation of its rank."""
+    """A LoRA: the best approximation of its rank."""
 
     name = "lora"
     has_size = True
