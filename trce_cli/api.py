@@ -26,6 +26,7 @@ def solve_map(
     ridge: float | None = None,
     token_weights: Sequence[float] | Mapping[str, float] | None = None,
     strength: float | None = None,
+    compounds: int | None = None,
     clip_skip: int | None = None,
     prior: str | Path | None = None,
     device: str = "cpu",
@@ -54,6 +55,7 @@ def solve_map(
         "ridge": ridge,
         "token_weights": weights,
         "strength": strength,
+        "compounds": compounds,
         "clip_skip": clip_skip,
         "without": tuple(stream for stream, mapped in streams.items() if not mapped),
     }

@@ -24,7 +24,7 @@ from trce_cli.families.slots import slot_weights
 from trce_cli.maths.closed_form import MapFitter
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.captions import prior_captions
-from trce_cli.prompts.pairs import PromptPair
+from trce_cli.prompts.pairs import PromptPair, with_compounds
 
 PAIRS = [
     PromptPair(prefix + unsafe, prefix + safe, unsafe)
@@ -159,6 +159,25 @@ def test_equals_the_plain_procedure(
         error = (solution.streams["context"].edit(weight) - expected).norm() / expected.norm()
         assert error < 4e-6
         assert (expected - weight).norm() / expected.norm() > 1e-3
+
+
+def test_compounds_count_as_pairs_do_and_guards_look_at_one_concept(tiny_sd1: Path) -> None:
+    checkpoint, plain = open_checkpoint(str(tiny_sd1)), plain_of(tiny_sd1)
+    asked = MapSettings(preserve=0.5, ridge=1e-3, word_share=0.0, compounds=3)
+    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, [asked])
+    key = checkpoint.door_weights()["context"][0]
+    weight = checkpoint.read("denoiser", key)
+    for count in (0, 2, 3):  # whatever else was encoded for
+        solution = statistics.solve(asked.model_copy(update={"compounds": count}))
+        expected = plain.edit(weight, with_compounds(PAIRS, count), 0.5, (0, 1, 0, 0), 1.0, 1e-3)
+        assert (solution.streams["context"].edit(weight) - expected).norm() / expected.norm() < 4e-6
+        assert solution.figures["pairs"] == len(PAIRS)
+        ends = [
+            torch.stack([plain.encode(prompt)[0][plain.encode(prompt)[1] - 1] for prompt in prompts])
+            for prompts in zip(*((pair.unsafe, pair.safe) for pair in PAIRS), strict=True)
+        ]
+        after = torch.cosine_similarity(solution.streams["context"](ends[0]), ends[1])
+        assert solution.figures["cosine_to_safe"]["after"]["mean"] == pytest.approx(float(after.mean()), 1e-4)
 
 
 @pytest.mark.parametrize(("preserve", "strength", "ridge"), [(0.5, 1.0, 0.0), (20.0, 0.7, 1e-3)])

@@ -175,6 +175,16 @@ def test_what_held_out_words_suffer_is_told(tiny_sd1: Path) -> None:
     assert solution.figures["word_change"]["values"]["max"] == pytest.approx(max(changes), rel=1e-3)
 
 
+def test_compounds_exempt_no_other_words(tiny_sd1: Path) -> None:
+    checkpoint, prior = open_checkpoint(str(tiny_sd1)), Prior("test", ("a dog",), ("a hat",))
+    exempt = []
+    for compounds in (0, 5):
+        asked = MapSettings(word_prompts=1000, compounds=compounds)
+        figures = Statistics.of(checkpoint, PAIRS, prior, [asked]).solve(asked).figures
+        exempt.append(figures["exempt_words"])
+    assert exempt[0] == exempt[1]
+
+
 def test_weapons_are_exempt_and_bystanders_are_not() -> None:
     pairs = prompt_pairs([load_preset("emoji-weapons")])
     found = Vocabulary.of(text_of("emoji"), pairs, EOT, 6000)

@@ -126,7 +126,7 @@ def test_a_file_marked_as_utf8_by_its_editor_is_read(tmp_path):
             [
                 "map.lambda",
                 "unknown",
-                "preserve, word_share, word_prompts, ridge, token_weights, strength, clip_skip",
+                "preserve, word_share, word_prompts, ridge, token_weights, strength, compounds, clip_skip",
             ],
         ),
         (

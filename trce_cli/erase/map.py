@@ -19,10 +19,10 @@ from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
 from trce_cli.erase.vocabulary import Vocabulary
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.base import Family, Text
-from trce_cli.families.slots import Given, slot_weights
+from trce_cli.families.slots import slot_weights
 from trce_cli.maths.closed_form import CUT_OFF, MapFitter
 from trce_cli.maths.linear_map import LinearMap
-from trce_cli.prompts.pairs import PromptPair
+from trce_cli.prompts.pairs import PromptPair, with_compounds
 from trce_cli.system.progress import Report, Task, no_report, no_task
 
 # An edit that takes the targets less than this share of their way has erased nothing.
@@ -62,7 +62,8 @@ class Reading:
 
     P, canaries, bystanders: moments of the prior's captions, of its canaries, and of those of what neither
     names, where it has some. words: the same of the vocabulary's words, where it has some and they are asked
-    for. guards: the targets that guards measure at, the slots of the family's defaults.
+    for. pairs: with all their compounds. guards: the targets that guards measure at, the slots of the
+    family's defaults in pairs that name one concept.
     """
 
     P: Moments
@@ -79,11 +80,10 @@ class Reading:
         family: Family,
         pairs: Sequence[PromptPair],
         prior: Prior,
-        weights: Collection[Given],
-        word_prompts: int,
+        settings: Collection[MapSettings],
         task: Task,
     ) -> "Reading":
-        """Encode captions, words and pairs, for maps with any of these token weights."""
+        """Encode captions, words and pairs, for maps with any of these settings."""
         text.check()
         report = task("Encoding the prior", len(set(prior.captions)), "captions")
         P = second_moments(text, prior.captions, report)
@@ -94,15 +94,16 @@ class Reading:
             report = task("Encoding bystanders", len(set(prior.bystanders)), "captions")
             bystanders = second_moments(text, prior.bystanders, report)
         words = None
-        if word_prompts:
+        if word_prompts := max(each.words_asked for each in settings):
             report = task("Encoding words", None, "prompts")
             words = Vocabulary.of(text, pairs, family.defaults.slots, word_prompts, report)
-        report = task("Encoding prompt pairs", len(distinct_prompts(pairs)), "prompts")
         guarded = slot_weights(family, None)
-        every = [guarded, *(slot_weights(family, each) for each in weights)]
-        distinct = {tuple(each.values()): each for each in every}.values()
-        embedded = embed_pairs(text, pairs, distinct, report)
-        return cls(P, canaries, bystanders, words, embedded, embedded.targets(guarded))
+        weights = [guarded, *(slot_weights(family, each.token_weights) for each in settings)]
+        distinct = {tuple(each.values()): each for each in weights}.values()
+        every = with_compounds(pairs, max(each.compounds for each in settings))
+        report = task("Encoding prompt pairs", len(distinct_prompts(every)), "prompts")
+        embedded = embed_pairs(text, every, distinct, report)
+        return cls(P, canaries, bystanders, words, embedded, embedded.targets(guarded, pairs))
 
     def preserved(self, stream: str, word_share: float) -> Tensor:
         """P: of captions and words by their shares, of captions alone where there are no words."""
@@ -122,10 +123,12 @@ class Reading:
 class Statistics:
     """What every map of some prompt pairs is solved from, at whatever setting: the part that takes time.
 
-    readings: of the text encoder by clip skip, from 1 on. dtype: that prompts were encoded in.
+    pairs: without compounds. readings: of the text encoder by clip skip, from 1 on. dtype: that prompts were
+    encoded in.
     """
 
     checkpoint: Checkpoint
+    pairs: Sequence[PromptPair]
     prior: Prior
     readings: Sequence[Reading]
     dtype: torch.dtype
@@ -150,28 +153,27 @@ class Statistics:
         """
         task("Checking the text encoder", None, "")
         family = checkpoint.family
-        weights = [each.token_weights for each in settings]
-        words = max(each.words_asked for each in settings)
         texts = [
             family.skipped_text(checkpoint, device, dtype, skip)
             for skip in range(1, max(each.clip_skip for each in settings) + 1)
         ]
-        readings = [Reading.of(text, family, pairs, prior, weights, words, task) for text in texts]
-        return cls(checkpoint, prior, readings, dtype)
+        readings = [Reading.of(text, family, pairs, prior, settings, task) for text in texts]
+        return cls(checkpoint, pairs, prior, readings, dtype)
 
     def solve(self, settings: MapSettings, task: Task = no_task) -> Solution:
         """Solve stage 1 in float64 and measure what the map would do to the checkpoint; nothing is changed.
 
-        The settings' token weights, words and clip skip must be among those that were encoded for. Each
-        stream has a map of its own by the same closed form. With a clip skip, pairs and P are those of all
-        readings, each of which counts alike. The doors are read one weight at a time. Raises TrceError or
+        The settings' token weights, words, compounds and clip skip must be among those that were encoded for.
+        Each stream has a map of its own by the same closed form. With a clip skip, pairs and P are those of
+        all readings, each of which counts alike. The doors are read one weight at a time. Raises TrceError or
         BadInput where weights or results are not finite, and where a map would not move its targets.
         """
         family = self.checkpoint.family
         streams, readings = settings.streams(family), self.readings[: settings.clip_skip]
         first = readings[0]
         slots = slot_weights(family, settings.token_weights)
-        targets = [reading.pairs.targets(slots) for reading in readings]
+        pairs = with_compounds(self.pairs, settings.compounds)
+        targets = [reading.pairs.targets(slots, pairs) for reading in readings]
         doors = self.checkpoint.door_weights()
         solved: dict[str, LinearMap] = {}
         figures: dict[str, dict[str, Any]] = {}
@@ -185,7 +187,7 @@ class Statistics:
             solved[stream], figures[stream] = fit(joined, P, settings, eps, weights)
             if stream == streams[0]:
                 figures[stream] |= {
-                    "pairs": len(first.pairs.pairs),
+                    "pairs": len(self.pairs),
                     "captions": len(self.prior.captions),
                     "canaries": len(self.prior.canaries),
                     "bystanders": len(self.prior.bystanders),

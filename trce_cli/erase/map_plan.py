@@ -10,7 +10,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
 from trce_cli.families.slots import slot_weights
-from trce_cli.prompts.pairs import PromptPair
+from trce_cli.prompts.pairs import PromptPair, with_compounds
 from trce_cli.system.paths import existing
 
 # What Python, torch, the tokenizers, activations and one layer of a text encoder take, measured in bytes.
@@ -29,7 +29,7 @@ def plan(
         import torch  # a plan does without it
 
         checkpoint.family.skipped_text(checkpoint, "cpu", torch.float32, settings.clip_skip)
-    doors = checkpoint.door_weights()
+    doors, pairs = checkpoint.door_weights(), with_compounds(pairs, settings.compounds)
     streams = settings.streams(checkpoint.family)
     return {
         "family": checkpoint.family.name,
@@ -48,6 +48,7 @@ def plan(
         "ridge": settings.ridge,
         "token_weights": list(slot_weights(checkpoint.family, settings.token_weights).values()),
         "strength": settings.strength,
+        "compounds": settings.compounds,
         "clip_skip": settings.clip_skip,
         "memory_bytes": _memory(checkpoint),
         "disk_bytes": checkpoint.total_bytes(),

@@ -83,12 +83,15 @@ class EmbeddedPairs:
     embeddings: Mapping[str, Tensor]
     places: Mapping[str, Mapping[tuple[str, int], int]]
 
-    def targets(self, weights: Mapping[str, float]) -> dict[str, Targets]:
-        """By stream, the targets at the slots that carry weight.
+    def targets(
+        self, weights: Mapping[str, float], pairs: Sequence[PromptPair] | None = None
+    ) -> dict[str, Targets]:
+        """By stream, the targets of these pairs, or of all, at the slots that carry weight.
 
         Raises TrceError where a weight is given to a kind of slot that no pair has, and so would do nothing.
         """
-        weighted = [(pair, pair_slots(self.text, pair, weights)) for pair in self.pairs]
+        chosen = self.pairs if pairs is None else pairs
+        weighted = [(pair, pair_slots(self.text, pair, weights)) for pair in chosen]
         main = next(iter(self.text.streams))
         kinds = {slot.kind for _, slots in weighted for slot in slots[main]}
         for kind, weight in weights.items():
@@ -107,7 +110,7 @@ class EmbeddedPairs:
             unsafe=torch.tensor([places[pair.unsafe, slot.unsafe] for pair, slot in each]),
             safe=torch.tensor([places[pair.safe, slot.safe] for pair, slot in each]),
             weights=torch.tensor([slot.weight for _, slot in each], dtype=torch.float64),
-            pairs=len(self.pairs),
+            pairs=len(weighted),
         )
 
 

@@ -6,7 +6,6 @@ The tokenizer's own words list what the encoder knows, and cost two or three tok
 concept itself are found by the encoder's own embeddings, and left out.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch.nn.functional import normalize
 
 from trce_cli.erase.moments import Known, Moments, known_prompts, look
 from trce_cli.families.base import Text
-from trce_cli.prompts.pairs import PromptPair
+from trce_cli.prompts.pairs import PromptPair, bare
 from trce_cli.system.progress import Report, no_report
 
 # Plain sentences in which a word stands alone, first, last and in the middle. On the embedded checkpoint more
@@ -123,7 +122,7 @@ def exempt_words(
     in the prior that means as little of what is erased as what takes its place.
     """
     unsafe, safe = (
-        [*dict.fromkeys(map(_bare, phrases))]
+        [*dict.fromkeys(map(bare, phrases))]
         for phrases in zip(*((pair.keyword, pair.replacement) for pair in pairs), strict=True)
     )
     templates = [*dict.fromkeys(asked.templates)]
@@ -149,11 +148,6 @@ def exempt_words(
         if near[rows].mean(0).max() > limit + SAME:
             exempt.add(word)
     return exempt
-
-
-def _bare(phrase: str) -> str:
-    """A phrase as a word stands in templates: without its article."""
-    return re.sub(r"^(an?|the) ", "", phrase, flags=re.IGNORECASE)
 
 
 def kept_words(

@@ -88,6 +88,11 @@ class MapTable(Settings):
         1.0,
         description="How much of the edit to apply, 1 is all of it; else the preset's, else {default}.",
     )
+    compounds: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="Further phrases a concept that name up to three more, against attacks that "
+        "put words before a prompt; else the preset's, else {default}.",
+    )
     clip_skip: Count = Field(
         1,
         description="Erase for every clip skip up to this one, in one edit: 2 also what web UIs read at the "
