@@ -8,10 +8,10 @@ from typing import Final
 from trce_cli.families.base import Shape, Stored
 from trce_cli.families.clip import names as clip
 from trce_cli.families.sd.marks import MARKS
+from trce_cli.families.vae_names import renamed, vae_from_older, vae_in_file, vae_to_file
 
 UNET: Final = "model.diffusion_model."  # the U-Net's prefix in a single file
 EMA: Final = "model_ema."  # that of its EMA copy
-VAE: Final = "first_stage_model."  # and that of the autoencoder
 FLAT: Final = "unet."  # the U-Net's where a file holds a folder's parts by the folder's names
 FLAT_VAE: Final = "vae."
 
@@ -40,14 +40,8 @@ class Names:
         found = {"denoiser": {ours: Stored(name) for ours, name in unet_in_file(shapes).items()}}
         if flat := {key.removeprefix(FLAT_VAE): Stored(key) for key in shapes if key.startswith(FLAT_VAE)}:
             found["vae"] = {vae_from_older(key): at for key, at in flat.items()}
-        keys = [key.removeprefix(VAE) for key in shapes if key.startswith(VAE)]
-        depth = 1 + max((int(key.split(".")[2]) for key in keys if key.startswith("decoder.up.")), default=0)
-        for key in keys:
-            if self.is_leftover(VAE + key):
-                continue
-            name = vae_from_ldm(key, depth)
-            linear = ".attentions." in name and len(shapes[VAE + key]) == 4
-            found.setdefault("vae", {})[name] = Stored(VAE + key, convolution=linear)
+        if ldm := vae_in_file({key: shape for key, shape in shapes.items() if not self.is_leftover(key)}):
+            found["vae"] = found.get("vae", {}) | ldm
         return found | self._text_of_file(shapes)
 
     def copies(self, names: Collection[str]) -> dict[str, dict[str, str]]:
@@ -61,21 +55,13 @@ class Names:
 
     def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
         """Where a single file is to keep each of a folder's weights, the inverse of `from_file`."""
-        unet, vae = shapes["denoiser"], shapes["vae"]
+        unet = shapes["denoiser"]
         attention = {
             ".".join(key.split(".")[:2]) for key in unet if key.startswith("up_") and ".attentions." in key
         }
-        depth = 1 + max(
-            (int(key.split(".")[2]) for key in vae if key.startswith("decoder.up_blocks.")), default=0
-        )
         return {
             "denoiser": {key: Stored(UNET + ldm_from_unet(key, self.layers, attention)) for key in unet},
-            "vae": {
-                key: Stored(
-                    VAE + ldm_from_vae(key, depth), convolution=".attentions." in key and len(shape) == 2
-                )
-                for key, shape in vae.items()
-            },
+            "vae": vae_to_file(shapes["vae"]),
         } | self._text_in_file()
 
     def _text_in_file(self) -> dict[str, dict[str, Stored]]:
@@ -207,75 +193,7 @@ def ldm_from_unet(key: str, layers: int, attention: Collection[str]) -> str:
         if kind == "upsamplers":
             return f"{side}.{first + layers}.{1 + (f'up_blocks.{parts[1]}' in attention)}.conv.{leaf}"
         place = f"{side}.{first + index}.{1 if kind == 'attentions' else 0}"
-    return f"{place}.{_swap(rest, _RESNET) if kind == 'resnets' else rest}"
-
-
-_VAE_TOP = {  # LDM -> diffusers
-    "norm_out": "conv_norm_out",
-    "mid.block_1": "mid_block.resnets.0",
-    "mid.block_2": "mid_block.resnets.1",
-    "mid.attn_1": "mid_block.attentions.0",
-}
-_VAE_LEAF = {
-    "nin_shortcut": "conv_shortcut",
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
-}
-_VAE_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # in older folders
-
-
-def vae_from_older(key: str) -> str:
-    """The diffusers name of a VAE key of a folder, which may be as old as SD 1.4's."""
-    module, _, leaf = key.rpartition(".")
-    block, _, layer = module.rpartition(".")
-    if ".attentions." not in key or layer not in _VAE_OLD:
-        return key
-    return f"{block}.{_VAE_OLD[layer]}.{leaf}"
-
-
-def vae_from_ldm(key: str, depth: int) -> str:
-    """The diffusers name of a VAE key of a single file (without `first_stage_model.`).
-
-    depth: how many levels of resolution it has; LDM counts the decoder's from the other end.
-    """
-    if level := re.fullmatch(
-        r"(encoder\.down|decoder\.up)\.(\d+)\.(block\.\d+|downsample|upsample)\.(.+)", key
-    ):
-        side, number, what, rest = level.groups()
-        index = int(number) if side == "encoder.down" else depth - 1 - int(number)
-        what = f"resnets.{what.removeprefix('block.')}" if what.startswith("block.") else f"{what}rs.0"
-        return f"{side}_blocks.{index}.{what}.{_swap(rest, _VAE_LEAF)}"
-    for ldm, ours in _VAE_TOP.items():
-        for side in ("encoder", "decoder"):
-            if key.startswith(f"{side}.{ldm}."):
-                return f"{side}.{ours}.{_swap(key.removeprefix(f'{side}.{ldm}.'), _VAE_LEAF)}"
-    return key
-
-
-def ldm_from_vae(key: str, depth: int) -> str:
-    """The name in a single file of a diffusers VAE key, the inverse of `vae_from_ldm`."""
-    back = {ours: ldm for ldm, ours in _VAE_LEAF.items()}
-    if level := re.fullmatch(
-        r"(encoder\.down|decoder\.up)_blocks\.(\d+)\.(resnets\.\d+|(?:down|up)samplers\.0)\.(.+)", key
-    ):
-        side, number, what, rest = level.groups()
-        index = int(number) if side == "encoder.down" else depth - 1 - int(number)
-        what = what.replace("resnets.", "block.").replace("rs.0", "")
-        return f"{side}.{index}.{what}.{_swap(rest, back)}"
-    for ldm, ours in _VAE_TOP.items():
-        for side in ("encoder", "decoder"):
-            if key.startswith(f"{side}.{ours}."):
-                return f"{side}.{ldm}.{_swap(key.removeprefix(f'{side}.{ours}.'), back)}"
-    return key
-
-
-def _swap(name: str, table: Mapping[str, str]) -> str:
-    """The name `module.leaf` with its module replaced where the table has it."""
-    module, dot, leaf = name.rpartition(".")
-    return f"{table.get(module, module)}{dot}{leaf}"
+    return f"{place}.{renamed(rest, _RESNET) if kind == 'resnets' else rest}"
 
 
 def ldm_layers_per_block(keys: list[str]) -> int:
