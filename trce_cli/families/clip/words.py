@@ -1,20 +1,18 @@
 """Text encoders as an attack sees them: words that it may use, and their embeddings."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trce_cli.errors import BadInput
 from trce_cli.families.clip.models import ClipModels
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import spread
+from trce_cli.families.words import EncodersWords
 
 
-class ClipWords(ClipModels):
+class ClipWords(ClipModels, EncodersWords):
     """The text encoders of a pipeline, differentiable in a prompt's first words; see `families.base.Words`.
 
     words: the tokens that are whole words of ASCII letters. All tokenizers of the family read a text of them
@@ -28,48 +26,10 @@ class ClipWords(ClipModels):
             for names in zip(*((spec.tokenizer, spec.folder) for spec in specs), strict=True)
         )
         super().__init__(specs, tokenizers, [encoder.requires_grad_(False) for encoder in encoders])
-        self.words, self._ids = whole_words(tokenizers)
-        if not self.words:
-            raise BadInput("The checkpoint's tokenizer has no token that is a whole word.")
-
-    @cached_property
-    def table(self) -> Tensor:
-        """Float32 (words, width)."""
-        return torch.cat(
-            [
-                encoder.get_input_embeddings().weight[ids.to(self.device)].float()
-                for encoder, ids in zip(self.encoders, self._ids, strict=True)
-            ],
-            1,
-        )
-
-    def text(self, words: Tensor) -> str:
-        """The words, (length,), as a text."""
-        return " ".join(self.words[word] for word in words.tolist())
-
-    def word_ids(self, words: Tensor) -> list[Tensor]:
-        """Token ids for each encoder of texts of words, (texts, length), that fit into a prompt."""
-        count, length = words.shape
-        found = []
-        for blank, ids in zip(self.ids([self.text(words[0])]), self._ids, strict=True):
-            found.append(blank.repeat(count, 1))
-            found[-1][:, 1 : 1 + length] = ids[words]
-        return found
-
-    @contextmanager
-    def wearing(self, word: int, embedding: Tensor) -> Iterator[None]:
-        """See `families.base.Words`."""
-        tables = [encoder.get_input_embeddings().weight for encoder in self.encoders]
-        rows = [int(ids[word]) for ids in self._ids]
-        own = [table[row].clone() for table, row in zip(tables, rows, strict=True)]
-        parts = embedding.split([table.shape[1] for table in tables])
-        try:
-            for table, row, part in zip(tables, rows, parts, strict=True):
-                table[row] = part.to(table)
-            yield
-        finally:
-            for table, row, part in zip(tables, rows, own, strict=True):
-                table[row] = part
+        self.words, self.rows = whole_words(tokenizers)
+        self.tables = [encoder.get_input_embeddings().weight for encoder in encoders]
+        self.begins = [1] * len(encoders)  # SoT
+        self.check()
 
 
 def whole_words(tokenizers: Sequence[Any], count: int | None = None) -> tuple[list[str], list[Tensor]]:

@@ -9,6 +9,7 @@ from trce_cli.families.clip.models import prefixed
 from trce_cli.families.clip.words import whole_words
 from trce_cli.families.flux.spec import POOLED, t5
 from trce_cli.families.t5.words import T5Words
+from trce_cli.families.words import common
 
 
 class FluxWords(T5Words):
@@ -17,12 +18,9 @@ class FluxWords(T5Words):
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline, t5(pipeline.transformer.config))
         self.clip, self.clip_tokenizer = pipeline.text_encoder.requires_grad_(False), pipeline.tokenizer
-        known, (theirs,) = whole_words([self.clip_tokenizer])
-        places = {word: place for place, word in enumerate(known)}
-        both = [place for place, word in enumerate(self.words) if word in places]
-        self.words = [self.words[place] for place in both]
+        self.words, self.rows = common((self.words, self.rows), whole_words([self.clip_tokenizer]))
         self.tables.append(self.clip.get_input_embeddings().weight)
-        self.rows = [self.rows[0][both], theirs[[places[word] for word in self.words]]]
+        self.begins.append(1)  # SoT
         self.check()
 
     def ids(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -36,18 +34,9 @@ class FluxWords(T5Words):
         ).input_ids
         return [*super().ids(prompts), theirs]
 
-    def word_ids(self, words: Tensor) -> list[Tensor]:
-        """Token ids of texts of words, (texts, length), that fit; CLIP's have a token before them."""
-        found = [each.repeat(len(words), 1) for each in self.ids([self.text(words[0])])]
-        for each, rows, begin in zip(found, self.rows, (0, 1), strict=True):
-            each[:, begin : begin + words.shape[1]] = rows[words]
-        return found
-
     def __call__(self, ids: Sequence[Tensor], prefix: Tensor | None = None) -> dict[str, Tensor]:
         """What enters by each stream, in the encoders' dtype."""
-        own = theirs = None
-        if prefix is not None:
-            own, theirs = prefix.split([table.shape[1] for table in self.tables], -1)
+        own, theirs = (None, None) if prefix is None else self.parts(prefix)
         with prefixed(self.clip.get_input_embeddings(), theirs):
             pooled = self.clip(ids[1].to(self.clip.device)).pooler_output
         return {**super().__call__(ids, own), POOLED: pooled}
