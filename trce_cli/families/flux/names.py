@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
 from trce_cli.families.base import Shape, Stored
 from trce_cli.families.clip import names as clip
+from trce_cli.families.layout import Blocks, Layout
 from trce_cli.families.t5 import names as t5
 
 PREFIX: Final = "model.diffusion_model."  # what some tools put before the names in a single file
@@ -51,24 +53,30 @@ _SINGLE: Final = {
     "attn.norm_k": "norm.key_norm",
     "proj_out": "linear2",
 }
-# Stacked modules: in which one, which of its equal pieces from the first on, and how many.
-_STACKED: Final = {
-    "transformer_blocks": {
-        **{f"attn.to_{each}": ("img_attn.qkv", (at, 3), 1) for at, each in enumerate("qkv")},
-        **{f"attn.add_{each}_proj": ("txt_attn.qkv", (at, 3), 1) for at, each in enumerate("qkv")},
-    },
-    # Beside queries, keys and values what enters the MLP, four times as wide.
-    "single_transformer_blocks": {
-        **{f"attn.to_{each}": ("linear1", (at, 7), 1) for at, each in enumerate("qkv")},
-        "proj_mlp": ("linear1", (3, 7), 4),
-    },
-}
 _LAYER: Final = {"linear_1": "in_layer", "linear_2": "out_layer"}  # of Chroma's approximator
-_BLOCKS: Final = {
-    "transformer_blocks": ("double_blocks", _DOUBLE),
-    "single_transformer_blocks": ("single_blocks", _SINGLE),
-}
-_BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)\.(weight|bias)")
+_LAYOUT: Final = Layout(
+    _OUTER,
+    {
+        "transformer_blocks": Blocks(
+            "double_blocks",
+            _DOUBLE,
+            {
+                **{f"attn.to_{each}": ("img_attn.qkv", (at, 3), 1) for at, each in enumerate("qkv")},
+                **{f"attn.add_{each}_proj": ("txt_attn.qkv", (at, 3), 1) for at, each in enumerate("qkv")},
+            },
+        ),
+        # Beside queries, keys and values what enters the MLP, four times as wide.
+        "single_transformer_blocks": Blocks(
+            "single_blocks",
+            _SINGLE,
+            {
+                **{f"attn.to_{each}": ("linear1", (at, 7), 1) for at, each in enumerate("qkv")},
+                "proj_mlp": ("linear1", (3, 7), 4),
+            },
+        ),
+    },
+    norm_leaf="scale",
+)
 _TUNED = re.compile(r"transformer_blocks\.\d+\.attn\.to_(q|k|v|out\.0)\.weight")
 
 
@@ -124,44 +132,20 @@ class Names:
 
 def stored(key: str) -> Stored:
     """Where a single file keeps a weight, by its diffusers name."""
-    if block := _BLOCK.fullmatch(key):
-        kind, number, module, leaf = block.groups()
-        outer, plain = _BLOCKS[kind]
-        if module in _STACKED[kind]:
-            theirs, piece, span = _STACKED[kind][module]
-            return Stored(f"{outer}.{number}.{theirs}.{leaf}", piece, span)
-        leaf = "scale" if ".norm_" in module else leaf
-        return Stored(f"{outer}.{number}.{plain.get(module, module)}.{leaf}")
-    module, _, leaf = key.rpartition(".")
-    if module.startswith(f"{APPROXIMATOR}."):
-        stem, _, last = module.rpartition(".")
-        leaf = "scale" if ".norms." in module else leaf
-        return Stored(f"{stem}.{_LAYER.get(last, last)}.{leaf}")
-    return Stored(f"{_OUTER.get(module, module)}.{leaf}", swapped=module == "norm_out.linear")
+    if not key.startswith(f"{APPROXIMATOR}."):
+        return _LAYOUT.stored(key, key.startswith("norm_out.linear."))
+    stem, last, leaf = key.rsplit(".", 2)
+    return Stored(f"{stem}.{_LAYER.get(last, last)}.{'scale' if '.norms.' in key else leaf}")
 
 
 def weights_in(name: str, prefix: str) -> dict[str, Stored]:
     """The weights in a tensor of a single file, named without its prefix; the inverse of `stored`."""
-    outer, number, rest = (*name.split(".", 2), "", "")[:3]
-    kind = next((ours for ours, (theirs, _) in _BLOCKS.items() if theirs == outer), None)
-    if outer == APPROXIMATOR:
-        stem, last, leaf = name.rsplit(".", 2)
-        last = next((ours for ours, theirs in _LAYER.items() if theirs == last), last)
-        return {f"{stem}.{last}.{'weight' if leaf == 'scale' else leaf}": Stored(prefix + name)}
-    if kind is None:
-        module, _, leaf = name.rpartition(".")
-        ours = next((ours for ours, theirs in _OUTER.items() if theirs == module), module)
-        return {f"{ours}.{leaf}": Stored(prefix + name, swapped=ours == "norm_out.linear")}
-    module, _, leaf = rest.rpartition(".")
-    found = {
-        f"{kind}.{number}.{ours}.{leaf}": Stored(prefix + name, piece, span)
-        for ours, (theirs, piece, span) in _STACKED[kind].items()
-        if theirs == module
-    }
-    if found:
-        return found
-    ours = next((ours for ours, theirs in _BLOCKS[kind][1].items() if theirs == module), module)
-    return {f"{kind}.{number}.{ours}.{'weight' if leaf == 'scale' else leaf}": Stored(prefix + name)}
+    if not name.startswith(f"{APPROXIMATOR}."):
+        keys = _LAYOUT.keys_in(name)
+        return {key: replace(at, name=prefix + at.name) for key in keys for at in [stored(key)]}
+    stem, last, leaf = name.rsplit(".", 2)
+    last = next((ours for ours, theirs in _LAYER.items() if theirs == last), last)
+    return {f"{stem}.{last}.{'weight' if leaf == 'scale' else leaf}": Stored(prefix + name)}
 
 
 def is_tuned(key: str) -> bool:
