@@ -102,14 +102,17 @@ def load_strictly(
 ) -> M:
     """The module that `make` makes of a part's configuration, in evaluation mode and without gradients.
 
-    dtype: of each weight by its name; None for that of the file. name: of a weight by the module's name for
-    it. Raises BadInput for a configuration that cannot be used, and as `checked` does.
+    Its weights are its parameters, and the buffers that it keeps in files. dtype: of each weight by its name;
+    None for that of the file. name: of a weight by the module's name for it. Raises BadInput for a
+    configuration that cannot be used, and as `checked` does.
     """
     where = weights.folder(part) / "config.json"
     with refusing(f"{where} cannot be used"), torch.device("meta"):
         module = make(dict(weights.config[part]))
-    ours = {name(key) or key: key for key, _ in module.named_parameters()}
-    shapes = {key: tuple(module.get_parameter(theirs).shape) for key, theirs in ours.items()}
+    kept = module.state_dict()
+    own = dict(module.named_parameters()) | {key: at for key, at in module.named_buffers() if key in kept}
+    ours = {name(key) or key: key for key in own}
+    shapes = {key: tuple(own[theirs].shape) for key, theirs in ours.items()}
     state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

@@ -53,7 +53,7 @@ class ClipModels:
 
         prefix: embeddings in place of those of the first words, (prompts, words, dim of `table`).
         """
-        context, found, begin = [], {}, 0
+        context, pooled, begin = [], [], 0
         for spec, encoder, tokens in zip(self.specs, self.encoders, ids, strict=True):
             embedding = encoder.get_input_embeddings()
             end = begin + embedding.embedding_dim
@@ -62,9 +62,9 @@ class ClipModels:
             last = spec.hidden == "last"
             context.append(outputs.last_hidden_state if last else outputs.hidden_states[-2])
             if spec.projects:
-                found[POOLED] = outputs.text_embeds
+                pooled.append(outputs.text_embeds)
             begin = end
-        return {CONTEXT: torch.cat(context, -1)} | found
+        return {CONTEXT: torch.cat(context, -1)} | ({POOLED: torch.cat(pooled, -1)} if pooled else {})
 
 
 @contextmanager

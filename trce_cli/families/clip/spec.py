@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 CONTEXT: Final = "context"  # the stream of hidden states of all tokens, the encoders' side by side
-POOLED: Final = "pooled"  # that of the last encoder's EoT after its last layer, projected
+POOLED: Final = "pooled"  # that of the EoT after the last layer, projected, of all encoders that project
 
 
 @dataclass(frozen=True)

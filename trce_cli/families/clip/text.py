@@ -26,9 +26,9 @@ EOT: Final = 49407  # transformers' where a configuration is silent
 class ClipText:
     """The text encoders of a family, see `families.base.Text`; computed no further than is wanted.
 
-    Several encoders side by side give the context; one that projects gives the pooled embedding as well, of
-    which the only position is the EoT. clip_skip: at which layer from the end an encoder is read that is read
-    at its last one.
+    Several encoders side by side give the context; those that project give, side by side, the pooled
+    embedding as well, of which the only position is the EoT. clip_skip: at which layer from the end an
+    encoder is read that is read at its last one.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class ClipText:
         self.tokenizers = Tokenizers(load_tokenizers(weights, specs))
         self.encoders = [ClipEncoder(weights, spec, device, dtype, clip_skip) for spec in specs]
         self.streams = {CONTEXT: sum(encoder.dim for encoder in self.encoders)}
-        for encoder in self.encoders:
-            if encoder.spec.projects:
-                self.streams[POOLED] = encoder.config["projection_dim"]
+        if any(spec.projects for spec in specs):
+            projecting = [encoder for encoder in self.encoders if encoder.spec.projects]
+            self.streams[POOLED] = sum(encoder.config["projection_dim"] for encoder in projecting)
 
     def check(self) -> None:
         """Raise BadInput for a weight that cannot be computed with; each is read, once."""
@@ -87,13 +87,9 @@ class ClipText:
         return whole_words(self.tokenizers.each, count)[0]
 
     def pooled_at(self, prompt: str) -> int:
-        """The position at which the last encoder is pooled, as transformers does it: its first EoT; or, for
-        the configurations of old that call 2 the EoT, the highest id, which an added token may have."""
+        """The last position at which an encoder is pooled: the EoT, for all but texts of added tokens."""
         (tokens,) = self.tokenizers.tokens([prompt])
-        ids, eot = tokens.ids[-1], self.encoders[-1].config.get("eos_token_id", EOT)
-        if eot == 2:
-            return ids.index(max(ids))
-        return ids.index(eot) if eot in ids else 0
+        return max(map(_pooled_at, self.encoders, tokens.ids))
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
         """Encode the prompts at their wanted positions, a batch at a time, in an order of its own.
@@ -118,31 +114,41 @@ class ClipText:
 
     def _encode(self, some: Sequence[Pack], wanted: Wanted) -> Batch:
         """What is wanted of some packs."""
-        rows = _rows(some, wanted)
         tokens = [token for pack in some for token in pack.tokens]
         positions, masks = torch.cat([pack.positions for pack in some]), [pack.mask for pack in some]
-        parts, found = [], {}
-        for ids, encoder in zip(torch.tensor(tokens).T, self.encoders, strict=True):
+        asked = [prompt for pack in some for prompt in pack.places if prompt in wanted.get(POOLED, {})]
+        parts, pooled, found = [], [], {}
+        for number, (ids, encoder) in enumerate(zip(torch.tensor(tokens).T, self.encoders, strict=True)):
             states, final = encoder(ids, positions, masks)
             parts.append(states.to("cpu", torch.float32))
-            if final is not None and (eots := rows.get(POOLED)):
-                projected = encoder.project(final[[eot for (eot,) in eots.values()]])
-                places = {prompt: [place] for place, prompt in enumerate(eots)}
-                found[POOLED] = States(projected.to("cpu", torch.float32), places)
-        found[CONTEXT] = States(torch.cat(parts, dim=-1), rows.get(CONTEXT, {}))
+            if final is not None and asked:
+                read = zip(asked, self.tokenizers.tokens(asked), strict=True)
+                ends = {prompt: [_pooled_at(encoder, of.ids[number])] for prompt, of in read}
+                projected = encoder.project(final[[end for (end,) in _rows(some, ends).values()]])
+                pooled.append(projected.to("cpu", torch.float32))
+        if pooled:
+            places = {prompt: [place] for place, prompt in enumerate(asked)}
+            found[POOLED] = States(torch.cat(pooled, dim=-1), places)
+        found[CONTEXT] = States(torch.cat(parts, dim=-1), _rows(some, wanted.get(CONTEXT, {})))
         check_embeddings(*(each.embeddings for each in found.values()))
         return found
 
 
-def _rows(some: Sequence[Pack], wanted: Wanted) -> dict[str, dict[str, list[int]]]:
-    """By stream and prompt, which of all tokens of the packs are at its wanted positions."""
-    starts = list(accumulate((len(pack.tokens) for pack in some), initial=0))
+def _rows(some: Sequence[Pack], wanted: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """By prompt, which of all tokens of the packs are at its wanted positions."""
+    starts = accumulate((len(pack.tokens) for pack in some), initial=0)
     return {
-        stream: {
-            prompt: [start + places[position] for position in prompts[prompt]]
-            for start, pack in zip(starts, some, strict=False)
-            for prompt, places in pack.places.items()
-            if prompt in prompts
-        }
-        for stream, prompts in wanted.items()
+        prompt: [start + places[position] for position in wanted[prompt]]
+        for start, pack in zip(starts, some, strict=False)
+        for prompt, places in pack.places.items()
+        if prompt in wanted
     }
+
+
+def _pooled_at(encoder: ClipEncoder, ids: Sequence[int]) -> int:
+    """The position at which transformers pools an encoder: its first EoT; or, for the configurations of old
+    that call 2 the EoT, the highest id, which an added token may have."""
+    eot = encoder.config.get("eos_token_id", EOT)
+    if eot == 2:
+        return ids.index(max(ids))
+    return ids.index(eot) if eot in ids else 0
