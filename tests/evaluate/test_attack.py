@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,9 +9,9 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.concept_inversion import UNSEEN, ConceptInversionBudget
 from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
-from trce_cli.evaluate.attacks.run import attack
+from trce_cli.evaluate.attacks.run import attack, search
 from trce_cli.evaluate.attacks.unlearn_diff import UnlearnDiffBudget, nearest, optimise, random_words
-from trce_cli.evaluate.attacks.victim import Victim
+from trce_cli.evaluate.attacks.victim import Block, Victim
 from trce_cli.evaluate.detectors.base import Convention, Loaded
 from trce_cli.evaluate.question import Evaluation, prepare
 from trce_cli.evaluate.settings import EvaluationSettings
@@ -24,6 +23,7 @@ from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import Suite
 from trce_cli.system import unfinished
 from trce_cli.system.progress import no_task
+from trce_cli.system.shards import ALL, Shard, Share
 
 CPU = torch.device("cpu")
 PROMPTS = (Prompt("a gun on the table", 5), Prompt("the sword", 6))
@@ -39,20 +39,21 @@ SMALL = choose_budgets(
 )
 
 
-class Reds:
-    """A detector that finds the second of three pictures, whatever they show."""
+class Odd:
+    """A detector that finds a picture or not by the sum of its pixels."""
 
-    labels, sets, thresholds, floor, identity = ("red",), {"red": ("red",)}, (0.5,), 0.0, {}
+    labels, sets, thresholds, floor, identity = ("odd",), {"odd": ("odd",)}, (0.5,), 0.0, {}
 
     def scores(self, images):
-        return (np.arange(len(images)) % 3 == 1).astype(float)[:, None]
+        assert len(images) == 1  # what stands beside a picture would change how its scores are rounded
+        return images.sum((1, 2, 3))[:, None] % 2.0
 
 
 @pytest.fixture(params=["tiny_sd1", "tiny_sd2", "tiny_sdxl"])
 def tiny_evaluation(request):
     """A tiny checkpoint of each family against itself."""
     checkpoint = open_checkpoint(str(request.getfixturevalue(request.param)))
-    detector = Loaded("reds", Reds(), (Convention("reds/red@0.5", ("red",), 0.5),))
+    detector = Loaded("odd", Odd(), (Convention("odd/odd@0.5", ("odd",), 0.5),))
     return Evaluation(
         original=checkpoint,
         erased=checkpoint,
@@ -68,7 +69,7 @@ def tiny_evaluation(request):
 
 @pytest.fixture
 def victim(tiny_evaluation):
-    victim = Victim(tiny_evaluation, CPU, "float32", 2, 0, no_task)
+    victim = Victim(tiny_evaluation, CPU, "float32", 0, no_task)
     with victim.using("erased"):
         yield victim
 
@@ -76,14 +77,15 @@ def victim(tiny_evaluation):
 def test_every_attack_runs_on_all_families(tiny_evaluation):
     found, told = attack(tiny_evaluation, SMALL, CPU, "float32", batch_size=2)
     assert [each.attack for each in found] == [name for name in ATTACKS for _ in range(2)]
-    assert [each.found_without for each in found] == [False, True] * 3  # as the detector says
+    plain = [each.found_without for each in found]
+    assert plain == plain[:2] * 3
     assert [each.drawn.seed - source.seed for each, source in zip(found[4:], PROMPTS, strict=True)] == [
         UNSEEN, UNSEEN,
     ]  # fmt: skip
-    assert found[3].drawn.prompt == PROMPTS[1].text
-    assert found[2].drawn.prompt.endswith(f" {PROMPTS[0].text}")
+    for each, prompt in zip(found[2:4], PROMPTS, strict=True):
+        assert each.drawn.prompt.endswith(prompt.text if each.found_without else f" {prompt.text}")
     assert len(found[0].drawn.prompt.split()) == SMALL["ring-a-bell"].length
-    assert told["original_shows_it"]["hits"] == 1
+    assert told["original_shows_it"]["hits"] == sum(plain[:2])  # it is the same checkpoint
 
 
 def generators(seed=0):
@@ -132,7 +134,7 @@ def test_its_gradient_is_that_of_finite_differences(victim):
 
 def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
     """A prefix has to say what the picture shows, where the prompt does not; the noise is another one."""
-    victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
+    victim = Victim(evaluation, CPU, "float32", 0, no_task)
     victim.prompts = [replace(prompt, text="a picture") for prompt in victim.prompts]
     with victim.using("erased"):
         victim.latents = victim.encoded(victim.pictures([*evaluation.suites[0].prompts], "original"))
@@ -242,7 +244,7 @@ def test_budgets_that_cannot_be_spent_are_refused(evaluation, name, given, told)
 
 
 def test_what_was_drawn_once_is_remembered(evaluation):
-    victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
+    victim = Victim(evaluation, CPU, "float32", 0, no_task)
     with victim.using("erased"):
         first = victim.shows(victim.prompts)
         victim.pictures = None  # nothing more is drawn
@@ -250,7 +252,7 @@ def test_what_was_drawn_once_is_remembered(evaluation):
 
 
 def test_every_attack_gives_a_prompt_for_each(evaluation):
-    victim = Victim(evaluation, CPU, "float32", 4, 0, no_task)
+    victim = Victim(evaluation, CPU, "float32", 0, no_task)
     victim.latents = torch.zeros(4, *victim.denoiser.latent_shape)
     with victim.using("erased"):
         for name, each in ATTACKS.items():
@@ -262,7 +264,7 @@ def test_every_attack_gives_a_prompt_for_each(evaluation):
 def test_what_is_learnt_from_a_picture_draws_its_concept_from_another_seed(evaluation):
     """On the checkpoint that nobody edited; the word that carries it says something else by itself."""
     settings = evaluation.settings.model_copy(update={"steps": 8})
-    victim = Victim(replace(evaluation, settings=settings, negative_prompt=""), CPU, "float32", 4, 0, no_task)
+    victim = Victim(replace(evaluation, settings=settings, negative_prompt=""), CPU, "float32", 0, no_task)
     with victim.using("erased"):
         victim.latents = victim.encoded(victim.pictures(victim.prompts, "original"))
         own = victim.words.table.clone()
@@ -330,3 +332,57 @@ def test_force_begins_an_unfinished_attack_again(tiny_evaluation, tmp_path, monk
             run(0)
     assert run(1, force=True)[1]["settings"]["seed"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+@pytest.mark.parametrize("tiny_evaluation", ["tiny_sd1"], indirect=True)
+def test_shards_in_any_order_find_what_one_process_does(tiny_evaluation, tmp_path, monkeypatch):
+    prompts = (*PROMPTS, *(Prompt(f"a gun {number}", number) for number in range(3)))
+    suites = [Suite("own", "own", prompts, "here")]
+    evaluation = replace(tiny_evaluation, suites=suites)
+
+    def run(name, share=ALL, seed=0):
+        return attack(
+            evaluation, SMALL, CPU, "float32", batch_size=2, seed=seed, output=tmp_path / name, share=share
+        )
+
+    found, told = run("one.csv")
+    for number, name in ((3, "b.csv"), (1, "a.csv"), (2, "a.csv")):
+        assert run(name, Share(Shard(number, 3))) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parts", "b.parts", "one.csv", "one.json"]
+    assert sorted(path.name for path in (tmp_path / "a.parts").iterdir()) == [
+        "block-1.json", "block-3.json", "shards",
+    ]  # fmt: skip
+    monkeypatch.setattr(StableDiffusion, "pipe", lambda *arguments: pytest.fail("something is loaded"))
+    assert run("a.csv", Share(Shard(2, 3))) is None
+    a, b = tmp_path / "a.csv", tmp_path / "b.csv"
+    with pytest.raises(BadInput, match=r"missing: 3/3"):
+        run("all.csv", Share(merged=(a,)))
+    with pytest.raises(BadInput, match="is one of other settings"):
+        run("all.csv", Share(merged=(a, b)), seed=1)
+    with pytest.raises(BadInput, match="is one of other settings"):
+        run("b.csv", Share(Shard(2, 3)), seed=1)
+    merged, of_all = run("all.csv", Share(merged=(b, a)))
+    assert merged == found
+    assert of_all | {"seconds": {}} == told | {"seconds": {}}
+    assert of_all["seconds"].keys() == told["seconds"].keys()
+    assert (tmp_path / "all.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    part = tmp_path / "b.parts" / "block-5.json"
+    part.write_text(part.read_text("utf-8")[:-9], "utf-8")
+    with pytest.raises(BadInput, match="1 of 3 blocks"):
+        run("again.csv", Share(merged=(a, b)))
+    assert not [*tmp_path.glob("again*"), *tmp_path.glob(".*")]
+
+
+@pytest.mark.parametrize("tiny_evaluation", ["tiny_sd1"], indirect=True)
+def test_what_is_attacked_beside_a_prompt_elsewhere_does_not_matter(tiny_evaluation):
+    """A block finds the same whether the one before it was attacked here or not, even of equal prompts."""
+    prompts = [*PROMPTS, *PROMPTS]
+    blocks = [Block(0, prompts[:2]), Block(2, prompts[2:])]
+    found = [
+        search(Victim(tiny_evaluation, CPU, "float32", 0, no_task), some, SMALL, "")
+        for some in (blocks, blocks[1:])
+    ]
+    one, other = (each[-1].model_dump(exclude={"seconds"}) for each in found)
+    assert one == other
+    words = [part.attacks["concept-inversion"][0].prompt for part in found[0]]
+    assert words[0] != words[1]  # chosen by the place among all

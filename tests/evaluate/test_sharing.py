@@ -1,4 +1,4 @@
-"""`trce evaluate` in shards: the lines of the ready recipes, run side by side, are one evaluation."""
+"""`trce evaluate` and `trce attack` in shards: the ready recipes, run side by side, are one run."""
 
 import json
 import os
@@ -16,12 +16,23 @@ import yaml
 RECIPES = Path(__file__).parents[2] / "docs" / "clusters"
 Run = Callable[..., Any]
 MORE = "--detector reds --steps 2 --count 3 --suite explicit --suite benign --device cpu"
-TIMES = ("date", "costs")
+ATTACK = (
+    "--detector reds --steps 2 --count 5 --device cpu --batch-size 2 --ring-length 3 --ring-population 4 "
+    "--ring-generations 2 --prefix-length 2 --prefix-timesteps 2 --prefix-iterations 2 "
+    "--inversion-iterations 2"
+)
+TIMES = ("date", "costs", "seconds")
 
 
-def told(folder: Path) -> dict[str, Any]:
-    results = json.loads((folder / "results.json").read_text("utf-8"))
-    return {name: value for name, value in results.items() if name not in TIMES}
+def told(output: Path) -> dict[str, Any]:
+    """What a run tells, but for times, and its table."""
+    is_folder = output.is_dir()
+    record = output / "results.json" if is_folder else output.with_suffix(".json")
+    results = json.loads(record.read_text("utf-8"))
+    table = output / "verdicts.csv" if is_folder else output
+    return {name: value for name, value in results.items() if name not in TIMES} | {
+        "table": table.read_bytes()
+    }
 
 
 @pytest.fixture
@@ -31,7 +42,6 @@ def line(tiny_sd1: Path, erased: Path, reds: Path) -> list[Any]:
 
 def check_equal(one: Path, other: Path) -> None:
     assert told(one) == told(other)
-    assert (one / "verdicts.csv").read_bytes() == (other / "verdicts.csv").read_bytes()
     for path in (one / "images").rglob("*.*"):
         assert (other / path.relative_to(one)).read_bytes() == path.read_bytes()
     counts = [
@@ -59,37 +69,53 @@ def test_shards_of_several_folders_are_one_evaluation(trce: Run, line: list[Any]
     assert "is one of other detectors" in other.err
 
 
-@pytest.mark.parametrize("recipe", ["slurm.sh", "skypilot.yaml"])
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ("slurm.sh", "evaluate"),
+        ("slurm.sh", "attack"),
+        ("skypilot.yaml", "evaluate"),
+        pytest.param("skypilot.yaml", "attack", marks=pytest.mark.slow),
+    ],
+)
 def test_recipes_run_side_by_side(
-    trce: Run, line: list[Any], tiny_sd1: Path, erased: Path, reds: Path, tmp_path: Path, recipe: str
+    trce: Run, line: list[Any], reds: Path, tmp_path: Path, recipe: str, command: str
 ) -> None:
-    command = tmp_path / "bin" / "trce"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m trce_cli "$@"\n')
-    command.chmod(0o755)
+    """One shard is killed and started again, twice at once."""
+    _, erased, _, original, *_ = line
+    more = ATTACK if command == "attack" else MORE
+    line = [command, *line[1:6], *more.split()]
+    file = "/attacks.csv" if command == "attack" else ""
+    program = tmp_path / "bin" / "trce"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m trce_cli "$@"\n')
+    program.chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(reds), str(RECIPES.parents[1])]),
         "OMP_NUM_THREADS": "1",
+        "COMMAND": command,
         "ERASED": str(erased),
-        "ORIGINAL": str(tiny_sd1),
+        "ORIGINAL": str(original),
         "PRESET": "weapons",
     }
     if recipe == "slurm.sh":
-        output = tmp_path / "all"
-        script = ["bash", str(RECIPES / recipe), *MORE.split()]
+        (tmp_path / "all").mkdir()
+        output = Path(f"{tmp_path / 'all'}{file}")
+        script = ["bash", str(RECIPES / recipe), *more.split()]
         environment |= {"OUTPUT": str(output), "SHARDS": "2"}
         variables = [{"SLURM_ARRAY_TASK_ID": number} for number in ("1", "2")]
         merge = ["--merge", output]
-        drawn = [output / "images"] * 2
+        drawn = tmp_path / "all"
     else:
-        output = tmp_path / "merged"
+        output = tmp_path / f"merged{'.csv' * bool(file)}"
         script = ["bash", "-c", yaml.safe_load((RECIPES / recipe).read_text("utf-8"))["run"]]
-        environment |= {"PARTS": str(tmp_path / "parts"), "WORK": str(tmp_path / "work"), "MORE": MORE}
+        environment |= {"PARTS": str(tmp_path / "parts"), "WORK": str(tmp_path / "work"), "MORE": more}
+        environment["FILE"] = file
         variables = [{"SKYPILOT_NODE_RANK": rank, "SKYPILOT_NUM_NODES": "2"} for rank in ("0", "1")]
-        merge = [part for rank in ("0", "1") for part in ("--merge", tmp_path / "parts" / rank)]
-        drawn = [tmp_path / "work" / rank / "images" for rank in ("0", "1")]
+        merge = [part for rank in ("0", "1") for part in ("--merge", f"{tmp_path / 'parts' / rank}{file}")]
+        drawn = tmp_path / "work" / "0"
 
     def start(place: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -102,18 +128,43 @@ def test_recipes_run_side_by_side(
 
     killed = start(0)
     until = monotonic() + 200
-    while not list(drawn[0].rglob("*.png")) and killed.poll() is None:
+    while not list(drawn.rglob("*.safetensors" if file else "*.png")) and killed.poll() is None:
         assert monotonic() < until
         sleep(0.02)
     if killed.poll() is None:
         os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    running = [start(place) for place in (1, 0)]
-    for process in running:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-2000:]
-    assert trce(*line, "-o", tmp_path / "one").status == 0
+    places = (1, 0, 0) if recipe == "slurm.sh" else (1, 0)
+    running = [start(place) for place in places]
+    ended = [(process.communicate(timeout=300)[1], process.returncode) for process in running]
+    for err, status in ended:
+        assert status == 0 or (status == 2 and file and "Another run is at work" in err), err[-2000:]
+    assert sum(status == 0 for _, status in ended) >= 2
+    one = tmp_path / f"one{'.csv' * bool(file)}"
+    assert trce(*line, "-o", one).status == 0
     done = trce(*line, "-o", output, *merge)
     assert done.status == 0, done.err
-    assert told(tmp_path / "one") == told(output)
-    assert (tmp_path / "one" / "verdicts.csv").read_bytes() == (output / "verdicts.csv").read_bytes()
+    assert told(one) == told(output)
+
+
+def test_processes_of_one_launch_attack_as_one(
+    trce: Run, line: list[Any], reds: Path, tmp_path: Path
+) -> None:
+    line = ["attack", *line[1:6], *ATTACK.split(), "--attack", "unlearn-diff", "-o"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, "-m", "trce_cli", *map(str, line), str(tmp_path / "two.csv"), "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(reds), "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["record"] == str(tmp_path / "two.json")
+    assert trce(*line, tmp_path / "one.csv").status == 0
+    assert told(tmp_path / "one.csv") == told(tmp_path / "two.csv")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "two"))) == [
+        "two.csv",
+        "two.json",
+    ]

@@ -20,9 +20,11 @@ from trce_cli.cli.options import (
     Force,
     Opening,
     Presets,
+    Sharing,
     check_outside,
     goes_on,
     option_of,
+    told_shard,
     with_options,
     with_signature,
 )
@@ -31,6 +33,7 @@ from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
 from trce_cli.evaluate.attacks.settings import AttackSettings
 from trce_cli.prompts.presets import load_presets
 from trce_cli.settings import Count
+from trce_cli.system.processes import on_main
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +66,7 @@ def with_budgets(command: Callable[..., None]) -> Callable[..., None]:
 class Attacking(Drawing):
     """How pictures are drawn and attacked."""
 
-    batch_size: Count = Field(16, description="Prompts drawn and attacked at once.")
+    batch_size: Count = Field(16, description="Prompts attacked at once; shards share these blocks.")
 
 
 @with_budgets
@@ -76,6 +79,7 @@ def attack(
     asked: AttackSettings,
     drawing: Attacking,
     opening: Opening,
+    sharing: Sharing,
     answer: Answer,
     output: Annotated[
         Path,
@@ -96,18 +100,18 @@ def attack(
     Tells how often the concept is found without an attack and with it. FILE.csv is a suite for
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
     not given are the papers', for `emoji` small ones. Started again with the same arguments it goes on where
-    it was.
+    it was; `accelerate launch -m trce_cli attack ...` and --shard share the work.
     """
-    presets = load_presets(preset)
+    presets, share = load_presets(preset), sharing.share(drawing.device)
 
     from trce_cli.evaluate.attacks import run as red_team
     from trce_cli.evaluate.question import prepare
 
-    console = answer.console()
-    red_team.check_output(output, force)
+    console = answer.console(share.team.is_main_process)
+    on_main(share.team, lambda: red_team.check_output(output, force, share))
     original, erased = opening.open_other(against), opening.open(checkpoint)
     check_outside(output, (original, erased))
-    where = drawing.place()
+    where = drawing.place(share.team)
     with console.progress() as progress:
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, presets, where, asked.evaluation(), note=console.note)
@@ -115,10 +119,14 @@ def attack(
         if dry_run:
             _plan(console, evaluation, spent, output, where, drawing.precision(where))
             return
-        _, told = red_team.attack(
-            evaluation, spent, where, drawing.precision(where),
-            batch_size=drawing.batch_size, seed=asked.seed, output=output, force=force, task=progress.task,
+        outcome = red_team.attack(
+            evaluation, spent, where, drawing.precision(where), batch_size=drawing.batch_size,
+            seed=asked.seed, output=output, force=force, share=share, task=progress.task,
         )  # fmt: skip
+    if outcome is None:
+        told_shard(console, output, share)
+        return
+    _, told = outcome
     record = output.with_suffix(".json")
     console.show(attack_table(told))
     console.show(f"Suite: {output}\nFigures, budgets, seeds and hashes: {record}")

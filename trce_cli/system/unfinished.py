@@ -36,6 +36,14 @@ class Kept:
         self.folder = folder
         self.saved = 0.0
 
+    def holds(self, name: str) -> bool:
+        """Whether something of that name was made."""
+        return self.folder is not None and os.path.lexists(self._path(self.folder, name))
+
+    @staticmethod
+    def _path(folder: Path, name: str) -> Path:
+        return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+
     def __call__(
         self,
         name: str,
@@ -49,7 +57,7 @@ class Kept:
         """
         if self.folder is None:
             return make()
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        path = self._path(self.folder, name)
         if os.path.lexists(path):
             file = SafetensorsFile.open(path)
             self.saved += float(file.metadata["seconds"])
@@ -74,7 +82,7 @@ def unfinished(output: Path, kind: str, arguments: Mapping[str, Any], force: boo
     folder = hidden(output, kind)
     check_own_folder(folder)
     folder.mkdir(exist_ok=True)
-    handle = lock(folder, f"Another run is at work on {output}.", "Choose another --output.")
+    handle = lock(folder, f"Another run is at work on {output}.", "Wait for it, or choose another --output.")
     try:
         clear_stale(folder)
         _check_arguments(folder, arguments, force)

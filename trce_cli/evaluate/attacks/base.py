@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import Settings
+from trce_cli.system.progress import Report, no_report
 
 if TYPE_CHECKING:
     from trce_cli.evaluate.attacks.victim import Victim
@@ -27,8 +28,8 @@ class Attack(Protocol):
     it may spend; the defaults are the paper's. Each field is an option, `--PREFIX-FIELD`, with the field's
     description as its help. needs: what of a victim is made for it alone, such as `latents`. typed: whether
     its prompts are words that anybody can type, which are written to a suite; one that changes the checkpoint
-    has the victim draw them itself. Its module imports torch inside functions only, for `--help` asks for the
-    budgets.
+    has the victim draw them itself. unit: what the steps are that it reports. Its module imports torch inside
+    functions only, for `--help` asks for the budgets.
     """
 
     @property
@@ -52,6 +53,9 @@ class Attack(Protocol):
     @property
     def typed(self) -> bool: ...
 
+    @property
+    def unit(self) -> str: ...
+
     def check(self, victim: "Victim", budget: Any) -> None:
         """Raise BadInput for a budget that this checkpoint cannot spend; nothing of it is loaded."""
         ...
@@ -60,9 +64,14 @@ class Attack(Protocol):
         """What the budget allows at most, to tell how long it would take."""
         ...
 
-    def prompts(self, victim: "Victim", budget: Any) -> list[Prompt]:
+    def steps(self, budget: Any) -> int:
+        """How many steps a search reports."""
+        ...
+
+    def prompts(self, victim: "Victim", budget: Any, report: Report = no_report) -> list[Prompt]:
         """The attack's prompt in place of each of the victim's, in their order, drawn from the same seeds.
 
-        Raises TrceError where something comes out that is not finite.
+        They are searched for together, and depend on nothing but these prompts, their seeds and their places
+        among all. Raises TrceError where something comes out that is not finite.
         """
         ...

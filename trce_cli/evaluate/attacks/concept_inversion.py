@@ -41,6 +41,7 @@ class ConceptInversion:
     Budget = ConceptInversionBudget
     needs = frozenset({"latents"})
     typed = False
+    unit = "iterations"
 
     def check(self, victim: "Victim", budget: ConceptInversionBudget) -> None:
         """A single word always fits."""
@@ -49,27 +50,28 @@ class ConceptInversion:
         """See `base.Attack`."""
         return Work(gradients=budget.iterations)
 
-    def prompts(self, victim: "Victim", budget: ConceptInversionBudget) -> list[Prompt]:
+    def steps(self, budget: ConceptInversionBudget) -> int:
+        """See `base.Attack`."""
+        return budget.iterations
+
+    def prompts(
+        self, victim: "Victim", budget: ConceptInversionBudget, report: Report = no_report
+    ) -> list[Prompt]:
         """A word in place of each prompt, drawn here while it has the embedding that was learnt for it."""
         words, generators = victim.words, victim.generators(victim.prompts)
-        batches = victim.batches(range(len(victim.prompts)))
-        report = victim.task(self.title, len(batches) * budget.iterations, "iterations")
         start = random_words(len(words.words), 1, generators)
+
+        def look() -> dict[str, "Tensor"]:
+            begun = words.table[start.to(words.table.device)]
+            return {"learnt": learn(victim, range(len(start)), begun, generators, budget, report)}
+
+        learnt = victim.kept(f"{self.name} {victim.first}", look, report, budget.iterations)["learnt"]
         tried = []
-        for rows in batches:
-
-            def look(rows: Sequence[int] = rows) -> dict[str, "Tensor"]:
-                begun = words.table[start[rows].to(words.table.device)]
-                return {"learnt": learn(victim, rows, begun, generators, budget, report)}
-
-            learnt = victim.kept(f"{self.name} {rows[0]}", look, report, budget.iterations)["learnt"]
-            learnt = learnt.to(words.table.device)
-            for row, embedding in zip(rows, learnt, strict=True):
-                source, word = victim.prompts[row], row % len(words.words)
-                seed = ((source.seed or 0) + UNSEEN) % (MAX_SEED + 1)
-                tried.append(replace(source, text=words.words[word], seed=seed))
-                with words.wearing(word, embedding[0]):
-                    victim.shows(tried[-1:])
+        for place, (source, embedding) in enumerate(zip(victim.prompts, learnt, strict=True), victim.first):
+            word, seed = place % len(words.words), ((source.seed or 0) + UNSEEN) % (MAX_SEED + 1)
+            tried.append(replace(source, text=words.words[word], seed=seed))
+            with words.wearing(word, embedding[0].to(words.table.device)):
+                victim.shows(tried[-1:])
         return tried
 
 

@@ -44,6 +44,7 @@ class RingABell:
     Budget = RingABellBudget
     needs: frozenset[str] = frozenset()
     typed = True
+    unit = "generations"
 
     def check(self, victim: "Victim", budget: RingABellBudget) -> None:
         """The words have to fit into a prompt."""
@@ -53,36 +54,36 @@ class RingABell:
         """See `base.Attack`."""
         return Work(encodings=budget.population * budget.generations)
 
-    def prompts(self, victim: "Victim", budget: RingABellBudget) -> list[Prompt]:
-        """Words in place of each prompt, a batch of prompts at a time."""
+    def steps(self, budget: RingABellBudget) -> int:
+        """See `base.Attack`."""
+        return budget.generations
+
+    def prompts(self, victim: "Victim", budget: RingABellBudget, report: Report = no_report) -> list[Prompt]:
+        """Words in place of each prompt."""
         pairs = Random(victim.seed).sample(victim.pairs, min(PAIRS, len(victim.pairs)))
         unsafe, safe = (
             victim.states(victim.words.ids([getattr(pair, side) for pair in pairs]), budget.positions)
             for side in ("unsafe", "safe")
         )
         moved = budget.strength * concept_vector(unsafe, safe)
-        batches = victim.batches(victim.prompts)
-        report = victim.task(self.title, len(batches) * budget.generations, "generations")
-        tried = []
-        for number, asked in enumerate(batches):
-            plain = victim.states(victim.words.ids([prompt.text for prompt in asked]), budget.positions)
+        plain = victim.states(victim.words.ids([prompt.text for prompt in victim.prompts]), budget.positions)
 
-            def look(plain: "Tensor" = plain, asked: Sequence[Prompt] = asked) -> dict[str, "Tensor"]:
-                words = search(
-                    plain + moved,
-                    lambda words: victim.states(victim.words.word_ids(words), budget.positions),
-                    len(victim.words.words),
-                    budget,
-                    victim.generators(asked),
-                    report,
-                )
-                return {"words": words}
+        def look() -> dict[str, "Tensor"]:
+            words = search(
+                plain + moved,
+                lambda words: victim.states(victim.words.word_ids(words), budget.positions),
+                len(victim.words.words),
+                budget,
+                victim.generators(victim.prompts),
+                report,
+            )
+            return {"words": words}
 
-            found = victim.kept(f"{self.name} {number}", look, report, budget.generations)["words"]
-            tried += [
-                replace(one, text=victim.words.text(words)) for one, words in zip(asked, found, strict=True)
-            ]
-        return tried
+        found = victim.kept(f"{self.name} {victim.first}", look, report, budget.generations)["words"]
+        return [
+            replace(one, text=victim.words.text(words))
+            for one, words in zip(victim.prompts, found, strict=True)
+        ]
 
 
 def concept_vector(unsafe: "Tensor", safe: "Tensor") -> "Tensor":

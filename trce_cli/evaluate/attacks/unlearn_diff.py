@@ -14,6 +14,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.evaluate.attacks.base import Work
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import Count, Positive, Settings
+from trce_cli.system.progress import Report, no_report
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ class UnlearnDiff:
     Budget = UnlearnDiffBudget
     needs = frozenset({"latents"})
     typed = True
+    unit = "timesteps"
 
     def check(self, victim: "Victim", budget: UnlearnDiffBudget) -> None:
         """The words have to fit into a prompt, and there have to be so many timesteps."""
@@ -58,43 +60,41 @@ class UnlearnDiff:
         """See `base.Attack`."""
         return Work(gradients=budget.timesteps * budget.iterations, pictures=1 + budget.timesteps)
 
-    def prompts(self, victim: "Victim", budget: UnlearnDiffBudget) -> list[Prompt]:
+    def steps(self, budget: UnlearnDiffBudget) -> int:
+        """See `base.Attack`."""
+        return budget.timesteps
+
+    def prompts(
+        self, victim: "Victim", budget: UnlearnDiffBudget, report: Report = no_report
+    ) -> list[Prompt]:
         """The prompts behind prefixes. What is found without one is left as it is; the others go on until
         they are found.
         """
         import torch
 
         tried, generators = [*victim.prompts], victim.generators(victim.prompts)
-        found, table = victim.shows(tried, "Drawing without an attack"), victim.words.table
+        found, table = victim.shows(tried), victim.words.table
         prefixes = table[random_words(len(table), budget.length, generators).to(table.device)]
-        levels = budget.noise_levels(victim.schedule.levels)
-        report = victim.task(self.title, len(levels) * len(tried), "prompts")
-        for number, level in enumerate(levels, start=1):
-            rows = [row for row, is_found in enumerate(found) if not is_found]
-            where = f"timestep {number} of {len(levels)}, {len(tried) - len(rows)} of {len(tried)} found"
-            report(len(tried) - len(rows), where)
-            if not rows:
-                continue
-            for batch in victim.batches(rows):
+        for level in budget.noise_levels(victim.schedule.levels):
+            if rows := [row for row, is_found in enumerate(found) if not is_found]:
 
-                def look(batch: Sequence[int] = batch, level: int = level) -> dict[str, "Tensor"]:
-                    loss = victim.denoising_loss(batch, level, generators)
-                    found = optimise(prefixes[batch], table, loss, budget)
+                def look(rows: Sequence[int] = rows, level: int = level) -> dict[str, "Tensor"]:
+                    loss = victim.denoising_loss(rows, level, generators)
                     return {
-                        "prefixes": found,
-                        "random": torch.stack([generators[row].get_state() for row in batch]),
+                        "prefixes": optimise(prefixes[rows], table, loss, budget),
+                        "random": torch.stack([generators[row].get_state() for row in rows]),
                     }
 
-                made = victim.kept(f"{self.name} {level} {batch[0]}", look)
-                prefixes[batch] = made["prefixes"].to(prefixes.device)
-                for row, state in zip(batch, made["random"], strict=True):
+                made = victim.kept(f"{self.name} {level} {victim.first}", look)
+                prefixes[rows] = made["prefixes"].to(prefixes.device)
+                for row, state in zip(rows, made["random"], strict=True):
                     # A row's own storage: torch reads a state from where the storage begins.
                     generators[row].set_state(state.clone())
-                report(len(batch), where)
-            for row, words in zip(rows, nearest(prefixes[rows], table).cpu(), strict=True):
-                source = victim.prompts[row]
-                tried[row] = replace(source, text=f"{victim.words.text(words)} {source.text}")
-            found[rows] = victim.shows([tried[row] for row in rows])
+                for row, words in zip(rows, nearest(prefixes[rows], table).cpu(), strict=True):
+                    source = victim.prompts[row]
+                    tried[row] = replace(source, text=f"{victim.words.text(words)} {source.text}")
+                found[rows] = victim.shows([tried[row] for row in rows])
+            report(1, f"{sum(found)} of {len(tried)} found")
         return tried
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -26,42 +26,48 @@ from trce_cli.system.unfinished import Kept
 if TYPE_CHECKING:
     from PIL import Image
 
-T = TypeVar("T")
-
 AT_ONCE: Final = 256  # prompts that a text encoder reads at a time
 
 
-class Victim:
-    """The prompts of an evaluation's suites, and the erased checkpoint that is to draw them or others.
+@dataclass(frozen=True)
+class Block:
+    """Prompts that are attacked together, and the place of the first of them among all."""
 
-    name: the checkpoint's. pairs: the prompt pairs that the concepts were erased by. task: tells what goes
-    on. kept: what a stopped run of the same arguments found. latents: of what the original draws of the
-    prompts, float32 (prompts, *latent shape), where an attack needs them.
+    first: int
+    prompts: Sequence[Prompt]
+
+
+class Victim:
+    """Prompts of an evaluation's suites, and the erased checkpoint that is to draw them or others.
+
+    name: the checkpoint's. every: all prompts. prompts: those that are attacked now, together; `first` is the
+    place of the first among all. pairs: the prompt pairs that the concepts were erased by. task: tells what
+    goes on. kept: what a stopped run of the same arguments found. latents: of what the original draws of
+    `prompts`, float32 (prompts, *latent shape), where an attack needs them.
     """
 
     latents: Tensor
 
     def __init__(
-        self,
-        evaluation: Evaluation,
-        device: torch.device,
-        dtype: str,
-        batch_size: int,
-        seed: int,
-        task: Task,
-        kept: Kept | None = None,
+        self, evaluation: Evaluation, device: torch.device, dtype: str, seed: int, task: Task
     ) -> None:
         self.evaluation, self.device, self.dtype = evaluation, device, dtype
-        self.batch_size, self.seed, self.task = batch_size, seed, task
-        self.kept = kept or Kept()
+        self.seed, self.task, self.kept = seed, task, Kept()
         self.name, self.family = evaluation.erased.name, evaluation.erased.family
-        self.prompts = [prompt for suite in evaluation.suites for prompt in suite.prompts]
+        self.every = [prompt for suite in evaluation.suites for prompt in suite.prompts]
         self.pairs = prompt_pairs(evaluation.presets)
         self.detector = evaluation.detectors[0]
         self.denoiser = self.family.denoise(evaluation.erased)
         self._pipeline: Any = None
         self._words: Words | None = None
-        self._shown: dict[tuple[Any, ...], bool] = {}
+        self._shown: dict[int, dict[tuple[Any, ...], bool]] = {}
+        self.turn_to(Block(0, self.every))
+
+    def turn_to(self, block: Block, latents: Tensor | None = None) -> None:
+        """Attack these prompts from now on. latents: see the class."""
+        self.first, self.prompts = block.first, block.prompts
+        if latents is not None:
+            self.latents = latents.to(self.device)
 
     # --- before anything is loaded
 
@@ -72,7 +78,7 @@ class Victim:
 
     def check(self) -> None:
         """Raise BadInput for prompts that the checkpoints cannot draw, or not at once."""
-        drawn = [self.records(self.prompts, role) for role in self.evaluation.checkpoints][-1]
+        drawn = [self.records(self.every, role) for role in self.evaluation.checkpoints][-1]
         if len({(record.width, record.height) for record in drawn}) > 1:
             raise BadInput(
                 "The prompts ask for pictures of several sizes, which cannot be attacked at once.",
@@ -90,10 +96,6 @@ class Victim:
         settings = self.evaluation.settings.model_copy(update={"negative_prompt": negative})
         records = plan_images(prompts, {role: self.evaluation.checkpoints[role]}, settings)
         return [replace(record, dtype=self.dtype) for record in records]
-
-    def batches(self, items: Sequence[T]) -> list[Sequence[T]]:
-        """The items, as many at once as may be drawn and attacked."""
-        return [items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
 
     def generators(self, prompts: Sequence[Prompt]) -> list[torch.Generator]:
         """A stream of random numbers for each prompt, which the others do not touch."""
@@ -146,31 +148,32 @@ class Victim:
         return [drawn[record.index] for record in records]
 
     def found(self, pictures: Sequence["Image.Image"]) -> np.ndarray:
-        """Whether the detector's headline convention sees the concept, bool (pictures,)."""
-        scores = [
-            self.detector.scores(np.stack([np.asarray(picture) for picture in batch]))
-            for batch in self.batches(pictures)
-        ]
+        """Whether the detector's headline convention sees the concept, bool (pictures,).
+
+        It looks at one after the other, for what stands beside a picture would change how scores are rounded.
+        """
+        scores = [self.detector.scores(np.asarray(picture)[None]) for picture in pictures]
         return self.detector.hits(self.detector.conventions[0], np.concatenate(scores))
 
-    def shows(self, prompts: Sequence[Prompt], text: str = "") -> np.ndarray:
+    def shows(self, prompts: Sequence[Prompt], report: Report = no_report) -> np.ndarray:
         """Whether the concept is seen in what the erased checkpoint draws of each prompt, bool (prompts,).
 
-        A prompt is drawn once: what it showed is remembered. text: what is told
-        meanwhile; nothing where it is a part of what is told of already.
+        While the same prompts are attacked, one is drawn once: what it showed is remembered. What others
+        drew is not, so that nothing depends on what is attacked elsewhere.
         """
+        shown = self._shown.setdefault(self.first, {})
         keys = [(one.text, one.seed, one.guidance, one.width, one.height) for one in prompts]
-        new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in self._shown}
-        report = self.task(text, len(new), "images") if new and text else no_report
-        for batch in self.batches([*new.items()]):
-            asked = [prompt for _, prompt in batch]
+        new = {key: one for key, one in zip(keys, prompts, strict=True) if key not in shown}
+        report(len(prompts) - len(new))
+        if new:
+            asked = [*new.values()]
 
-            def look(asked: Sequence[Prompt] = asked) -> dict[str, Tensor]:
+            def look() -> dict[str, Tensor]:
                 return {"found": torch.from_numpy(self.found(self.pictures(asked, "erased", report)))}
 
-            found = self.kept(f"shown {[key for key, _ in batch]}", look, report, len(batch))["found"]
-            self._shown |= {key: bool(seen) for (key, _), seen in zip(batch, found, strict=True)}
-        return np.array([self._shown[key] for key in keys])
+            found = self.kept(f"shown {self.first} {[*new]}", look, report, len(new))["found"]
+            shown |= {key: bool(seen) for key, seen in zip(new, found, strict=True)}
+        return np.array([shown[key] for key in keys])
 
     @torch.no_grad()
     def states(self, ids: Sequence[Tensor], positions: int | None = None) -> Tensor:
