@@ -98,6 +98,13 @@ def test_it_prints_what_results_json_says(finished: Finished) -> None:
     assert "<html" in (finished.output / "report.html").read_text("utf-8")
 
 
+def test_no_folder_of_this_machine_is_named(finished: Finished, tiny_sd1: Path, tiny_clip: Path) -> None:
+    files = [path for path in finished.output.rglob("*") if path.is_file()]
+    folders = [str(each.parent).encode() for each in (tiny_sd1, tiny_clip, finished.output)]
+    assert not [path.name for path in files for folder in folders if folder in path.read_bytes()]
+    assert json.loads((finished.output / "results.json").read_text())["original"]["name"] == "sd1"
+
+
 def test_every_suite_is_asked(finished: Finished) -> None:
     assert {name: (suite["role"], suite["prompts"]) for name, suite in finished.suites.items()} == {
         "explicit": ("attack", 5),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.errors import BadInput, first_line
 from trce_cli.system.safetensors import hash_file
 
@@ -39,7 +40,7 @@ class TransformersClip:
                 f"{name} cannot be loaded as a CLIP model: {first_line(error)}",
                 "Give a folder or hub id with config.json, model.safetensors, tokenizer and preprocessor.",
             ) from error
-        self.name = f"CLIP {name}"
+        self.name = f"CLIP {public_name(name)}"
         self.files = {"model.safetensors": hash_file(weights)}
         self.scale = float(self._model.logit_scale.detach().exp())
         self._device = device

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.provenance import NAME, parse_history
 from trce_cli.errors import BadInput
@@ -65,7 +66,7 @@ class Subject(BaseModel):
     def of(cls, checkpoint: Checkpoint, report: Report = no_report) -> "Subject":
         """Of an opened checkpoint; `report` gets 1 a file."""
         files = picture_files(checkpoint, report)
-        return cls(name=_bare(checkpoint.name), sha256=hash_of(files), files=files)
+        return cls(name=public_name(checkpoint.name), sha256=hash_of(files), files=files)
 
 
 def collect(
@@ -174,7 +175,7 @@ def bill(subject: Subject, entries: Sequence[Mapping[str, Any]], measured: Mappi
         pedigree=Pedigree(
             ancestors=[
                 Component(
-                    name=_bare(base["name"]),
+                    name=public_name(base["name"]),
                     version=base["revision"],
                     type=ComponentType.MACHINE_LEARNING_MODEL,
                     bom_ref="base",
@@ -312,11 +313,6 @@ def _named(evaluations: Sequence[Path]) -> dict[str, Path]:
             raise BadInput(f"Two evaluations are called {name}.", "Give one of the folders another name.")
         named[name] = folder
     return named
-
-
-def _bare(name: str) -> str:
-    """A checkpoint's name without the folders of this machine; hub ids stay."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _json(table: Any) -> str:

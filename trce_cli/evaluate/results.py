@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.provenance import history
 from trce_cli.evaluate.measure import figures
@@ -42,9 +43,9 @@ def describe(
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "original": {"name": evaluation.original.name, "sha256": hashes["original"]},
+        "original": {"name": public_name(evaluation.original.name), "sha256": hashes["original"]},
         "erased": {
-            "name": evaluation.erased.name,
+            "name": public_name(evaluation.erased.name),
             "sha256": hashes["erased"],
             "negative_prompt": evaluation.negative_prompt,
         },

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, Field, FiniteFloat
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
 from trce_cli.erase.map import Solution, Statistics
@@ -242,7 +243,10 @@ def describe(evaluation: Evaluation, prior: Prior, dtype: str) -> dict[str, Any]
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "original": {"name": evaluation.original.name, "sha256": checkpoint_hash(evaluation.original)},
+        "original": {
+            "name": public_name(evaluation.original.name),
+            "sha256": checkpoint_hash(evaluation.original),
+        },
         "presets": [{"name": each.name, "sha256": each.sha256()} for each in evaluation.presets],
         "prior": {"source": prior.source, "sha256": prior.sha256()},
         "split": "tuning",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Canvas
@@ -69,7 +70,7 @@ def plan_images(
                     width=width,
                     height=height,
                     dtype="",
-                    checkpoint=checkpoint.name,
+                    checkpoint=public_name(checkpoint.name),
                     checkpoint_sha256="",
                     negative_prompt=settings.negative_prompt,
                     clip_skip=settings.clip_skip,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 import torch
 from pydantic import BaseModel, Field, FiniteFloat
 
+from trce_cli.checkpoint.bases import public_name
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.attacks.registry import ATTACKS, Budgets
 from trce_cli.evaluate.attacks.victim import Block, Victim
@@ -307,7 +308,7 @@ def describe(victim: Victim, budgets: Budgets) -> dict[str, Any]:
         "schema": SCHEMA,
         "versions": versions(),
         **{
-            role: {"name": each.name, "sha256": checkpoint_hash(each)}
+            role: {"name": public_name(each.name), "sha256": checkpoint_hash(each)}
             for role, each in evaluation.checkpoints.items()
         },
         "presets": [{"name": each.name, "sha256": each.sha256()} for each in evaluation.presets],
