@@ -132,6 +132,12 @@ def test_its_gradient_is_that_of_finite_differences(victim):
         assert float(rise[1 - row]) == 0  # another prompt's prefix does not matter
 
 
+def test_what_the_denoiser_refuses_is_told_in_a_sentence(victim):
+    victim.latents, words = torch.randn(2, 5, 8, 8), torch.tensor([[1, 2], [4, 5]])
+    with pytest.raises(BadInput, match="The denoiser cannot predict: "):
+        victim.denoising_loss([0, 1], LEVEL, generators())(words, victim.words.table[words])
+
+
 def test_optimised_prefixes_denoise_better_than_those_they_began_as(evaluation):
     """A prefix has to say what the picture shows, where the prompt does not; the noise is another one."""
     victim = Victim(evaluation, CPU, "float32", 0, no_task)

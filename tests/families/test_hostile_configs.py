@@ -48,6 +48,10 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (TEXT, "num_attention_heads", 0),
         (TEXT, "hidden_size", 10**12),
         (TEXT, "vocab_size", "x"),
+        (TEXT, "layer_norm_eps", "x"),
+        (TEXT, "layer_norm_eps", 10**30),
+        (TEXT, "hidden_act", [1]),
+        (TEXT, "hidden_act", {}),
     ],
 )
 def test_a_number_that_cannot_be_is_named(folder: Path, file: str, key: str, value: object) -> None:
@@ -61,7 +65,7 @@ def test_a_number_that_cannot_be_is_named(folder: Path, file: str, key: str, val
 
 @pytest.mark.parametrize(
     ("file", "key", "value"),
-    [(SCHEDULER, "beta_schedule", "x"), (UNET, "act_fn", "x"), (TEXT, "hidden_act", [1])],
+    [(SCHEDULER, "beta_schedule", "x"), (UNET, "act_fn", "x"), (TEXT, "hidden_act", "x")],
 )
 def test_what_a_library_refuses_is_told(folder: Path, file: str, key: str, value: object) -> None:
     say(folder, file, **{key: value})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trce_cli.errors import refusing
+from trce_cli.errors import refusing, refusing_library
 from trce_cli.families.base import Weights
 from trce_cli.families.causal_llm.load import make_model, rotary
 from trce_cli.families.causal_llm.names import (
@@ -107,6 +107,7 @@ class LlmEncoder:
             "attention_mask": pack.mask.to(self.device)[None, None],
             "position_embeddings": self._rotary(states[None], positions),
         }
-        found = functional_call(self._model.layers[number], dict(read), (states[None],), told)
+        with refusing_library(f"{self.weights.folder(self.spec.folder)} cannot be computed"):
+            found = functional_call(self._model.layers[number], dict(read), (states[None],), told)
         hidden: Tensor = found[0] if isinstance(found, tuple) else found
         return hidden.reshape(states.shape)

@@ -1,47 +1,15 @@
 """CLIP's tokenizers and text encoders as transformers has them, from the weights of a checkpoint."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from trce_cli.errors import BadInput, refusing
-from trce_cli.families.base import Configs, Weights
-from trce_cli.families.clip.names import CONFIG, MOST_POSITIONS, POSITIONS, published
+from trce_cli.errors import refusing
+from trce_cli.families.base import Weights
+from trce_cli.families.clip.names import published
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import check_files, guarded, load_strictly
-
-# What a text encoder's configuration may ask for: sizes are memory, and layers are built one by one.
-MOST: Final = {
-    "hidden_size": 1 << 16,
-    "num_hidden_layers": 256,
-    "vocab_size": 1 << 20,
-    POSITIONS: MOST_POSITIONS,
-    "projection_dim": 1 << 16,
-    "intermediate_size": 1 << 18,
-    "num_attention_heads": 1 << 10,
-}
-
-
-def check(config: Configs, specs: Sequence[EncoderSpec]) -> None:
-    """Raise BadInput where a text encoder's configuration lacks a size, or a tokenizer is not there."""
-    for spec in specs:
-        counts = ["hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"]
-        counts += ["intermediate_size", "num_attention_heads"]
-        counts += ["projection_dim"] * spec.projects
-        for key in counts:
-            value = {**CONFIG, **config[spec.folder]}.get(key)
-            where = config.path / spec.folder / "config.json"
-            if type(value) is not int or value < 1:
-                raise BadInput(f"{where}: {key} is {str(value)[:100]!r}, not a positive number.")
-            if value > MOST[key]:
-                raise BadInput(f"{where}: {key} is {value:,}, which is more than {MOST[key]:,}.")
-    for spec in specs:
-        folder = config.path / spec.tokenizer
-        if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
-            raise BadInput(
-                f"{folder} holds no tokenizer: neither vocab.json with merges.txt nor tokenizer.json."
-            )
 
 
 def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]:

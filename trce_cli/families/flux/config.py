@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Configs
-from trce_cli.families.clip import load as clip
+from trce_cli.families.clip import config as clip
 from trce_cli.families.flow_config import Autoencoder, Width, check_parts
 from trce_cli.families.flux.spec import CHROMA_T5, CLIP, T5
 from trce_cli.families.t5 import config as t5

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from trce_cli.errors import refusing
+from trce_cli.errors import refusing, refusing_library
 from trce_cli.families.base import Weights
 from trce_cli.families.load import checked
 from trce_cli.families.t5.load import make_model
@@ -84,7 +84,8 @@ class T5Encoder:
                 bias = bias.clone() if text.seen < len(key) else bias
                 bias[..., text.seen :] = torch.finfo(self.dtype).min
                 block, told = self._stack.block[number], {"position_bias": bias}
-                states[at] = functional_call(block, read, (states[at],), told)[0]
+                with refusing_library(f"{self.weights.folder(self.spec.folder)} cannot be computed"):
+                    states[at] = functional_call(block, read, (states[at],), told)[0]
         weight = {"weight": self._weight(NORM)}
         return [functional_call(self._stack.final_layer_norm, weight, (each,))[0] for each in states]
 
