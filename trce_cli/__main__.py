@@ -2,12 +2,12 @@
 
 import sys
 
-from trce_cli.system.entry import begin
-
 
 def main() -> int:
     """The console script: runs one command and returns its exit status."""
-    try:
+    try:  # around every import: a signal may come before the first of them is done
+        from trce_cli.system.entry import begin
+
         begin()
         from trce_cli.cli.app import main as run
 

@@ -111,6 +111,23 @@ def test_success_and_wrong_usage(capsys):
     assert "--no-such-option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"), [(int, "must be a whole number, not 'x'"), (float, "must be a number, not 'x'")]
+)
+def test_values_of_options_are_refused_in_our_own_words(kind, said, capsys):
+    app = typer.Typer(rich_markup_mode=None)
+
+    def command(count=0):
+        raise AssertionError("it ran")
+
+    command.__annotations__ = {"count": kind}
+    app.command()(command)
+    assert run_app(app, ["--count", "x"]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "--count" in told
+
+
 def test_what_a_library_raises_about_a_file_is_bad_input():
     class Panic(BaseException):  # as Rust's are
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from trce_cli.cli.progress import Lines, Progress, Silence, bars
-from trce_cli.errors import BadInput, TrceError, first_line, is_out_of_memory
+from trce_cli.errors import BadInput, TrceError, first_line, is_out_of_memory, what_is_wrong
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -259,10 +259,15 @@ def _tell(error: TrceError) -> TrceError:
 
 
 def _usage_error(error: BaseException) -> tuple[str, int] | None:
-    """What Typer says of wrong usage, and its exit status; its errors' class has no public name."""
+    """What Typer says of wrong usage, and its exit status; its errors' class has no public name.
+
+    Of a value that is none pydantic says why, in words that change from release to release: ours stand there.
+    """
     show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
     if isinstance(error, TrceError) or not callable(show) or not isinstance(status, int):
         return None
+    if callable(errors := getattr(error.__cause__, "errors", None)):
+        vars(error)["message"] = what_is_wrong(errors(include_url=False)[0])
     said = io.StringIO()
     show(file=said)
     return said.getvalue(), status
