@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from trce_cli.system.unfinished import PLACED, placed, placing, unfinished
+from trce_cli.errors import BadInput
+from trce_cli.system.unfinished import PLACED, Kept, placed, placing, unfinished
 from trce_cli.system.whole import whole, write_text
 
 
@@ -39,6 +42,20 @@ def test_what_was_to_take_a_place_and_did_not_is_not_there(tmp_path: Path) -> No
     ):
         fresh.write_text("1")
     assert placed(tmp_path, [tmp_path / "one"]) == set()
+
+
+def test_files_that_no_run_kept_are_refused(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    made = kept("a", lambda: {"found": torch.ones(1)})
+    (path,) = tmp_path.glob("*.safetensors")
+    assert torch.equal(kept("a", dict)["found"], made["found"])
+    for tensors, metadata in (({"found": torch.ones(1)}, {}), ({"x": torch.ones(1)}, {"seconds": "1"})):
+        save_file(tensors, path, metadata)
+        with pytest.raises(BadInput, match="is not what a stopped run keeps"):
+            kept("a", dict)["found"]
+    save_file({"found": torch.ones(1)}, path, {"seconds": "x"})
+    with pytest.raises(BadInput, match="is not what a stopped run keeps"):
+        kept("a", dict)
 
 
 def _stop() -> None:

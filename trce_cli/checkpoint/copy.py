@@ -51,6 +51,8 @@ def check_output(
 
 def _check_place(checkpoint: Checkpoint, output: Path, force: bool, folder: bool) -> None:
     source = checkpoint.path.resolve()
+    if output.is_symlink():  # links are resolved: it leads back to itself
+        raise BadInput(f"The links of the output {output} have no end.", "Choose another --output.")
     if output == source or (output.exists() and output.samefile(source)):
         raise BadInput(f"The output {output} is the input itself.", "Choose another --output.")
     if output.is_relative_to(source) or source.is_relative_to(output):

@@ -1,6 +1,5 @@
 """`trce run`: a recipe, from the base to the gates."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from trce_cli.cli.options import Answer, goes_on, with_options
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.system.processes import launched
 
 
 @with_options
@@ -45,7 +45,7 @@ def run(
         console.note(f"Wrote {recipe}. Next: trce run {recipe} --dry-run")
         console.result({"recipe": recipe})
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise BadInput("trce run is one process.", "Start its steps with accelerate launch one by one.")
 
     from trce_cli.cli.recipe import read_recipe

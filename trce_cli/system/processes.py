@@ -25,12 +25,17 @@ class Alone:
         """There is nobody to wait for."""
 
 
+def launched() -> int:
+    """How many processes the environment says this run has; BadInput where it says something else."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isascii() and size.isdecimal() and len(size) < 10):
+        raise BadInput(f"WORLD_SIZE is {size[:40]!r}, which is no number of processes.")
+    return int(size)
+
+
 def join_team(device: str) -> Any:
     """The processes of this run: accelerate's PartialState where it launched several, else `Alone`."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not (size.isascii() and size.isdecimal()):
-        raise BadInput(f"WORLD_SIZE is {size!r}, which is no number of processes.")
-    if int(size) < 2:
+    if launched() < 2:
         return Alone()
     from accelerate import PartialState
 

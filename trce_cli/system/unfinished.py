@@ -60,15 +60,37 @@ class Kept:
         path = self._path(self.folder, name)
         if os.path.lexists(path):
             file = SafetensorsFile.open(path)
-            self.saved += float(file.metadata["seconds"])
+            self.saved += _seconds(file)
             report(count)
-            return {key: file.read(key) for key in file.tensors}
+            return _Read(path, {key: file.read(key) for key in file.tensors})
         start = monotonic()
         made = make()
         write_tensors(
             path, {key: tensor.cpu() for key, tensor in made.items()}, {"seconds": f"{monotonic() - start}"}
         )
         return made
+
+
+class _Read(dict[str, "Tensor"]):
+    """The tensors of a file that a stopped run left; BadInput for one that is not there."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+        super().__init__(tensors)
+        self.path = path
+
+    def __missing__(self, key: str) -> "Tensor":
+        raise _not_kept(self.path)
+
+
+def _seconds(file: SafetensorsFile) -> float:
+    try:
+        return float(file.metadata["seconds"])
+    except (KeyError, ValueError):
+        raise _not_kept(file.path) from None
+
+
+def _not_kept(path: Path) -> BadInput:
+    return BadInput(f"{path} is not what a stopped run keeps.", "Take it away; what it held is made again.")
 
 
 @contextmanager
