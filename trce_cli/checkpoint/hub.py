@@ -2,12 +2,14 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES
 from trce_cli.errors import BadInput, first_line
 
 NAME: Final = r"[\w.-]+"
@@ -64,35 +66,91 @@ def fetched(
     asked: Repository,
     revision: str | None,
     variant: str | None,
+    check: Callable[[Path], object] = lambda folder: None,
     without: Collection[str] = frozenset(),
 ) -> Path:
     """The folder or file, fetched where it is not in the cache. BadInput where it cannot be had.
 
-    without: patterns of files that are left where they are.
+    Of a folder its texts come first, and nothing else does where `check` raises BadInput for them or the list
+    of its files says that it is no use. variant: of the weights; where a part has none, and without one, the
+    plain ones are taken, else the only ones there are. without: patterns of files that are left where they
+    are.
     """
     if asked.revision is not None and revision not in (None, asked.revision):
         raise BadInput(f"{name} names the revision {asked.revision}, and --revision is {revision}.")
     revision = revision or asked.revision
     if asked.file is not None:
         return _file(name, asked.id, asked.file, revision)
-    weights = f"*/*.{variant}*.safetensors" if variant else "*/*.safetensors"
-    ignored = [] if variant else ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.non_ema.*", "*.non_ema-*"]
-    folder = _asked(
-        name,
-        "snapshot_download",
-        asked.id,
-        revision=revision,
-        allow_patterns=["*.json", "*.txt", "*.jinja", "*.md", "LICENSE*", weights],
-        ignore_patterns=[*ignored, *without],
-    )
-    if not (folder / "model_index.json").is_file() and (held := _held(asked.id, revision)):
-        more = f" and {len(held) - SHOWN} more" if len(held) > SHOWN else ""
-        raise BadInput(
-            f"{asked.id} is no diffusers folder: it has no model_index.json. It holds "
-            f"{', '.join(held[:SHOWN])}{more}.",
-            f"Name the file that is meant, for example {asked.id}/{held[0]}.",
+    held = _held(asked.id, revision)
+    if held is None:  # no network: the cache has it, or says what is wrong
+        return _asked(
+            name,
+            "snapshot_download",
+            asked.id,
+            revision=revision,
+            allow_patterns=[*_TEXTS, "*/*.safetensors"],
         )
+    _check_held(asked.id, held)
+    folder = _asked(name, "snapshot_download", asked.id, revision=revision, allow_patterns=list(_TEXTS))
+    check(folder)
+    wanted = [
+        file for file in _weights(asked.id, held, variant) if not any(fnmatch(file, each) for each in without)
+    ]
+    if wanted:
+        _asked(name, "snapshot_download", asked.id, revision=revision, allow_patterns=wanted)
     return folder
+
+
+_TEXTS: Final = ("*.json", "*.txt", "*.jinja", "*.md", "LICENSE*")
+
+
+def _check_held(repository: str, held: Sequence[str]) -> None:
+    """Raise BadInput where these files of a repository are no diffusers folder with weights to read."""
+    readable = [file for file in held if file.endswith(".safetensors")]
+    pickles = [file for file in held if PurePosixPath(file).suffix in PICKLE_SUFFIXES]
+    if not readable and pickles:
+        raise BadInput(
+            f"{repository} has its weights only as pickles ({_some(pickles)}); loading one can run code, so "
+            "only safetensors are read.",
+            "Look for its safetensors form, often in another revision or repository.",
+        )
+    if "model_index.json" not in held:
+        what = f"It holds {_some(readable)}." if readable else "It holds no weights."
+        raise BadInput(
+            f"{repository} is no diffusers folder: it has no model_index.json. {what}",
+            f"Name the file that is meant, for example {repository}/{readable[0]}." if readable else None,
+        )
+
+
+def _some(files: Sequence[str]) -> str:
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return f"{', '.join(files[:SHOWN])}{more}"
+
+
+def _weights(repository: str, held: Sequence[str], variant: str | None) -> list[str]:
+    """The files of weights to fetch, of each folder those of one variant."""
+    folders: dict[str, dict[str, list[str]]] = {}
+    for file in held:
+        folder, _, name = file.rpartition("/")
+        if folder and "/" not in folder and name.endswith(".safetensors"):
+            label = re.sub(r"-\d{5}-of-\d{5}", "", name.removesuffix(".safetensors")).partition(".")[2]
+            folders.setdefault(folder, {}).setdefault(label, []).append(file)
+    labels = {label for found in folders.values() for label in found}
+    if variant and variant not in labels:
+        known = ", ".join(sorted(label or "plain" for label in labels))
+        raise BadInput(
+            f"{repository} has no weights of the variant {variant!r}.", f"Variants found: {known}."
+        )
+    wanted: list[str] = []
+    for folder, found in folders.items():
+        label = next((one for one in (variant, "") if one in found), next(iter(found)))
+        if label and label != variant and len(found) > 1:
+            raise BadInput(
+                f"The {folder} of {repository} has only variants: {', '.join(sorted(found))}.",
+                "Name one with --variant.",
+            )
+        wanted += found[label]
+    return wanted
 
 
 def _file(name: str, repository: str, file: str, revision: str | None) -> Path:
@@ -117,16 +175,16 @@ def _asked(name: str, function: str, *args: Any, **options: Any) -> Path:
         ) from error
 
 
-def _held(repository: str, revision: str | None) -> list[str]:
-    """The safetensors files of a repository; none where it cannot be asked."""
+def _held(repository: str, revision: str | None) -> list[str] | None:
+    """The files of a repository; None where it cannot be asked."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         siblings = HfApi().model_info(repository, revision=revision).siblings or []
     except (HfHubHTTPError, OSError, ValueError):
-        return []
-    return sorted(each.rfilename for each in siblings if each.rfilename.endswith(".safetensors"))
+        return None
+    return sorted(each.rfilename for each in siblings)
 
 
 def commit(path: Path) -> str | None:

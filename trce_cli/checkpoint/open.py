@@ -2,15 +2,16 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
 from trce_cli.checkpoint.checks import UNPACKED
-from trce_cli.checkpoint.folder import open_folder
+from trce_cli.checkpoint.folder import Configs, open_folder
 from trce_cli.checkpoint.single_file import open_single_file
 from trce_cli.errors import BadInput
-from trce_cli.families.registry import FAMILIES
+from trce_cli.families.registry import FAMILIES, family_of_folder
 from trce_cli.prompts.home import EMBEDDED
 from trce_cli.system.paths import expanded
 
@@ -80,4 +81,9 @@ def _resolve(
         raise BadInput(
             f"{name!r} is neither an existing path nor a hub id.", "A hub id has the form owner/name."
         )
-    return hub.fetched(name, asked, revision, variant, without)
+    return hub.fetched(name, asked, revision, variant, partial(_check_family, name), without)
+
+
+def _check_family(name: str, folder: Path) -> None:
+    """Raise BadInput where a folder's configurations are of no known family."""
+    family_of_folder(name, lambda denoiser: Configs(folder, denoiser))
