@@ -24,9 +24,9 @@ def low_rank(width: int, rank: int, seed: int) -> torch.Tensor:
 def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
     """A map of rank 3 for the checkpoint in the folder."""
     checkpoint = open_checkpoint(str(folder))
-    hashes = Hashes({}, checkpoint.text_encoder_hash())
+    hashes = Hashes({}, checkpoint.text_encoder_hash(), checkpoint.text_encoder_sample())
     entry = record("map", checkpoint, [load_preset("weapons")], {"strength": 1.0}, {"pairs": 3}, 0.1, hashes)
-    made = Made(checkpoint.family, hashes.text_encoder, (entry,))
+    made = Made(checkpoint.family, hashes.text_encoder, (entry,), hashes.sample)
     widths = checkpoint.widths
     return Map(
         made,

@@ -193,6 +193,7 @@ def test_the_parts_decide_and_not_the_pipeline(
     done = trce("apply", saved, folder, "-o", tmp_path / "out")
     assert done.status == 0, done.err
     assert json.loads((tmp_path / "out/model_index.json").read_text())["_class_name"] == name
+    assert "A ControlNet attends to the prompt by weights of its own" in done.err
     done = trce("generate", tmp_path / "out", "a dog", "--steps", 2, "-o", tmp_path / "drawn")
     assert (done.status, "5 channels" in done.err) == ((2, True) if "Depth" in name else (0, False)), done.err
 

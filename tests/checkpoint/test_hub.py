@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,10 +12,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 import tiny
+from maps import random_map
 from trce_cli.checkpoint.card import _hub_id
 from trce_cli.checkpoint.hub import Repository, commit, repository
 from trce_cli.errors import BadInput
@@ -22,11 +26,33 @@ COMMIT = "a" * 40
 
 
 @pytest.fixture(scope="module")
-def hub(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A server with one repository, someone/mix, of a single file, and what is asked of it."""
-    files = tmp_path_factory.mktemp("hub")
-    tiny.single_file("sdxl", tiny_sdxl, files / "mix v1.safetensors")
-    (files / "README.md").write_text("a card")
+def hub(
+    tiny_sd1: Path, tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """A server with repositories of someone, and what is asked of it.
+
+    mix: a single file. half: a folder of fp16 weights alone. pickled, bare: of pickles, with and without an
+    index. foreign: of a pipeline that is not known. edits: a map for half.
+    """
+    root = tmp_path_factory.mktemp("hub")
+    mix = root / "mix"
+    mix.mkdir()
+    tiny.single_file("sdxl", tiny_sdxl, mix / "mix v1.safetensors")
+    (mix / "README.md").write_text("a card")
+    half = Path(shutil.copytree(tiny_sd1, root / "half"))
+    pickled, foreign = (Path(shutil.copytree(half, root / name)) for name in ("pickled", "foreign"))
+    for path in half.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    for path in pickled.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    index = json.loads((foreign / "model_index.json").read_text())
+    (foreign / "model_index.json").write_text(
+        json.dumps(index | {"_class_name": "Other", "unet": ["x", "Y"]})
+    )
+    (root / "bare").mkdir()
+    (root / "bare/v1.ckpt").write_text("no checkpoint")
+    (root / "edits").mkdir()
+    random_map(tiny_sd1).save(root / "edits/cats.safetensors")
     seen: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -35,24 +61,25 @@ def hub(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
 
         def do_GET(self, body: bool = True) -> None:
             seen.append(f"{self.command} {self.path}")
-            path = self.path.split("?")[0]
-            if path.startswith("/api/models/someone/mix"):
-                names = [{"rfilename": each.name} for each in sorted(files.iterdir())]
-                tree = [
-                    {"type": "file", "path": each.name, "size": each.stat().st_size, "oid": "0" * 40}
-                    for each in sorted(files.iterdir())
+            path = unquote(self.path.split("?")[0])
+            if found := re.match(r"/api/models/someone/(\w+)", path):
+                files = sorted(each for each in (root / found[1]).rglob("*") if each.is_file())
+                names = [each.relative_to(root / found[1]).as_posix() for each in files]
+                told: Any = [
+                    {"type": "file", "path": name, "size": each.stat().st_size, "oid": "0" * 40}
+                    for name, each in zip(names, files, strict=True)
                 ]
-                if "/tree/" in path:
-                    self.answer(json.dumps(tree).encode(), body)
+                if "/tree/" not in path:
+                    siblings = [{"rfilename": name} for name in names]
+                    name = f"someone/{found[1]}"
+                    told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
+                if files:
+                    self.answer(json.dumps(told).encode(), body)
                     return
-                told = {"id": "someone/mix", "modelId": "someone/mix", "sha": COMMIT, "siblings": names}
-                self.answer(json.dumps(told).encode(), body)
+            found = re.match(r"/someone/(\w+)/resolve/[^/]+/(.+)", path)
+            if found and (root / found[1] / found[2]).is_file():
+                self.answer((root / found[1] / found[2]).read_bytes(), body)
                 return
-            if path.startswith("/someone/mix/resolve/"):
-                file = files / path.split("/")[-1].replace("%20", " ")
-                if file.is_file():
-                    self.answer(file.read_bytes(), body)
-                    return
             self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
             self.send_header("Content-Length", "0")
@@ -107,6 +134,47 @@ def test_a_repository_without_a_folder_is_told_what_it_holds(hub: dict[str, Any]
     assert found.returncode == 2
     assert "It holds mix v1.safetensors." in found.stderr
     assert "someone/mix/mix v1.safetensors" in found.stderr
+
+
+def weights(hub: dict[str, Any], since: int) -> list[str]:
+    """The files of weights that were fetched since."""
+    return [each for each in hub["seen"][since:] if each.startswith("GET /someone") and "safetensors" in each]
+
+
+def test_the_only_variant_is_found_and_an_edit_on_the_hub_is_put_on_it(
+    hub: dict[str, Any], tmp_path: Path
+) -> None:
+    line = ["apply", f"{hub['url']}/someone/edits/blob/main/cats.safetensors", "someone/half"]
+    done = run(hub, tmp_path, *line, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out/unet").glob("*.safetensors")] == [
+        "diffusion_pytorch_model.fp16.safetensors"
+    ]
+    history = json.loads((tmp_path / "out/trce.json").read_text())["history"]
+    assert [each["file"] for each in history[-1]["edits"]] == ["cats.safetensors"]
+    told = run(hub, tmp_path, "inspect", "someone/half", "--edit", "someone/edits/cats.safetensors", "--json")
+    assert json.loads(told.stdout)["fits"] is True
+    absent = run(hub, tmp_path, "inspect", "someone/half", "--variant", "bf16")
+    assert absent.returncode == 2
+    assert "Variants found: fp16." in absent.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pickled", "only as pickles (text_encoder/model.bin"),
+        ("bare", "only as pickles (v1.ckpt)"),
+        ("foreign", "of a family that is not known: its pipeline is Other"),
+    ],
+)
+def test_what_is_refused_is_not_fetched_first(
+    hub: dict[str, Any], tmp_path: Path, name: str, said: str
+) -> None:
+    since = len(hub["seen"])
+    found = run(hub, tmp_path, "inspect", f"someone/{name}")
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert weights(hub, since) == []
 
 
 def test_what_is_not_there_is_one_sentence(hub: dict[str, Any], tmp_path: Path) -> None:

@@ -164,6 +164,73 @@ def test_a_lora_that_names_no_text_encoder_needs_leave_too(
     same(load_file(tmp_path / "out" / UNET), weights | {key: weights[key] + 1})
 
 
+def test_of_a_lora_that_changes_the_text_encoder_the_rest_alone_is_applied_when_that_is_asked_for(
+    trce: Callable[..., Any], tiny_sd1: Path, tmp_path: Path
+) -> None:
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    text = {
+        f"lora_te_text_model_encoder_layers_{n}_mlp_fc1.{part}": torch.ones(shape)
+        for n in range(3)
+        for part, shape in (("lora_up.weight", (64, 1)), ("lora_down.weight", (1, 32)), ("alpha", ()))
+    }
+    factors = {f"{layer}.lora_up.weight": torch.ones(16, 1), f"{layer}.lora_down.weight": torch.ones(1, 32)}
+    save_file(factors | text, tmp_path / "lora.safetensors")
+    common = ("apply", tmp_path / "lora.safetensors", tiny_sd1, "-o", tmp_path / "out")
+    refused = trce(*common, "--allow-other-text-encoder")
+    assert refused.status == 2
+    assert "changes 1 layers of the U-Net and 3 of the text encoder" in refused.err
+    assert "--denoiser-only" in refused.err
+    done = trce(*common, "--allow-other-text-encoder", "--denoiser-only")
+    assert done.status == 0, done.err
+    assert "Warning: lora.safetensors changes 1 layers of the U-Net and 3 of the text encoder" in done.err
+    key = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    weights = load_file(tiny_sd1 / UNET)
+    same(load_file(tmp_path / "out" / UNET), weights | {key: weights[key] + 1})
+    encoder = "text_encoder/model.safetensors"
+    assert (tmp_path / "out" / encoder).read_bytes() == (tiny_sd1 / encoder).read_bytes()
+    entry = json.loads((tmp_path / "out/trce.json").read_text())["history"][-1]
+    assert entry["settings"]["denoiser_only"] is True
+    assert "denoiser_only = true" in trce("inspect", tmp_path / "out", "--recipe").out
+    save_file(text, tmp_path / "lora.safetensors")
+    alone = trce(*common, "--denoiser-only")
+    assert alone.status == 2
+    assert "of the text encoder alone (3 layers)" in alone.err
+
+
+def rounded(source: Path, target: Path, dtype: torch.dtype, noise: float = 0.0) -> Path:
+    """A copy whose text encoder is stored in another dtype."""
+    shutil.copytree(source, target)
+    path = target / "text_encoder/model.safetensors"
+    state = {
+        key: (value * (1 + noise * torch.randn(value.shape))).to(dtype)
+        if value.is_floating_point()
+        else value
+        for key, value in load_file(path).items()
+    }
+    save_file(state, path, metadata={"format": "pt"})
+    return target
+
+
+def test_the_very_text_encoder_in_another_dtype_is_that_of_the_map(
+    trce: Callable[..., Any], saved: dict[str, Path], tiny_sd1: Path, tmp_path: Path
+) -> None:
+    half, brain = (rounded(tiny_sd1, tmp_path / str(each)[6:], each) for each in (torch.half, torch.bfloat16))
+    of_half = random_map(half, 1).save(tmp_path / "half.safetensors")
+    of_brain = random_map(brain, 1).save(tmp_path / "brain.safetensors")
+    for edit, checkpoint in (
+        (saved["a"], brain), (of_half, brain), (of_brain, brain), (of_brain, half), (of_brain, tiny_sd1),
+        (of_half, tiny_sd1), (saved["a"], half),
+    ):  # fmt: skip
+        told = json.loads(trce("inspect", checkpoint, "--edit", edit, "--json").out)
+        assert told["fits"] is True, (edit, checkpoint, told)
+    done = trce("apply", saved["a"], brain, "-o", tmp_path / "out")
+    assert (done.status, "Warning" in done.err) == (0, False), done.err
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.half, torch.float32):
+        tuned = rounded(tiny_sd1, tmp_path / f"tuned-{dtype}", dtype, noise=1e-3)
+        assert trce("apply", saved["a"], tuned, "-o", tmp_path / "no").status == 2
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -72,7 +72,9 @@ def test_other_files_are_described_as_what_they_are(tmp_path: Path, trce) -> Non
 def test_a_controlnet_is_called_one(start: str, tmp_path: Path, trce) -> None:
     path = tmp_path / "control.safetensors"
     save_file({start: torch.ones(1), "down_blocks.0.attentions.0.norm.weight": torch.ones(1)}, path)
-    assert json.loads(trce("inspect", path, "--json").out)["kind"] == "a ControlNet"
+    found = json.loads(trce("inspect", path, "--json").out)
+    assert found["kind"] == "a ControlNet"
+    assert "by weights of its own" in found["remarks"][0]
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, trce) -> None:
@@ -92,6 +94,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, trce) -> None:
     told = trce("inspect", tmp_path)
     assert told.status == 2
     assert "but a ControlNetModel alone" in told.err
+    assert "by weights of its own" in told.err
 
 
 def test_diff_refuses_what_has_nothing_in_common(tiny_sd1: Path, tmp_path: Path, trce) -> None:

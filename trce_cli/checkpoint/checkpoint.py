@@ -2,10 +2,11 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Door, Family, Names, Stored
@@ -23,6 +24,15 @@ WEIGHT_SUFFIXES = {
     *(".onnx", ".onnx_data", ".pb", ".gguf", ".ggml", ".mlmodel", ".data", ".zip", ".tar"),
 }
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
+
+
+SAMPLED: Final = 8  # values of a weight
+
+
+def _spread(count: int) -> "torch.Tensor":
+    import torch
+
+    return torch.linspace(0, count - 1, SAMPLED).long()
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,13 @@ class WeightCopy:
 class Hashes:
     """What a checkpoint's weights are known by, computed once and passed on; SHA-256 in hex.
 
-    files: of every weight file by its relative name. text_encoder: `Checkpoint.text_encoder_hash`.
+    files: of every weight file by its relative name. text_encoder: `Checkpoint.text_encoder_hash`. sample:
+    `Checkpoint.text_encoder_sample`.
     """
 
     files: Mapping[str, str]
     text_encoder: str
+    sample: str = ""
 
 
 @dataclass(frozen=True)
@@ -210,6 +222,19 @@ class Checkpoint(ABC):
                     digest.update(piece.to(torch.float16).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def text_encoder_sample(self) -> str:
+        """A few values of every weight that is hashed, float16 in base64: the encoders are known by them in
+        whatever dtype they are stored, where the hash is another one. No more than their rows are read.
+        """
+        import torch
+
+        found = []
+        for part, weights in self.family.text_weights(self.config).items():
+            for key in weights:
+                rows = self.rows(part, key, _spread(self.shape(part, key)[0])).reshape(SAMPLED, -1)
+                found.append(rows[range(SAMPLED), _spread(rows.shape[1])].to(torch.float16))
+        return b64encode(torch.cat(found).numpy().astype("<f2").tobytes()).decode()
+
     def hashes(self, report: Report = no_report, text_encoder: str | None = None) -> Hashes:
         """What its weights are known by; files are streamed, `report` is called with the bytes just read.
 
@@ -220,7 +245,7 @@ class Checkpoint(ABC):
             for name, path in self.files.items()
             if path.suffix == ".safetensors"
         }
-        return Hashes(files, text_encoder or self.text_encoder_hash())
+        return Hashes(files, text_encoder or self.text_encoder_hash(), self.text_encoder_sample())
 
     def pipe(self, device: "torch.device", dtype: "torch.dtype") -> "DiffusionPipeline":
         """The pipeline that draws, all in memory; see `Family.pipe`."""

@@ -20,7 +20,7 @@ from trce_cli.checkpoint.checkpoint import (
 from trce_cli.checkpoint.checks import check
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
-from trce_cli.families.registry import FAMILIES, family_of_folder
+from trce_cli.families.registry import CONTROLNET, FAMILIES, family_of_folder
 from trce_cli.system.foreign import identities, read_json, read_text, validated
 from trce_cli.system.paths import inside, matching, unseen
 from trce_cli.system.safetensors import SafetensorsFile
@@ -136,7 +136,9 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
         kind = f" but a {part['_class_name']} alone" if "_class_name" in part else ""
         raise BadInput(
             f"{folder} is not a diffusers checkpoint{kind}: it has no model_index.json.",
-            "Give the folder that holds text_encoder/, tokenizer/ and the like.",
+            CONTROLNET
+            if "ControlNet" in kind
+            else "Give the folder that holds text_encoder/, tokenizer/ and the like.",
         )
     family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
     denoiser = _denoiser_copies(folder, family, config, variant)
@@ -155,6 +157,7 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
         variant=variant,
         revision=revision,
         identities=identities(files.values()),
+        remarks=(CONTROLNET,) if config["model_index"].get("controlnet") not in (None, [None, None]) else (),
     )
     check(checkpoint)
     return checkpoint

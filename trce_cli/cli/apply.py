@@ -1,7 +1,6 @@
 """`trce apply`: maps and LoRAs on any checkpoint of the same text encoder."""
 
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,16 +40,21 @@ class Fitting(Settings):
         description="Apply an edit of another text encoder, such as the original of a fine-tuned one, and "
         "show what it does there.",
     )
+    denoiser_only: bool = Field(
+        False,
+        description="Of LoRAs that change the text encoder as well apply the rest alone, which is not what "
+        "was trained; text encoders are never changed.",
+    )
 
 
 @with_options
 def apply(
     edits: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="EDIT",
             help="Maps, LoRAs, and weights of a denoiser as other erasers write them, in .safetensors files, "
-            "in the order in which they act.",
+            "here or on the hub (owner/name/file.safetensors), in the order in which they act.",
             show_default=False,
         ),
     ],
@@ -72,25 +76,27 @@ def apply(
     """
     from trce_cli.edits.edit import Made
     from trce_cli.edits.estimate import copy_seconds, plan_copy
-    from trce_cli.edits.files import carried, check_fits, combine, open_edit, record_apply
+    from trce_cli.edits.files import cautions, check_fits, combine, locate, open_edit, record_apply
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import notes
     from trce_cli.erase.map_guard import concept_pairs, measure
 
     start, console = perf_counter(), answer.console()
-    opened, read = [open_edit(path) for path in edits], identities(edits)
+    paths = [locate(str(each)) for each in edits]
+    opened, read = [open_edit(path) for path in paths], identities(paths)
     source = opening.open(checkpoint)
     outputs = writing.outputs(source, output, force)
-    outputs.check(source, files_read([], *edits, opening.config))
+    outputs.check(source, files_read([], *paths, opening.config))
     publishing.check()
     text_encoder = source.text_encoder_hash()
-    fits = [check_fits(edit, source, text_encoder, fitting.allow_other_text_encoder) for edit in opened]
+    allowed = (fitting.allow_other_text_encoder, fitting.denoiser_only)
+    fits = [check_fits(edit, source, text_encoder, *allowed) for edit in opened]
     combined, text_map = combine(opened, source, fitting.strength)
     history = [entry for edit in opened if edit.made for entry in edit.made.history]
     for note in notes(source, outputs):
         console.note(note)
-    for name in carried(source, edits, opened):
-        console.warn(f"{source.name} carries {name} already, which is put on it once more.")
+    for line in cautions(source, paths, opened):
+        console.warn(line)
     if dry_run:
         seconds_of = partial(copy_seconds, source, outputs, combined)
         show_plan(console, output, plan_copy(source, outputs), seconds_of)
@@ -103,8 +109,8 @@ def apply(
     if not all(fits):
         _show_guards(console, source.name, figures)
     seconds = perf_counter() - start
-    entry = record_apply(source, edits, opened, fitting.strength, figures, seconds, hashes)
-    made = Made(source.family, text_encoder, (*history, entry))
+    entry = record_apply(source, paths, opened, fitting.strength, figures, seconds, hashes)
+    made = Made(source.family, text_encoder, (*history, entry), hashes.sample)
     lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
     took = perf_counter() - start
     show_written(console, output, outputs, source.name, entry, lora, took, publishing, source)

@@ -1,6 +1,5 @@
 """`trce inspect`: what a checkpoint or file is, and what was done to it."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +23,7 @@ def inspect(
     opening: Opening,
     answer: Answer,
     edit: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--edit",
             metavar="FILE",

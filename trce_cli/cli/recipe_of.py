@@ -109,6 +109,8 @@ def _apply(entry: Mapping[str, Any]) -> dict[str, Any]:
         "sha256": [each["sha256"] for each in entry["edits"]],
         "strength": entry["settings"]["strength"],
     }
+    if entry["settings"].get("denoiser_only"):
+        told["denoiser_only"] = True
     return told | ({"allow_other_text_encoder": True} if entry["figures"] else {})
 
 

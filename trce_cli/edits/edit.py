@@ -5,11 +5,14 @@ Edit files say which text encoders they were made for, and carry the history of 
 
 import math
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.provenance import history_text, parse_history
@@ -23,6 +26,7 @@ from trce_cli.system.whole import whole
 WeightEdit = Callable[[Tensor], Tensor]
 
 FORM, FAMILY, ENCODER, HISTORY = "trce_form", "trce_family", "trce_text_encoder", "trce"  # metadata
+SAMPLE = "trce_text_encoder_sample"
 # The dtypes of edit files by torch's names, as the format names them.
 EditDType = Literal["float32", "float16"]
 EDIT_DTYPES: Final[Mapping[EditDType, str]] = {"float32": "F32", "float16": "F16"}
@@ -33,16 +37,18 @@ class Made:
     """What an edit was made for and how.
 
     text_encoder: `Checkpoint.text_encoder_hash()` of what it was made for. history: one provenance entry for
-    each step, oldest first.
+    each step, oldest first. sample: `Checkpoint.text_encoder_sample()` of the same; empty in files of before.
     """
 
     family: Family
     text_encoder: str
     history: tuple[Mapping[str, Any], ...] = ()
+    sample: str = ""
 
     def metadata(self, form: Literal["map", "lora"]) -> dict[str, str]:
         """As it is kept in the file's metadata."""
         metadata = {"format": "pt", FORM: form, FAMILY: self.family.key, ENCODER: self.text_encoder}
+        metadata |= {SAMPLE: self.sample} if self.sample else {}
         return metadata | {HISTORY: history_text(self.history)}
 
     @classmethod
@@ -57,7 +63,25 @@ class Made:
                 "A tool may have dropped the metadata; make the edit again.",
             )
         text = metadata.get(HISTORY, '{"schema": 1, "history": []}')
-        return cls(family, text_encoder, tuple(parse_history(text, str(file.path))))
+        return cls(family, text_encoder, tuple(parse_history(text, str(file.path))), metadata.get(SAMPLE, ""))
+
+
+def same_but_for_rounding(one: str, other: str) -> bool:
+    """Whether two samples are of the same text encoders, of which one may be stored in bfloat16."""
+    try:
+        left, right = (np.frombuffer(b64decode(each, validate=True), "<f2") for each in (one, other))
+    except ValueError:  # no sample: it may come from anywhere
+        return False
+    values = [torch.from_numpy(each.astype(np.float32)) for each in (left, right)]
+    return len(left) == len(right) > 0 and (_rounds_to(*values) or _rounds_to(*reversed(values)))
+
+
+def _rounds_to(exact: Tensor, rounded: Tensor) -> bool:
+    """Whether `rounded` may be the bfloat16 of numbers of which `exact` are the float16; both float32."""
+    step = 2**-24  # the smallest that float16 tells from 0
+    slack = exact.abs() * 2**-11 + step / 2  # what float16 may have rounded off
+    low, high = ((exact + end * slack).bfloat16().float() for end in (-1, 1))
+    return bool(((low - step <= rounded) & (rounded <= high + step)).all())
 
 
 def check_strength(strength: float) -> None:

@@ -104,9 +104,7 @@ def factor(
         figures |= {"shared_rank": len(basis.down), "shared_energy": basis.energy}
     doors = checkpoint.door_weights()
     figures["further_streams"] = [
-        stream
-        for stream in checkpoint.family.streams[1:]
-        if not ranks.keys().isdisjoint(doors[stream])
+        stream for stream in checkpoint.family.streams[1:] if not ranks.keys().isdisjoint(doors[stream])
     ]
     figures["truncation_error"] = {
         of: {"mean": fmean(found), "max": max(found)} for of, found in errors.items()

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import history, record
-from trce_cli.edits.edit import WeightEdit
-from trce_cli.edits.lora import LORA, Lora, open_lora
+from trce_cli.edits.edit import WeightEdit, same_but_for_rounding
+from trce_cli.edits.lora import Lora, is_lora, open_lora
 from trce_cli.edits.map import MAP, Map, open_map
 from trce_cli.edits.weights import Weights, open_weights
 from trce_cli.errors import BadInput
@@ -48,6 +49,22 @@ def is_edit(name: str) -> bool:
     return True
 
 
+def locate(name: str | Path) -> Path:
+    """The file that a user means by the name of an edit: a path, or a file on the hub, which is fetched."""
+    path, name = expanded(name), str(name)
+    asked = None if path.exists() else hub.repository(name)
+    if asked is None or (asked.file and "://" not in name and Path(path.parts[0]).is_dir()):
+        return path
+    if asked.file is None:
+        if "://" not in name:
+            return path
+        raise BadInput(
+            f"{name} is a repository, and an edit is one file of it.",
+            f"Give {asked.id}/FILE.safetensors, or the address of the file's page.",
+        )
+    return hub.fetched(name, asked, None, None)
+
+
 def open_edit(path: str | Path) -> Edit:
     """Open a map, a LoRA, or weights of a denoiser, and check it; BadInput says what is wrong with it."""
     path = expanded(path)
@@ -59,15 +76,8 @@ def open_edit(path: str | Path) -> Edit:
     file = SafetensorsFile.open(path)
     if any(name.startswith(MAP) for name in file.tensors):
         return open_map(file)
-    if file.tensors and all(LORA.fullmatch(name) for name in file.tensors):
+    if is_lora(file):
         return open_lora(file)
-    if any(
-        name.startswith("lora_te") or (name.startswith("text_encoder") and ".lora_" in name)
-        for name in file.tensors
-    ):
-        raise BadInput(
-            f"{path} is a LoRA that changes the text encoder; only those of the denoiser can be applied here."
-        )
     for kind, part in _OTHER_ADAPTERS.items():
         if any(part in name for name in file.tensors):
             raise BadInput(
@@ -84,23 +94,36 @@ def open_edit(path: str | Path) -> Edit:
 
 
 def check_fits(
-    edit: Edit, checkpoint: Checkpoint, text_encoder: str, allow_other_text_encoder: bool = False
+    edit: Edit,
+    checkpoint: Checkpoint,
+    text_encoder: str,
+    allow_other_text_encoder: bool = False,
+    denoiser_only: bool = False,
 ) -> bool:
-    """Whether the checkpoint has the very text encoders that the edit was made for.
+    """Whether the checkpoint has the very text encoders that the edit was made for, rounded or not.
 
     text_encoder: the checkpoint's `text_encoder_hash`. Weights of a denoiser do not say, and are what they
     are whatever encodes.
 
-    Raises BadInput for another family, and for other or unknown text encoders unless they are allowed.
+    Raises BadInput for another family, for other or unknown text encoders unless they are allowed, and for a
+    LoRA that changes text encoders as well, of which only `denoiser_only` leaves that part out.
     """
     if isinstance(edit, Weights):
         return True
     made, name = edit.made, checkpoint.name
+    if isinstance(edit, Lora) and edit.text_layers and not denoiser_only:
+        raise BadInput(
+            f"{told_text(edit, checkpoint)} Text encoders are never changed here.",
+            "`trce apply --denoiser-only` applies the rest alone, which is not what was trained; else merge "
+            "all of it into the checkpoint with the tool that it comes from.",
+        )
     if made and checkpoint.family is not made.family:
         raise BadInput(
             f"The edit was made for {made.family.name}, and {name} is of the family {checkpoint.family.name}."
         )
     if made and text_encoder == made.text_encoder:
+        return True
+    if made and made.sample and same_but_for_rounding(made.sample, checkpoint.text_encoder_sample()):
         return True
     if not allow_other_text_encoder:
         maker = (
@@ -115,6 +138,14 @@ def check_fits(
     return False
 
 
+def told_text(lora: Lora, checkpoint: Checkpoint) -> str:
+    """What a LoRA changes that has a part for text encoders as well."""
+    return (
+        f"{lora.file.path.name} changes {len(lora.parts)} layers of the {checkpoint.family.network} and "
+        f"{lora.text_layers} of the text encoder."
+    )
+
+
 def carried(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]) -> list[str]:
     """The names of those of these files whose edit the checkpoint carries already, by its history."""
     entries = history(checkpoint)
@@ -126,6 +157,19 @@ def carried(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]
         for path, edit in zip(paths, edits, strict=True)
         if (hashes and hash_file(path) in hashes)
         or (edit.made and any(made in entries for made in edit.made.history))
+    ]
+
+
+def cautions(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]) -> list[str]:
+    """Sentences on edits that are there already, and on what of an edit is not applied."""
+    twice = "carries {} already, which is put on it once more."
+    return [
+        *(f"{checkpoint.name} {twice.format(name)}" for name in carried(checkpoint, paths, edits)),
+        *(
+            f"{told_text(edit, checkpoint)} The latter are left out."
+            for edit in edits
+            if isinstance(edit, Lora) and edit.text_layers
+        ),
     ]
 
 
@@ -174,7 +218,9 @@ def record_apply(
         }
         for path, edit, entries in zip(paths, edits, histories, strict=True)
     ]
-    settings = {"edits": [file["file"] for file in files], "strength": strength}
+    settings: dict[str, Any] = {"edits": [file["file"] for file in files], "strength": strength}
+    if any(isinstance(edit, Lora) and edit.text_layers for edit in edits):
+        settings["denoiser_only"] = True
     entry = record("apply", checkpoint, [], settings, figures, seconds, hashes)
     entry["presets"] = [preset for entries in histories for made in entries for preset in made["presets"]]
     return entry | {"edits": files}

@@ -11,7 +11,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history
 from trce_cli.errors import BadInput
-from trce_cli.families.registry import not_a_checkpoint
+from trce_cli.families.registry import CONTROLNET, not_a_checkpoint
 from trce_cli.system.foreign import check_unchanged
 from trce_cli.system.paths import expanded
 from trce_cli.system.progress import Report, no_report
@@ -36,7 +36,7 @@ def describe(
     revision: str | None = None,
     variant: str | None = None,
     config: Path | None = None,
-    edit: Path | None = None,
+    edit: str | Path | None = None,
 ) -> dict[str, Any]:
     """What `name` is: a checkpoint, or another safetensors file such as a LoRA; plain JSON values.
 
@@ -88,10 +88,10 @@ def describe(
     return found
 
 
-def _fit(checkpoint: Checkpoint, text_encoder: str, path: Path) -> dict[str, Any]:
-    from trce_cli.edits.files import check_fits, open_edit
+def _fit(checkpoint: Checkpoint, text_encoder: str, path: str | Path) -> dict[str, Any]:
+    from trce_cli.edits.files import check_fits, locate, open_edit
 
-    edit = open_edit(path)
+    edit = open_edit(locate(path))
     try:
         edit.weight_edits(checkpoint)
         check_fits(edit, checkpoint, text_encoder)
@@ -116,6 +116,8 @@ def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
         "dtypes": sorted({info.dtype for info in file.tensors.values()}),
         "metadata": {key: value for key, value in file.metadata.items() if key != HISTORY or not made},
     }
+    if found["kind"] == "a ControlNet":
+        found["remarks"] = [CONTROLNET]
     if made:
         found |= {"family": made.family.name, "text_encoder": made.text_encoder, "history": [*made.history]}
     return found

@@ -39,6 +39,9 @@ LORA: Final = re.compile(
     rf"(lora_(?!te)\w+|(?:{'|'.join(map(re.escape, _BEFORE))})(?:\.\w+?)+)"
     rf"\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})"
 )
+# What the names of a text encoder's tensors begin with, and what follows a layer's name in them.
+_OF_TEXT: Final = ("lora_te", "text_encoder")
+_BEHIND: Final = re.compile(r"\.(lora|alpha|dora_scale|hada|lokr)")
 _PEFT: Final = "lora_adapter_metadata"  # the metadata in which diffusers keeps PEFT's configuration
 
 
@@ -58,14 +61,15 @@ class Lora:
     """A LoRA, LoHa or LoKr, rescaled where it is a DoRA: W' from W for each layer it names; read as needed.
 
     made: None where another tool made it, which did not say for which text encoder. parts: by layer and part,
-    by kohya's names, the tensors. scale: of a rank, None where
-    nothing has one, where no tensor says alpha.
+    by kohya's names, the tensors. scale: of a rank, None where nothing has one, where no tensor says alpha.
+    text_layers: how many layers of text encoders it changes as well, which is never done here.
     """
 
     made: Made | None
     file: SafetensorsFile
     parts: Mapping[str, Mapping[str, str]]
     scale: Callable[[int | None], float]
+    text_layers: int = 0
 
     @cached_property
     def layers(self) -> list[str]:
@@ -169,17 +173,33 @@ def split(name: str) -> tuple[str, str]:
     return layer, _SPELT.get(part, part)
 
 
+def is_lora(file: SafetensorsFile) -> bool:
+    """Whether all of a file's tensors are of layers of a denoiser, or of a text encoder."""
+    names = file.tensors
+    return bool(names) and all(LORA.fullmatch(name) or name.startswith(_OF_TEXT) for name in names)
+
+
 def open_lora(file: SafetensorsFile) -> Lora:
-    """The LoRA in a file whose tensors all have names as `LORA` asks; BadInput where they do not fit."""
+    """The LoRA in such a file; BadInput where its tensors do not fit, and where they are of text encoders."""
     parts: dict[str, dict[str, str]] = {}
+    text = {_BEHIND.split(name)[0] for name in file.tensors if name.startswith(_OF_TEXT)}
+    if text and all(name.startswith(_OF_TEXT) for name in file.tensors):
+        raise BadInput(
+            f"{file.path} is a LoRA of the text encoder alone ({len(text)} layers), and that is never "
+            "changed here.",
+            "Merge it into the checkpoint with the tool that it comes from.",
+        )
     for name, info in file.tensors.items():
+        if name.startswith(_OF_TEXT):
+            continue
         layer, part = split(name)
         parts.setdefault(layer, {})[part] = name
         if info.dtype not in FLOATS or (part == "alpha" and info.shape not in ((), (1,))):
             raise _no_factor(file, name)
     for layer, found in parts.items():
         _check_layer(file, layer, found)
-    return Lora(Made.read(file, "lora") if FORM in file.metadata else None, file, parts, _scale(file))
+    made = Made.read(file, "lora") if FORM in file.metadata else None
+    return Lora(made, file, parts, _scale(file), len(text))
 
 
 def _check_layer(file: SafetensorsFile, layer: str, parts: Mapping[str, str]) -> None:

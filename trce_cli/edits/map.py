@@ -1,7 +1,7 @@
 """A map of text embeddings, the edit that stage 1 makes: one matrix M a stream, and every W becomes W M."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -49,7 +49,7 @@ class Map:
         """Both edits in one, M_a M_b by stream. BadInput where they are for different encoders."""
         if (self.made.family, self.made.text_encoder) != (then.made.family, then.made.text_encoder):
             raise BadInput("Maps for different text encoders cannot be joined into one.")
-        made = Made(self.made.family, self.made.text_encoder, self.made.history + then.made.history)
+        made = replace(self.made, history=self.made.history + then.made.history)
         both = {
             stream: linear @ then.streams[stream]
             for stream, linear in self.streams.items()

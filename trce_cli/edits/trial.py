@@ -32,7 +32,8 @@ def put_on(original: Checkpoint, name: str, copy: Path) -> None:
         return
     edits, text_map = combine([edit], original)
     entry = record_apply(original, [path], [edit], 1.0, {}, perf_counter() - start, hashes)
-    made = Made(original.family, hashes.text_encoder, (*(edit.made.history if edit.made else ()), entry))
+    entries = (*(edit.made.history if edit.made else ()), entry)
+    made = Made(original.family, hashes.text_encoder, entries, hashes.sample)
     outputs = choose_outputs(original, copy, None, force=True, link=True)
     outputs.check(original, [path])
     write_outputs(Edited(original, edits, made, text_map, read=read), outputs)

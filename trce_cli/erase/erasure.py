@@ -46,5 +46,5 @@ class Erasure:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         entry = record("map", self.checkpoint, self.presets, resolved, solution.figures, seconds, hashes)
-        made = Made(family, hashes.text_encoder, (entry,))
+        made = Made(family, hashes.text_encoder, (entry,), hashes.sample)
         return Map(made, solution.streams)

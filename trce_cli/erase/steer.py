@@ -4,7 +4,6 @@ arXiv 2503.07389, denoising trajectory steering. `steer` is the whole stage; the
 """
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.families.base import Conditioning
 from trce_cli.prompts.presets import Preset
 from trce_cli.system.paths import existing
-from trce_cli.system.processes import PATIENCE, on_main
+from trce_cli.system.processes import PATIENCE, launched, on_main
 from trce_cli.system.progress import Task, no_task
 from trce_cli.system.unfinished import placing
 from trce_cli.system.whole import write_bytes
@@ -57,7 +56,7 @@ def make_accelerator(
     if mixed_precision == "fp16" and device.type == "cpu":
         raise BadInput("Mixed precision fp16 needs a GPU.", "Use --mixed-precision bf16 or no on the CPU.")
     if device.type == "cuda" and device.index is not None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if launched() > 1:
             raise BadInput(
                 f"{device} is one device, and several processes were started.", "Use --device cuda."
             )
@@ -289,7 +288,8 @@ class Run:
         }
         report = self.task("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
         edits = {key: partial(torch.add, change) for key, change in changes.items()}
-        made = Made(self.erased.family, self.hashes.text_encoder, (*history(self.erased), entry))
+        entries, hashes = (*history(self.erased), entry), self.hashes
+        made = Made(self.erased.family, hashes.text_encoder, entries, hashes.sample)
         edited = Edited(self.erased, edits, made, original=self.teacher, files=files)
         if not self.work.outputs.has_folder:  # a file has no room; before what says it is done
             for name, content in files.items():

@@ -14,6 +14,11 @@ FAMILIES: Final[tuple[Family, ...]] = (SD1, SD2, SDXL, Z_IMAGE, QWEN_IMAGE, FLUX
 # The streams that some families have beside their main one; each may be left alone by its name.
 FURTHER_STREAMS: Final = tuple(dict.fromkeys(stream for family in FAMILIES for stream in family.streams[1:]))
 
+# What has to be known of a ControlNet, alone or beside a denoiser.
+CONTROLNET: Final = (
+    "A ControlNet attends to the prompt by weights of its own, which no edit of a checkpoint changes: with "
+    "it an erased concept may come back."
+)
 CHECKPOINT: Final = "model.diffusion_model."  # what names of a denoiser begin with in single files
 _WHOLE: Final = ("model_ema.diffusion_model",)  # and where only the copy of averages was kept
 _FLAT: Final = ("unet.conv_in.",)  # and where the parts of a folder were put into one file
