@@ -130,6 +130,18 @@ def test_an_sd2_file_tells_by_its_weights(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("step", "predicts"), [(875_000, "epsilon"), (110_000, "v_prediction"), (5, "epsilon")]
+)
+def test_an_sd2_file_tells_by_its_step_where_other_readers_know_it(step: int, predicts: str) -> None:
+    base, spread = configs.tables("sd2"), 0.2 if step == 875_000 else 0.01
+    tensors = {BIAS: torch.linspace(-2, 2, 320) * spread, "global_step": torch.tensor(step)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    told = sampling.told_by_file(shapes, {}, tensors.__getitem__, base, True, BIAS)
+    assert {**base, **told.config}["scheduler"]["prediction_type"] == predicts
+    assert ("global_step" in told.notes[0]) == (step != 5)
+
+
 def test_edm_models_are_mapped_and_drawn_and_not_steered(
     trce: Callable, xl_file: Path, tiny_sdxl: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from maps import random_map
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.families.clip.spec import POOLED
 
@@ -54,6 +55,19 @@ def test_a_prompt_is_pooled_where_the_pipeline_does_it(tiny_sdxl: Path, tmp_path
         (row,) = batch[POOLED].rows[prompt]
         torch.testing.assert_close(batch[POOLED].embeddings[row], expected, rtol=1e-4, atol=1e-5)
     assert wanted[POOLED][prompts[0]] == [2]  # of the added token, whose id is the highest
+
+
+def test_other_readers_refuse_a_single_file_of_another_vocabulary(
+    trce: Callable, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+    add_token(folder, "text_encoder", rows=1)
+    edit, rows = random_map(folder).save(tmp_path / "map.safetensors"), len(tiny.vocabulary()[0]) + 1
+    for name, status in (("out.safetensors", True), ("out", False)):
+        done = trce("apply", edit, folder, "-o", tmp_path / name)
+        assert done.status == 0, done.err
+        said = f"Other tools refuse a single file whose text_encoder has {rows:,} tokens." in done.err
+        assert said == status
 
 
 def test_prompts_that_are_cut_are_told(trce: Callable, tiny_sd1: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class StableDiffusion:
 
     def check(self, config: Configs) -> None:
         """See `Family`."""
-        from trce_cli.families.clip.load import check
+        from trce_cli.families.clip.config import check
         from trce_cli.families.sd import config as sd
 
         check(config, self.encoders)
@@ -197,9 +197,10 @@ class StableDiffusion:
         return [
             *sampling.lost_in_file(config, base),
             *(
-                f"Other tools refuse a single file whose {spec.folder} has {count} positions."
+                f"Other tools refuse a single file whose {spec.folder} has {count:,} {what}."
                 for spec in self.encoders
-                if (count := config[spec.folder][POSITIONS]) != base[spec.folder][POSITIONS]
+                for key, what in ((POSITIONS, "positions"), ("vocab_size", "tokens"))
+                if (count := config[spec.folder][key]) != base[spec.folder][key]
             ),
         ]
 

@@ -23,6 +23,9 @@ SCHEDULER: Final = "trce_scheduler"  # our metadata: the scheduler's configurati
 # By how SD 2.x files are told apart: the spread of this bias, which is small in those that predict noise.
 SD2_BIAS: Final = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 _SD2_SPREAD: Final = 0.09
+# By what other readers go as well: how long the published ones were trained, which their files say.
+_STEP: Final = "global_step"
+_SD2_STEPS: Final = {875_000: "epsilon", 110_000: "v_prediction"}
 # Schedulers that know a schedule that ends in noise alone; others would leave it out in silence.
 _ZERO_SNR: Final = ("DDIM", "DDPM", "DPMSolverMultistep", "Euler", "UniPC", "LCM", "TCD")
 _FEW_STEPS: Final = ("LCMScheduler", "TCDScheduler")
@@ -56,9 +59,11 @@ def told_by_file(
     elif marked:
         said["prediction_type"] = marked
     elif bias is not None and is_base:
-        said["prediction_type"] = guessed = _sd2(bias, read)
+        by_step = _SD2_STEPS.get(int(read(_STEP).flatten()[0])) if shapes.get(_STEP) in ((), (1,)) else None
+        said["prediction_type"] = guessed = by_step or _sd2(bias, read)
         notes.append(
-            f"The file does not say what it predicts; by its weights it is taken for {guessed}, with "
+            f"The file does not say what it predicts; by its {_STEP if by_step else 'weights'} it is taken "
+            f"for {guessed}, with "
             f"{_SD2_PIXELS[guessed]} pixels a side and upcast_attention = "
             f"{bool(config['denoiser'].get('upcast_attention'))}. Choose otherwise with a diffusers folder "
             "as --config."
