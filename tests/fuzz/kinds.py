@@ -73,20 +73,94 @@ def _read(whole: Whole, name: str) -> Any:
     return json.loads(whole[name])
 
 
+PHRASES = st.one_of(
+    st.sampled_from(
+        [
+            "a knife", "a cat", "A Cat", "the gun", "knife", "x" * 300, "e\u0301", "\u0645\u0633\u062f\u0633",
+            "a 🗡 b",
+            "a 'b' \"c\"", "#", "a\\b", "a, b", "a {b}", "((a:1.3))", "[bold]", "<|endoftext|>", "100 %",
+            "ß", "İ",
+        ]
+    ),
+    st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20),
+)  # fmt: skip
+SHARES = st.one_of(st.sampled_from([0, 1, 0.5, 1e-6, 1e-300]), st.floats(0, 1))
+SIZES = st.one_of(st.sampled_from([0, 1, 0.1, 1e-9, 1e9, 1e30]), st.floats(0, 100))
+COUNTS = st.integers(1, 20)
+
+
+@st.composite
+def sound_presets(draw: st.DrawFn) -> dict[str, Any]:
+    """The tables of a preset in which hardly anything is wrong."""
+    framed = st.tuples(PHRASES, PHRASES).map(" {} ".join)
+    needed = {
+        "name": PHRASES,
+        "description": PHRASES,
+        "kind": st.sampled_from(["object", "person", "scene", "style"]),
+        "concepts": st.lists(
+            st.fixed_dictionaries({"unsafe": PHRASES, "safe": PHRASES}), min_size=1, max_size=5
+        ),
+    }
+    further: dict[str, st.SearchStrategy[Any]] = {
+        "sensitive": st.booleans(),
+        "templates": st.lists(framed, min_size=1, max_size=4),
+        "implied": st.lists(PHRASES, min_size=1, max_size=4),
+        "includes": st.lists(
+            st.sampled_from(["inner.toml", "./inner.toml", "weapons"]), min_size=1, max_size=2
+        ),
+        "map": st.fixed_dictionaries(
+            {},
+            optional={
+                "preserve": SIZES,
+                "strength": SIZES,
+                "ridge": SIZES,
+                "word_share": SHARES,
+                "word_prompts": COUNTS,
+                "token_weights": st.lists(SIZES, min_size=1, max_size=5),
+            },
+        ),
+        "steer": st.fixed_dictionaries(
+            {},
+            optional={
+                "steps": COUNTS,
+                "early_steps": COUNTS,
+                "trajectories_per_concept": COUNTS,
+                "unconditional": COUNTS,
+                "benign": COUNTS,
+                "guidance_scale": SIZES,
+                "lr": SIZES,
+                "max_steps": COUNTS,
+                "batch_size": COUNTS,
+            },
+        ),
+    }
+    return draw(st.fixed_dictionaries(needed, optional=further))
+
+
+def preset_text(tables: Any) -> bytes:
+    """The tables as a TOML file."""
+    found = tables if isinstance(tables, dict) else {"x": tables}
+    lines = [f"{toml(key)} = {toml(value)}" for key, value in found.items()]
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 @kind("presets")
 def presets(draw: st.DrawFn, whole: Whole) -> Case:
-    """TOML files, by themselves and included."""
+    """TOML files, by themselves and included: sound, with a value that is wrong, and damaged."""
     text = PRESET
     if draw(st.booleans()):
         include = draw(
             TEXTS | st.sampled_from(["inner.toml", "preset.toml", "weapons", "./inner.toml", ".", "sd1"])
         )
         text = text.replace("[[concepts]]", f"includes = [{toml(include)}, 'inner.toml']\n\n[[concepts]]", 1)
-    content = draw(lying(lines(text, " = ", toml)))
+    sound = sound_presets()
+    some = [lines(text, " = ", toml), sound.flatmap(changed).map(preset_text), sound.map(preset_text)]
+    content = draw(lying(st.one_of(*some, some[-1])))
     args = draw(
         st.sampled_from(
             [
                 ["presets", "check", "preset.toml"],
+                [*MAP, "--preset", "preset.toml", "--prior", "captions.txt", *OUT],
                 ["presets", "show", "./preset.toml"],
                 ["presets", "show", "preset.toml", "--pairs"],
                 ["presets", "show", "preset.toml", "--json"],
@@ -99,6 +173,38 @@ def presets(draw: st.DrawFn, whole: Whole) -> Case:
     if rarely(draw):
         files["inner.toml"] = draw(lying(lines(whole["inner.toml"].decode(), " = ", toml)))
     return Case(args, files)
+
+
+RECIPE: Final[dict[str, Any]] = {
+    "base": "sd1",
+    "presets": ["preset.toml", "own"],
+    "output": "out/x",
+    "device": "cpu",
+    "preset": [
+        {
+            "name": "own",
+            "description": "One of its own",
+            "kind": "object",
+            "concepts": [{"unsafe": "a sword", "safe": "a spoon"}],
+        }
+    ],
+    "map": {"prior": "captions.txt", "strength": 0.5},
+    "apply-more": {"edits": ["map.safetensors"], "strength": 0.5},
+    "generate": {"prompt": ["a cat"], "steps": 1, "width": 16, "height": 16},
+    "evaluate": {"detector": ["reds"], "count": 1, "steps": 1, "gate": ["asr.explicit<=1"]},
+}
+
+
+@kind("recipes")
+def recipes(draw: st.DrawFn, whole: Whole) -> Case:
+    """What `trce run` does, step by step."""
+    some = st.one_of(
+        changed(RECIPE).map(preset_text),
+        changed(RECIPE).map(preset_text),
+        lines(preset_text(RECIPE).decode(), " = ", toml),
+    )
+    line = ["run", "recipe.toml", "--dry-run"]
+    return Case(line, {"recipe.toml": draw(lying(some))})
 
 
 CELLS = TEXTS | NUMBERS.map(str) | st.sampled_from(['"', '""', '"a', "a,b", "\t", "\r", ";", '"x" y'])
