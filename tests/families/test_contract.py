@@ -15,6 +15,7 @@ import tiny
 from maps import random_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.errors import BadInput
 from trce_cli.families.base import Conditioning
 from trce_cli.families.registry import FAMILIES
 
@@ -75,6 +76,14 @@ def test_every_door_is_of_a_stream_and_as_wide_as_its_embeddings(checkpoint: Che
         for key in door.weights:
             columns = checkpoint.shape("denoiser", key)[1]
             assert columns > door.width if door.wider else columns == door.width
+
+
+def test_a_row_that_there_is_not_is_refused() -> None:
+    told = Conditioning(("a", "b"), {"context": torch.zeros(2, 1)})
+    assert told.told(torch.tensor([1, 0]))["context"].shape == (2, 1)
+    for row in (2, -1, 2**62):
+        with pytest.raises(BadInput, match="a prompt that there is not"):
+            told.told(torch.tensor([0, row]))
 
 
 def test_words_are_spread_over_the_vocabulary_and_the_same_each_time(checkpoint: Checkpoint) -> None:

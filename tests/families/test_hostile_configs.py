@@ -95,6 +95,19 @@ def test_a_tokenizer_that_cannot_be_is_refused(folder: Path, said: object) -> No
         open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("special_tokens_map.json", {"eos_token": {"content": "x", "a\x1b[31m": 1}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": "x", "a\x1b[31m": 1}}}),
+    ],
+)
+def test_what_the_library_would_print_of_a_token_is_refused(folder: Path, file: str, said: object) -> None:
+    (folder / "tokenizer" / file).write_text(json.dumps(said))
+    with pytest.raises(BadInput, match="special token with the unknown key"):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+
+
 def test_pipes_and_endless_files_beside_a_tokenizer_are_refused(folder: Path) -> None:
     path = folder / "tokenizer/added_tokens.json"
     os.mkfifo(path)

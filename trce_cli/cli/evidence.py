@@ -59,8 +59,7 @@ def evidence(
         raise BadInput(
             "There is nothing to collect.", "Give EVALUATION... and --output DIR, or --verify DIR."
         )
-    name = checkpoint or room.read_results(evaluations[0])["erased"]["name"]
-    source = opening.open(name)
+    source = opening.open(checkpoint or room.evaluated(evaluations[0]))
     with console.progress() as progress:
         report = progress.task("Hashing", len(source.drawn_from()), "files")
         digest = room.collect(evaluations, source, output, force, report)

@@ -36,8 +36,9 @@ from trce_cli.evaluate.report import PAGE
 from trce_cli.evaluate.results import RESULTS, VERDICTS
 from trce_cli.evaluate.scores import ROLES
 from trce_cli.images.plan import hash_of, picture_files
+from trce_cli.prompts.home import EMBEDDED
 from trce_cli.system.foreign import read_bytes, read_json, read_text, validated
-from trce_cli.system.paths import unseen
+from trce_cli.system.paths import real_path, unseen
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import whole
@@ -67,6 +68,23 @@ class Subject(BaseModel):
         """Of an opened checkpoint; `report` gets 1 a file."""
         files = picture_files(checkpoint, report)
         return cls(name=public_name(checkpoint.name), sha256=hash_of(files), files=files)
+
+
+def evaluated(evaluation: Path) -> str:
+    """Where the checkpoint of an evaluation is, which calls it by its name alone: here, or beside the
+    evaluation. No more than a guess, for `collect` compares hashes. BadInput where it is in neither place.
+    """
+    name: str = read_results(evaluation)["erased"]["name"]
+    if "/" in name or name in {home.name for home in EMBEDDED}:
+        return name
+    around = (Path(), *real_path(evaluation).parents[:2])
+    found = next((place / name for place in around if name and (place / name).exists()), None)
+    if found is None:
+        raise BadInput(
+            f"The checkpoint {name} of {evaluation} is neither here nor beside it.",
+            "Name it with --checkpoint.",
+        )
+    return str(found)
 
 
 def collect(

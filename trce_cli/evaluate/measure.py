@@ -196,7 +196,7 @@ def frechet(
     ]
     if evaluation.real and suite.role != "attack":
         real = real_features(evaluation.real, extractor, (sized.width, sized.height))
-        references.append((f"real images in {evaluation.real}", real, ROLES))
+        references.append((f"real images in {evaluation.real.name}", real, ROLES))
     for name, reference, roles in references:
         yield {
             **told,

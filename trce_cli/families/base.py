@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from trce_cli.errors import BadInput
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -146,7 +148,14 @@ class Conditioning:
         return torch.tensor([self.prompts.index(prompt) for prompt in prompts])
 
     def told(self, rows: "Tensor") -> dict[str, "Tensor"]:
-        """What enters for a batch of these rows, and `STREAM.length` where prompts differ in it."""
+        """What enters for a batch of these rows, and `STREAM.length` where prompts differ in it.
+
+        BadInput for a row that there is not: rows of stored states come from a file.
+        """
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.prompts):
+            raise BadInput(
+                "Stored states name a prompt that there is not.", "Remove them to make them again."
+            )
         every = {**self.streams, **{f"{stream}.length": each for stream, each in self.lengths.items()}}
         return {name: each[rows.to(each.device)] for name, each in every.items()}
 

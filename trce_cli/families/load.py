@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from trce_cli.errors import BadInput, TrceError, refusing
 from trce_cli.families.base import Shape, Weights
-from trce_cli.system.foreign import check_small
+from trce_cli.system.foreign import check_small, read_json
 from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import FLOATS, all_finite
 
+_OF_TOKEN: Final = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type")
 MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 M = TypeVar("M", bound=nn.Module)
 _DTYPES = {getattr(torch, name) for name in FLOATS.values()}
@@ -25,6 +26,19 @@ def check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and not path.is_dir():
             check_small(inside(folder, path.name), MAX_FILE)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            _check_tokens(folder / name, read_json(folder / name))
+
+
+def _check_tokens(path: Path, told: Mapping[str, Any]) -> None:
+    """Raise BadInput for a special token with a key that is none: the library would print it as it is."""
+    several = told.get("added_tokens_decoder")
+    tokens = [one for key, one in told.items() if key.endswith("_token")]
+    tokens += several.values() if isinstance(several, dict) else ()
+    for token in (one for one in tokens if isinstance(one, dict)):
+        if unknown := next((key for key in token if key not in _OF_TOKEN), None):
+            raise BadInput(f"{path} has a special token with the unknown key {unknown[:40]!r}.")
 
 
 def guarded(tokenizer: Any, folder: Path) -> Any:

@@ -165,7 +165,7 @@ def choose_suites(
         suites += [suite] if suite else []
     for name, path in files:
         prompts = seeded(read_prompts(path, limit=count, note=note), seed)
-        suites.append(Suite(name, ROLES.get(name, "own"), prompts, str(path)))
+        suites.append(Suite(name, ROLES.get(name, "own"), prompts, path.name))
     if not suites:
         raise BadInput("There is no suite to ask.", "Name one, or a file, with --suite.")
     return suites
