@@ -46,6 +46,11 @@ class Fitting(Settings):
         "was trained; text encoders are never changed.",
     )
 
+    @property
+    def allowed(self) -> tuple[bool, bool]:
+        """What `check_fits` is told."""
+        return self.allow_other_text_encoder, self.denoiser_only
+
 
 @with_options
 def apply(
@@ -89,8 +94,7 @@ def apply(
     outputs.check(source, files_read([], *paths, opening.config))
     publishing.check()
     text_encoder = source.text_encoder_hash()
-    allowed = (fitting.allow_other_text_encoder, fitting.denoiser_only)
-    fits = [check_fits(edit, source, text_encoder, *allowed) for edit in opened]
+    fits = [check_fits(edit, source, text_encoder, *fitting.allowed) for edit in opened]
     combined, text_map = combine(opened, source, fitting.strength)
     history = [entry for edit in opened if edit.made for entry in edit.made.history]
     for note in notes(source, outputs):
@@ -108,8 +112,7 @@ def apply(
         hashes = hash_original(source, progress, text_encoder)
     if not all(fits):
         _show_guards(console, source.name, figures)
-    seconds = perf_counter() - start
-    entry = record_apply(source, paths, opened, fitting.strength, figures, seconds, hashes)
+    entry = record_apply(source, paths, opened, fitting.strength, figures, perf_counter() - start, hashes)
     made = Made(source.family, text_encoder, (*history, entry), hashes.sample)
     lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
     took = perf_counter() - start
