@@ -82,6 +82,12 @@ def tiny_chroma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_chroma(tmp_path_factory.mktemp("tiny") / "chroma", seed=7)
 
 
+@pytest.fixture(scope="session", name="tiny_flux2-klein")
+def tiny_flux2_klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random FLUX.2 klein pipeline in a folder, the base, which is guided."""
+    return tiny.build_flux2_klein(tmp_path_factory.mktemp("tiny") / "flux2-klein", seed=8)
+
+
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP model of transformers with its processor."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux", "chroma"]
+FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux", "chroma", "flux2-klein"]
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
 T5_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes the space before a word
@@ -226,6 +226,8 @@ def single_file(
         return qwen_image_file(folder, path)
     if family in ("flux", "chroma"):
         return flux_file(folder, path)
+    if family == "flux2-klein":
+        return flux2_file(folder, path)
     unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
     state = dict(unet)
     if ema:  # a copy that differs, as that of a training run does
@@ -380,7 +382,9 @@ def build_clip(folder: Path) -> Path:
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
 )
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
@@ -742,4 +746,107 @@ def flux_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") 
         for each, name in (("q", "query_norm"), ("k", "key_norm")):
             move(f"{ours}.attn.norm_{each}", f"{theirs}.norm.{name}", {"weight": "scale"})
     save_file({prefix + key: value for key, value in found.items()}, path, metadata={"format": "pt"})
+    return path
+
+
+def build_flux2_klein(folder: Path, seed: int = 0, distilled: bool = False) -> Path:
+    """Write a whole tiny fp32 FLUX.2 klein pipeline into `folder`; the same seed gives the same bytes."""
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    write_qwen_tokenizer(folder / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=len(json.loads(qwen_tokenizer())["model"]["vocab"]) + 5,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=28,  # the outputs of the 9th, 18th and 27th are read
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=8,
+                rope_theta=10000.0,
+                tie_word_embeddings=True,
+            )
+        )
+        transformer = Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        )
+        vae = AutoencoderKLFlux2(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+        )
+        stir(model, transformer)
+        vae.bn.running_mean.normal_(0, 0.3)
+        vae.bn.running_var.uniform_(0.5, 2)
+    model.save_pretrained(folder / "text_encoder")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(
+        folder / "scheduler"
+    )
+    index = {
+        "_class_name": "Flux2KleinPipeline",
+        "_diffusers_version": "0.42.1",
+        "is_distilled": distilled,
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        "transformer": ["diffusers", "Flux2Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLFlux2"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def flux2_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.") -> Path:
+    """Write the folder's transformer as one file with the original names: queries, keys, values stacked."""
+    state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    names = {"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear"}
+    names |= {f"time_guidance_embed.timestep_embedder.linear_{n}": f"time_in.{each}_layer"
+              for n, each in ((1, "in"), (2, "out"))}  # fmt: skip
+    names |= {"norm_out.linear": "final_layer.adaLN_modulation.1"}
+    for each in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
+        names[f"{each}.linear"] = f"{each}.lin"
+    for side, added, mlp, out in (
+        ("img", "", "ff", "to_out.0"),
+        ("txt", "added_", "ff_context", "to_add_out"),
+    ):
+        names |= {f"attn.norm_{added}{q}.weight": f"{side}_attn.norm.{name}_norm.scale"
+                  for q, name in (("q", "query"), ("k", "key"))}  # fmt: skip
+        names |= {f"{mlp}.linear_in": f"{side}_mlp.0", f"{mlp}.linear_out": f"{side}_mlp.2"}
+        names[f"attn.{out}"] = f"{side}_attn.proj"
+    alone = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+    alone |= {
+        f"attn.norm_{q}.weight": f"norm.{name}_norm.scale" for q, name in (("q", "query"), ("k", "key"))
+    }
+    found = {}
+    for key, value in state.items():
+        theirs = renamed(key, alone if key.startswith("single_transformer_blocks.") else names)
+        theirs = theirs.replace("single_transformer_blocks.", "single_blocks.")
+        theirs = theirs.replace("transformer_blocks.", "double_blocks.")
+        for stack, parts in (("img", "to_q to_k to_v"), ("txt", "add_q_proj add_k_proj add_v_proj")):
+            if f".attn.{parts.split()[0]}." in key:
+                first = parts.split()[0]
+                theirs = theirs.replace(f".attn.{first}.", f".{stack}_attn.qkv.")
+                value = torch.cat([state[key.replace(f".{first}.", f".{each}.")] for each in parts.split()])
+        if key == "norm_out.linear.weight":
+            value = torch.cat(value.chunk(2)[::-1])  # shift before scale
+        if not any(f".attn.{each}." in key for each in ("to_k", "to_v", "add_k_proj", "add_v_proj")):
+            found[prefix + theirs] = value.clone()
+    save_file(found, path, metadata={"format": "pt"})
     return path

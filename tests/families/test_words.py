@@ -9,7 +9,9 @@ CPU = torch.device("cpu")
 PROMPTS = ["a gun on the table", "", "the dog and the " * 40]
 
 
-@pytest.fixture(params=["tiny_sd1", "tiny_sd2", "tiny_sdxl", "tiny_z-image", "tiny_qwen-image"])
+@pytest.fixture(
+    params=["tiny_sd1", "tiny_sd2", "tiny_sdxl", "tiny_z-image", "tiny_qwen-image", "tiny_flux2-klein"]
+)
 def checkpoint(request):
     return open_checkpoint(str(request.getfixturevalue(request.param)))
 

@@ -34,7 +34,7 @@ class Euler:
     """The checkpoint's flow-matching schedule in so many of Euler's steps; see `base.Schedule`.
 
     A timestep is the share of noise, sigma, times `levels`. tokens: of a picture, by which some schedules
-    shift.
+    shift: linearly in them, unless a family has another `mu`.
     """
 
     def __init__(self, weights: Weights, steps: int, tokens: int) -> None:
@@ -47,11 +47,16 @@ class Euler:
         with refusing(f"{weights.name} cannot be sampled with {steps} steps"):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
             scheduler.set_timesteps(
-                sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=shift(scheduler.config, tokens)
+                sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(),
+                mu=self.mu(scheduler.config, tokens, steps),
             )
         self.weights, self.scheduler, self.sigmas = weights, scheduler, scheduler.sigmas
         if len(self.timesteps) != steps or steps >= self.levels:
             raise BadInput(f"{weights.name} cannot be sampled with as many as {steps} steps.")
+
+    def mu(self, config: Mapping[str, Any], tokens: int, steps: int) -> float:
+        """By how much the family's pipeline shifts the schedule."""
+        return shift(config, tokens)
 
     @property
     def timesteps(self) -> "Tensor":

@@ -13,8 +13,8 @@ PIXELS: Final = 1024  # a side, where the autoencoder does not say for what size
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 
 
-class Autoencoder(BaseModel):
-    """Of diffusers' AutoencoderKL with a shift, with its values where a configuration is silent."""
+class Convolutional(BaseModel):
+    """The sizes of diffusers' AutoencoderKL and its kin, with its values where a configuration is silent."""
 
     model_config = ConfigDict(strict=True)
 
@@ -23,6 +23,11 @@ class Autoencoder(BaseModel):
     latent_channels: Width = 16
     layers_per_block: Annotated[int, Field(ge=1, le=64)] = 1
     norm_num_groups: Width = 32
+
+
+class Autoencoder(Convolutional):
+    """Of an AutoencoderKL with a shift."""
+
     scaling_factor: Annotated[FiniteFloat, Field(gt=0, le=1000)] = 0.18215
     shift_factor: FiniteFloat
 
@@ -40,7 +45,7 @@ def check_parts(config: Configs, transformer: type[BaseModel], autoencoder: type
 
 def canvas(weights: Weights) -> Canvas:
     """See `Family.canvas`: two latents a token, so many pixels a latent."""
-    vae = Autoencoder.model_validate(dict(weights.config["vae"]))
+    vae = Convolutional.model_validate(dict(weights.config["vae"]))
     multiple = 2 ** len(vae.block_out_channels)
     size = max(vae.sample_size // multiple, 1) * multiple
     steps = Scheduler.model_validate(dict(weights.config["scheduler"])).num_train_timesteps

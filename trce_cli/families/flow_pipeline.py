@@ -20,11 +20,12 @@ def assemble(
     texts: Callable[[], dict[str, Any]],
     device: torch.device,
     dtype: torch.dtype,
+    **settings: Any,
 ) -> Any:
     """The pipeline, of diffusers' classes of these names.
 
-    transformer, texts: load the checkpoint's own, of texts tokenizers and text encoders by their folders. The
-    autoencoder decodes one image at a time, which bounds the memory.
+    transformer, texts: load the checkpoint's own, of texts tokenizers and text encoders by their folders.
+    settings: of the pipeline itself. The autoencoder decodes one image at a time, which bounds the memory.
     """
     import diffusers
 
@@ -42,6 +43,7 @@ def assemble(
         vae=load_strictly(make, weights, "vae", device, lambda key: dtype),
         **texts(),
         transformer=transformer(weights, device, dtype),
+        **settings,
     )
     pipe.vae.enable_slicing()
     pipe.set_progress_bar_config(disable=True)
@@ -58,7 +60,12 @@ def noise(pipe: Any, channels: int, generators: Sequence[torch.Generator], width
 @torch.no_grad()
 def latents(pipe: Any, images: np.ndarray) -> Tensor:
     """See `Family.latents`: the mode of the autoencoder's distribution, shifted and scaled."""
-    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 127.5 - 1
-    encoded = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
-    found: Tensor = encoded.float() - pipe.vae.config.shift_factor
+    found: Tensor = encoded(pipe, images) - pipe.vae.config.shift_factor
     return found * pipe.vae.config.scaling_factor
+
+
+def encoded(pipe: Any, images: np.ndarray) -> Tensor:
+    """The mode of the autoencoder's distribution for each picture, float32."""
+    pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 127.5 - 1
+    found: Tensor = pipe.vae.encode(pixels.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode()
+    return found.float()

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from trce_cli.families.base import Stored
+
+PREFIX: Final = "model.diffusion_model."  # what some tools put before the names in a single file
 
 
 @dataclass(frozen=True)

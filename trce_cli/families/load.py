@@ -125,9 +125,11 @@ def load_strictly(
         module = make(dict(weights.config[part]))
     kept = module.state_dict()
     own = dict(module.named_parameters()) | {key: at for key, at in module.named_buffers() if key in kept}
-    ours = {name(key) or key: key for key in own}
+    counts = {key for key in own if key.endswith(".num_batches_tracked")}  # nothing computes with them
+    ours = {name(key) or key: key for key in own if key not in counts}
     shapes = {key: tuple(own[theirs].shape) for key, theirs in ours.items()}
     state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}
+    state |= {key: torch.zeros_like(own[key], device=device) for key in counts}
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)
 

@@ -1,11 +1,14 @@
-"""Slots: their weights, from the ways in which users give them, and where keywords stand."""
+"""Slots: their weights, from the ways in which users give them, where keywords stand, and what is padding."""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Family
+from trce_cli.families.base import Family, Slot
+
+SAMPLE: Final = 8  # positions of padding, spread evenly over all that are read
 
 Given = Sequence[float] | Mapping[str, float] | None
 
@@ -45,3 +48,15 @@ def occurrences(prompt: str, keyword: str) -> list[tuple[int, int]]:
         if spans := [found.span() for found in re.finditer(pattern, prompt, re.IGNORECASE)]:
             return spans
     return []
+
+
+def sampled(limit: int, count: int) -> list[int]:
+    """The positions that stand for all padding of a prompt that has `count` of `limit` positions."""
+    places = (limit * part // SAMPLE - 1 for part in range(1, SAMPLE + 1))
+    return [place for place in places if place >= count]
+
+
+def pad_slots(unsafe: Sequence[int], safe: Sequence[int], weight: float) -> list[Slot]:
+    """The slots PADS of a pair with padding at these positions: it counts once together."""
+    pairs = list(zip(reversed(unsafe), reversed(safe), strict=False))
+    return [Slot("PADS", ours, theirs, weight / len(pairs)) for ours, theirs in pairs]

@@ -44,6 +44,11 @@ def check(config: Configs, spec: LlmSpec) -> None:
         raise BadInput(
             f"{where}: {heads} heads, {keys} of keys, and a width of {found.hidden_size} do not fit."
         )
+    if isinstance(spec.hidden, tuple) and found.num_hidden_layers <= (deepest := max(spec.hidden)):
+        raise BadInput(
+            f"{where}: num_hidden_layers is {found.num_hidden_layers}, but layer {deepest} is read, which "
+            "cannot be the last."
+        )
     slides = set(found.layer_types or []) - {"full_attention"}
     if (slides or found.use_sliding_window) and (found.sliding_window or 0) < spec.limit:
         raise BadInput(f"{where}: its attention sees fewer tokens than a prompt may have.")

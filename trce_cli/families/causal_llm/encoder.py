@@ -21,6 +21,7 @@ from trce_cli.families.causal_llm.names import (
     NORM,
     layer_weights,
     llm_weights,
+    states_width,
     text_config,
     used_layers,
 )
@@ -42,7 +43,7 @@ class LlmEncoder:
         self.weights, self.spec = weights, spec
         self.device, self.dtype = torch.device(device), dtype
         self.config: Mapping[str, Any] = weights.config[spec.folder]
-        self.dim: int = text_config(self.config)["hidden_size"]
+        self.dim = states_width(spec, self.config)
 
     @cached_property
     def hash(self) -> str:
@@ -78,10 +79,15 @@ class LlmEncoder:
         ids = torch.tensor([token for pack in packs for (token,) in pack.tokens])
         rows = self.weights.rows(self.spec.folder, EMBEDDING, ids).to(self.device, self.dtype)
         states = list(rows.split([len(pack.tokens) for pack in packs]))
+        kept: list[list[Tensor]] = [[] for _ in packs]  # of the layers that are read side by side
         for number in range(used_layers(self.spec, self.config)):
             read = self._layer(number)
             for at, pack in enumerate(packs):
                 states[at] = self._passed(number, read, states[at], pack)
+                if isinstance(self.spec.hidden, tuple) and number + 1 in self.spec.hidden:
+                    kept[at].append(states[at])
+        if isinstance(self.spec.hidden, tuple):
+            return [torch.cat(layers, 1) for layers in kept]
         if self.spec.hidden == "last":
             weight = {"weight": self._weight(NORM)}
             states = [functional_call(self._model.norm, weight, (each,)) for each in states]

@@ -1,11 +1,10 @@
 """What families have in common that a causal language model tells what to draw, by one linear layer."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trce_cli.families.base import Door, Shape, Weights
-from trce_cli.families.causal_llm.names import llm_weights, text_config
+from trce_cli.families.causal_llm.names import llm_weights, states_width
 from trce_cli.families.causal_llm.spec import CONTEXT, SLOTS, LlmSpec
 from trce_cli.families.transformer import Config, TransformerFamily
 
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class LlmFamily(TransformerFamily):
-    """A transformer whose every prompt token passes a norm and then one door; see `families.base.Family`.
+    """A transformer whose every prompt token passes one door, some behind a norm; see `families.base.Family`.
 
-    Maps are of normed states. spec: the language model. door: the weight of the linear layer.
+    Maps are of what meets the door. spec: the language model. door: the weight of the linear layer.
     """
 
     spec: ClassVar[LlmSpec]
@@ -30,15 +29,15 @@ class LlmFamily(TransformerFamily):
     weight_parts: ClassVar = ("text_encoder", "vae")
     other_parts: ClassVar = ("scheduler", "tokenizer")
     streams: ClassVar = (CONTEXT,)
-    slots: ClassVar = SLOTS
+    slots: ClassVar[tuple[str, ...]] = SLOTS
     fragments: ClassVar[Mapping[str, str]] = {
         "embed_tokens.": "a text encoder",
         "model.embed_tokens.": "a text encoder",
     }
 
-    @abstractmethod
     def norm_eps(self, config: Mapping[str, Any]) -> float:
-        """What the norm before the door adds to the mean square, by the denoiser's configuration."""
+        """What a norm before the door adds to the mean square, by the denoiser's configuration."""
+        return 0.0
 
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:
         """See `Family`."""
@@ -47,13 +46,12 @@ class LlmFamily(TransformerFamily):
 
     def text_weights(self, config: Config) -> dict[str, dict[str, Shape]]:
         """See `Family`."""
-        part = self.spec.folder
-        norm: dict[str, Shape] = {self.spec.norm: (self._width(config),)}
-        return {part: llm_weights(self.spec, config[part]), "denoiser": norm}
+        part, norm = self.spec.folder, self.spec.norm
+        before: dict[str, Shape] = {norm: (self._width(config),)} if norm else {}
+        return {part: llm_weights(self.spec, config[part]), "denoiser": before}
 
     def _width(self, config: Config) -> int:
-        width: int = text_config(config[self.spec.folder])["hidden_size"]
-        return width
+        return states_width(self.spec, config[self.spec.folder])
 
     def text(self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype") -> "LlmText":
         """See `Family`."""
@@ -88,7 +86,7 @@ class LlmFamily(TransformerFamily):
         return LlmWords(pipeline, self.spec)
 
     def entrance(self, denoiser: "nn.Module") -> "nn.Module":
-        """See `Family`: the door itself, behind its norm."""
+        """See `Family`: the door itself, behind a norm."""
         return denoiser.get_submodule(self.door.removesuffix(".weight"))
 
     def mapped(

@@ -19,7 +19,7 @@ MAX_TEMPLATE_MEMORY: Final = 1 << 28  # bytes
 
 def load_tokenizer(weights: Weights, spec: LlmSpec) -> Any:
     """The tokenizer, from local files only; BadInput for a broken one, and for one without a template where
-    the family uses the tokenizer's."""
+    the family uses the tokenizer's, or that pads where the family does not."""
     folder = weights.folder(spec.tokenizer)
     tokenizer = fast_tokenizer(folder)
     if spec.template is None and not tokenizer.chat_template:
@@ -27,6 +27,8 @@ def load_tokenizer(weights: Weights, spec: LlmSpec) -> Any:
             f"The tokenizer in {folder} has no chat template, without which no prompt can be put to it.",
             "Get the tokenizer with its tokenizer_config.json or chat_template.jinja.",
         )
+    if spec.padded and tokenizer.padding_side != "right":
+        raise BadInput(f"The tokenizer in {folder} pads before a prompt, not behind it.")
     _limit_template(tokenizer)
     return guarded(tokenizer, folder)
 

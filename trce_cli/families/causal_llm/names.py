@@ -28,8 +28,16 @@ def published(key: str) -> str | None:
 
 def used_layers(spec: LlmSpec, config: Mapping[str, Any]) -> int:
     """How many decoder layers the states depend on."""
+    if isinstance(spec.hidden, tuple):
+        return max(spec.hidden)
     layers: int = text_config(config)["num_hidden_layers"]
     return layers if spec.hidden == "last" else layers - 1
+
+
+def states_width(spec: LlmSpec, config: Mapping[str, Any]) -> int:
+    """How wide the states are that reach the denoiser."""
+    width: int = text_config(config)["hidden_size"]
+    return width * len(spec.hidden) if isinstance(spec.hidden, tuple) else width
 
 
 def llm_weights(spec: LlmSpec, config: Mapping[str, Any]) -> dict[str, Shape]:

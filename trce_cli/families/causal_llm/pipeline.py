@@ -20,6 +20,7 @@ def load(
     transformer: Callable[[Weights, torch.device, torch.dtype], nn.Module],
     device: torch.device,
     dtype: torch.dtype,
+    **settings: Any,
 ) -> Any:
     """See `assemble`. Of the text encoder what sees pictures is left out: prompts are texts."""
 
@@ -29,4 +30,4 @@ def load(
             spec.tokenizer: load_tokenizer(weights, spec),
         }
 
-    return assemble(weights, pipeline, autoencoder, transformer, texts, device, dtype)
+    return assemble(weights, pipeline, autoencoder, transformer, texts, device, dtype, **settings)

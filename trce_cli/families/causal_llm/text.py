@@ -17,7 +17,7 @@ from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.causal_llm.tokens import Tokenizer
 from trce_cli.families.causal_llm.words import whole_words
 from trce_cli.families.load import check_embeddings, checked
-from trce_cli.families.prefix_tree import Pack, Token, packs
+from trce_cli.families.prefix_tree import Pack, Padding, Token, packs
 from trce_cli.system.progress import Report, no_report
 
 # Tokens of a pack: attention computes and masks those of other prompts as well, which is little beside the
@@ -30,7 +30,7 @@ BATCH: Final = 16
 class LlmText:
     """A family's language model; see `families.base.Text`. Computed no further than is wanted.
 
-    eps: of the denoiser's RMSNorm before its door, whose output the embeddings are.
+    eps: of the denoiser's RMSNorm before its door, whose output the embeddings are where there is one.
     """
 
     def __init__(
@@ -42,8 +42,10 @@ class LlmText:
         self.streams = {CONTEXT: self.encoder.dim}
 
     @cached_property
-    def norm(self) -> Tensor:
-        """The weight of the norm before the door, float32."""
+    def norm(self) -> Tensor | None:
+        """The weight of the norm before the door, float32, if there is one."""
+        if self.spec.norm is None:
+            return None
         ((_, weight),) = checked(self.weights, "denoiser", {self.spec.norm: (self.encoder.dim,)})
         return weight.float()
 
@@ -56,17 +58,20 @@ class LlmText:
 
         That is every weight that is used, the configuration, and the token ids, the template's among them.
         """
-        found = self.tokenizer.tokens(prompts)
-        ids = repr(([(tokens.ids, tokens.begin) for tokens in found], self.spec.dropped, self.eps))
-        digest = hashlib.sha256((self.encoder.hash + ids).encode())
-        digest.update(self.norm.numpy().data)
+        found = [(tokens.ids, tokens.begin) for tokens in self.tokenizer.tokens(prompts)]
+        told = repr((found, self.spec, self.eps, self.tokenizer.tokenizer.pad_token_id))
+        digest = hashlib.sha256((self.encoder.hash + told).encode())
+        if self.norm is not None:
+            digest.update(self.norm.numpy().data)
         return digest.hexdigest()
 
     def content(self, prompts: Collection[str]) -> Wanted:
-        """The prompt and what stands behind it; the template's beginning, the same for all, with one."""
-        found: dict[str, range] = {}
+        """The prompt and what stands behind it, of padding that is seen what stands for it; the template's
+        beginning, the same for all, with one."""
+        found: dict[str, list[int]] = {}
         for prompt, tokens in zip(prompts, self.tokenizer.tokens(prompts), strict=True):
-            found[prompt] = range(tokens.begin if found else 0, tokens.count)
+            own = range(tokens.begin if found else 0, tokens.count)
+            found[prompt] = [*own, *self.tokenizer.pads(prompt)]
         return {CONTEXT: found}
 
     def slots(
@@ -80,7 +85,7 @@ class LlmText:
         return whole_words(self.tokenizer.tokenizer, count)[0]
 
     def states(self, wanted: Wanted, report: Report = no_report) -> Iterator[Batch]:
-        """The embeddings behind the norm at the wanted positions, a batch at a time, in an order of its own.
+        """The embeddings behind a norm at the wanted positions, a batch at a time, in an order of its own.
 
         What prompts begin with, the template first of all, is encoded once a pack. Raises TrceError when an
         embedding is not finite.
@@ -90,45 +95,53 @@ class LlmText:
             check_embeddings(embeddings)
             starts = accumulate((len(pack.tokens) for pack in some), initial=0)
             rows = {
-                prompt: [start + places[self.spec.dropped + at] for at in wanted[CONTEXT][prompt]]
+                prompt: [start + pack.place(prompt, self.spec.dropped + at) for at in wanted[CONTEXT][prompt]]
                 for start, pack in zip(starts, some, strict=False)
-                for prompt, places in pack.places.items()
+                for prompt in pack.places
             }
             yield {CONTEXT: States(embeddings, rows)}
             report(len(rows))
 
     def normed(self, states: Tensor) -> Tensor:
-        """RMSNorm as the denoiser has it before its door; float32."""
+        """RMSNorm as the denoiser has it before its door, if it has; float32."""
+        if self.norm is None:
+            return states
         return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.eps) * self.norm
 
     def hidden(self, prompts: Collection[str]) -> dict[str, Tensor]:
         """What the pipeline tells the denoiser of each prompt, (tokens, width) in the encoder's dtype."""
         wanted = {
-            prompt: range(tokens.count)
+            prompt: range(self.spec.limit if self.spec.padded else tokens.count)
             for prompt, tokens in zip(prompts, self.tokenizer.tokens(prompts), strict=True)
         }
         return {
-            prompt: states[places[self.spec.dropped :]]
+            prompt: states[[pack.place(prompt, self.spec.dropped + at) for at in wanted[prompt]]]
             for some, every in self._hidden(wanted)
             for pack, states in zip(some, every, strict=True)
-            for prompt, places in pack.places.items()
+            for prompt in pack.places
         }
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """What the pipeline tells the denoiser of these prompts, the empty one first; not normed yet."""
+        """What the pipeline tells the denoiser of these prompts, the empty one first; not normed yet.
+
+        Where it sees padding all are of one length.
+        """
         every = tuple(dict.fromkeys((EMPTY, *prompts)))
         hidden = self.hidden(every)
         states = [hidden[prompt].float() for prompt in every]
-        lengths = torch.tensor([len(each) for each in states])
-        return Conditioning(every, {CONTEXT: pad_sequence(states, batch_first=True)}, {CONTEXT: lengths})
+        lengths = {} if self.spec.padded else {CONTEXT: torch.tensor([len(each) for each in states])}
+        return Conditioning(every, {CONTEXT: pad_sequence(states, batch_first=True)}, lengths)
 
     def _hidden(self, wanted: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[Pack], list[Tensor]]]:
-        """The states of the prompts up to their last wanted positions."""
+        """The states of the prompts up to their last wanted positions, and of the padding that is wanted."""
         self.check()
         sequences: dict[str, tuple[Token, ...]] = {}
+        behind: dict[str, list[int]] = {}
         for (prompt, positions), tokens in zip(wanted.items(), self.tokenizer.tokens(wanted), strict=True):
             end = self.spec.dropped + max(positions, default=0) + 1
             sequences[prompt] = tuple((token,) for token in tokens.ids[:end])
-        every = packs(sequences, PACK)
+            behind[prompt] = [at for at in positions if at >= tokens.count]
+        padding = Padding((self.tokenizer.tokenizer.pad_token_id,), behind)
+        every = packs(sequences, PACK, padding)
         while some := list(islice(every, BATCH)):
             yield some, self.encoder(some)

@@ -8,8 +8,8 @@ from typing import Any
 
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Slot
-from trce_cli.families.causal_llm.spec import SLOTS, LlmSpec
-from trce_cli.families.slots import occurrences
+from trce_cli.families.causal_llm.spec import PADDED_SLOTS, LlmSpec
+from trce_cli.families.slots import occurrences, pad_slots, sampled
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tokens:
 
     @property
     def count(self) -> int:
-        """How many tokens reach the denoiser."""
+        """How many tokens reach the denoiser, padding aside."""
         return max(len(self.ids) - self.before, 0)
 
 
@@ -64,7 +64,7 @@ class Template:
             return self.spec.template.format(prompt)
         messages = [{"role": "user", "content": prompt}]
         text: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=self.spec.thinks
         )
         return text
 
@@ -105,7 +105,7 @@ class Tokenizer:
 
     def slots(self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]) -> list[Slot]:
         """The slots of a prompt pair whose kind has weight; see `spec.SLOTS`. None that was cut off."""
-        w = {**dict.fromkeys(SLOTS, 0.0), **weights}
+        w = {**dict.fromkeys(PADDED_SLOTS, 0.0), **weights}
         if (w["END"] or w["SUFFIX"]) and not self.template.suffix:
             raise BadInput(
                 "The chat template of the checkpoint's tokenizer puts nothing behind a prompt, so that there "
@@ -120,6 +120,7 @@ class Tokenizer:
             found += [Slot("SUFFIX", o.count - at, n.count - at, w["SUFFIX"])]
         if o.end > o.begin and n.end > n.begin:
             found += [Slot("LAST", o.end - 1, n.end - 1, w["LAST"])]
+        found += pad_slots(self.pads(unsafe), self.pads(safe), w["PADS"])
         places = self.keyword_positions(unsafe, keyword) if w["TAIL"] or w["KEYWORD"] else []
         if places:
             tail = o.end - 1 - places[-1]
@@ -130,6 +131,11 @@ class Tokenizer:
             goal = max(n.end - 1 - tail, n.begin)
             found += [Slot("KEYWORD", place, goal, w["KEYWORD"]) for place in places if n.end > n.begin]
         return [slot for slot in found if slot.weight]
+
+    def pads(self, prompt: str) -> list[int]:
+        """The positions that stand for all padding, if the denoiser sees any."""
+        (tokens,) = self.tokens([prompt])
+        return sampled(self.spec.limit - tokens.before, tokens.count) if self.spec.padded else []
 
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
         """The positions of all tokens of every occurrence of the keyword, as far as the prompt is read."""

@@ -83,11 +83,13 @@ class LlmWords:
             table[rows] = own
 
     def __call__(self, ids: Sequence[Tensor], prefix: Tensor | None = None) -> dict[str, Tensor]:
-        """What the denoiser is told, in the encoder's dtype, and how many tokens each prompt has."""
+        """What the denoiser is told, in the encoder's dtype, and unless it sees padding how many tokens each
+        prompt has."""
         (tokens,) = ids
         blank = self.tokenizer.tokenizer.pad_token_id
         lengths = (tokens != blank).flip(1).cumsum(1).gt(0).sum(1)  # what is behind the last token is padding
-        tokens = tokens[:, : int(lengths.max())].to(self.device)
+        longest = self.spec.limit if self.spec.padded else int(lengths.max())
+        tokens = tokens[:, :longest].to(self.device)
         embedded = self._embeddings[tokens]
         if prefix is not None:
             end = self._begin + prefix.shape[1]
@@ -97,9 +99,15 @@ class LlmWords:
             )
             embedded = torch.cat([embedded[:, : self._begin], words, embedded[:, end:]], 1)
         mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
-        states = self.encoder(
+        layers = self.encoder(
             inputs_embeds=embedded, attention_mask=mask.to(self.device), output_hidden_states=True
-        ).hidden_states[-1 if self.spec.hidden == "last" else -2]
+        ).hidden_states
+        if isinstance(self.spec.hidden, tuple):
+            states = torch.cat([layers[number] for number in self.spec.hidden], 2)
+        else:
+            states = layers[-1 if self.spec.hidden == "last" else -2]
+        if self.spec.padded:
+            return {CONTEXT: states}
         missing = self.spec.limit - states.shape[1]
         states = pad(states * mask[:, :, None].to(states), (0, 0, 0, missing))[:, self.spec.dropped :]
         return {CONTEXT: states, f"{CONTEXT}.length": lengths - self.spec.dropped}

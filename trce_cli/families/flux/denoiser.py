@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.families.base import Conditioning, Weights
+from trce_cli.families.block_names import is_tuned
 from trce_cli.families.flow import Euler
 from trce_cli.families.flow_config import canvas
 from trce_cli.families.flux.config import chroma
-from trce_cli.families.flux.names import is_tuned
 from trce_cli.families.flux.spec import CHROMA_T5, POOLED, t5
 from trce_cli.families.flux.text import FluxText
 from trce_cli.families.load import load_denoiser, precision_of

@@ -5,18 +5,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Weights
+from trce_cli.families.block_names import QKV, is_tuned
 from trce_cli.families.clip.names import clip_weights
-from trce_cli.families.flux.names import (
-    APPROXIMATOR,
-    DOOR,
-    FILE_DOORS,
-    POOLED_DOOR,
-    PREFIX,
-    QKV,
-    Names,
-    is_tuned,
-)
+from trce_cli.families.flux.names import APPROXIMATOR, DOOR, FILE_DOORS, POOLED_DOOR, Names
 from trce_cli.families.flux.spec import CHROMA_T5, CLIP, POOLED, T5, t5
+from trce_cli.families.layout import PREFIX
 from trce_cli.families.t5.names import t5_weights
 from trce_cli.families.t5.spec import CONTEXT, SLOTS, T5Spec
 from trce_cli.families.transformer import Config, TransformerFamily

@@ -9,7 +9,6 @@ CONTEXT: Final = "context"  # the stream of hidden states of a prompt's tokens
 # it aligned from the left and those behind it from the right. KEYWORD: the phrase's tokens, which go to the
 # safe phrase's last one.
 SLOTS: Final = ("EOS", "PADS", "CONTENT", "KEYWORD")
-SAMPLE: Final = 8  # positions of padding, spread evenly over all that are read
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,3 @@ class T5Spec:
     tokenizer: str
     limit: int
     masked: bool = False
-
-    @property
-    def sample(self) -> tuple[int, ...]:
-        """The positions that stand for all padding, where a prompt leaves them to it."""
-        return tuple(self.limit * part // SAMPLE - 1 for part in range(1, SAMPLE + 1))

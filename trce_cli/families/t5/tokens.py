@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trce_cli.families.base import Slot
 from trce_cli.families.load import spread
-from trce_cli.families.slots import occurrences
+from trce_cli.families.slots import occurrences, pad_slots, sampled
 from trce_cli.families.t5.spec import SLOTS, T5Spec
 
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes the space before a word
@@ -66,15 +66,14 @@ class Tokenizer:
     def pads(self, prompt: str) -> list[int]:
         """The positions of padding that stand for all of it."""
         (tokens,) = self.tokens([prompt])
-        return [place for place in self.spec.sample if place > tokens.eos]
+        return sampled(self.spec.limit, len(tokens.ids))
 
     def slots(self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]) -> list[Slot]:
         """The slots of a prompt pair whose kind has weight; see `spec.SLOTS`."""
         w = {**dict.fromkeys(SLOTS, 0.0), **weights}
         o, n = self.tokens([unsafe, safe])
         found = [Slot("EOS", o.eos, n.eos, w["EOS"])]
-        pads = list(zip(self.pads(unsafe)[::-1], self.pads(safe)[::-1], strict=False))
-        found += [Slot("PADS", ours, theirs, w["PADS"] / len(pads)) for ours, theirs in pads]
+        found += pad_slots(self.pads(unsafe), self.pads(safe), w["PADS"])
         places = self.keyword_positions(unsafe, keyword) if w["CONTENT"] or w["KEYWORD"] else []
         if places:
             first, tail = places[0], o.eos - 1 - places[-1]
