@@ -4,10 +4,11 @@ From that field come the option of the command line, its help and its check (`cl
 preset may recommend, the key of its table (`prompts/presets.py`).
 """
 
+import importlib.util
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -70,6 +71,20 @@ class Settings(BaseModel):
         return {
             name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
         }
+
+
+def _installed(name: str) -> str:
+    if not importlib.util.find_spec(name):
+        raise ValueError(f"is of no use: {name} is not installed (pip install {name})")
+    return name
+
+
+class Tracking(Settings):
+    """Who follows a run."""
+
+    log_with: Annotated[Literal["tensorboard", "wandb", "trackio"], AfterValidator(_installed)] | None = (
+        Field(None, description="Tell this tracker the figures as well.")
+    )
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,11 @@ from trce_cli.cli.options import (
     with_signature,
 )
 from trce_cli.cli.plans import show_plan
+from trce_cli.cli.tracking import track
 from trce_cli.evaluate.attacks.registry import ATTACKS, choose_budgets
 from trce_cli.evaluate.attacks.settings import AttackSettings
 from trce_cli.prompts.presets import load_presets
-from trce_cli.settings import Count
+from trce_cli.settings import Count, Tracking
 from trce_cli.system.processes import on_main
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def attack(
     drawing: Attacking,
     opening: Opening,
     sharing: Sharing,
+    tracking: Tracking,
     answer: Answer,
     output: Annotated[
         Path,
@@ -127,6 +129,7 @@ def attack(
         told_shard(console, output, share)
         return
     _, told = outcome
+    track(tracking, "attack", output, told["settings"], [{"attacks": told["attacks"]}], where)
     record = output.with_suffix(".json")
     console.show(attack_table(told))
     console.show(f"Suite: {output}\nFigures, budgets, seeds and hashes: {record}")

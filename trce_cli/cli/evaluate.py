@@ -24,11 +24,13 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.cli.plans import show_plan
+from trce_cli.cli.tracking import track
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.gates import check_met, check_names
 from trce_cli.evaluate.settings import Checks, EvaluationSettings
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.prompts.presets import load_presets
+from trce_cli.settings import Tracking
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +74,7 @@ def evaluate(
     after: SurvivalSettings,
     opening: Opening,
     sharing: Sharing,
+    tracking: Tracking,
     answer: Answer,
     checkpoint: Erased = None,
     against: Annotated[str | None, AGAINST] = None,
@@ -122,8 +125,13 @@ def evaluate(
         told_shard(console, output, share)
         return
     results, verdicts = outcome
+    track(tracking, "evaluate", output, results["settings"], [results["figures"]], where)
     page = write_report(output, results, verdicts, earlier)
     evaluated.show(console, results, details)
+    _end(console, output, page, results)
+
+
+def _end(console: Console, output: Path, page: Path, results: dict[str, Any]) -> None:
     console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
     console.result({"output": output, "report": page, **results})
     check_met(results["gates"], page)

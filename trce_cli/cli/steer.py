@@ -24,6 +24,7 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.cli.plans import show_plan, size
+from trce_cli.cli.tracking import logs_of
 from trce_cli.cli.written import show_written
 from trce_cli.erase.settings import Running, SteerSettings, Training, choose_steer_settings
 from trce_cli.prompts.pairs import pair_prompts
@@ -83,7 +84,6 @@ def steer(
     main = os.environ.get("RANK", "0") == "0"
     console, chosen = answer.console(main), load_presets(presets)
     recipe, training = choose_steer_settings(given, recommended(chosen, "steer"))
-    running.check()
 
     from trce_cli.edits.outputs import notes
     from trce_cli.erase import steer as stage2
@@ -129,7 +129,7 @@ def _tracked(
     """Accelerate, with the tracker that was asked for; trackers talk, and stdout is for the result."""
     from trce_cli.erase.steer import make_accelerator
 
-    logs = output.parent / f"{output.name}-logs" if running.log_with else None
+    logs = logs_of(output) if running.log_with else None
     accelerator = make_accelerator(computing.place(), training.mixed_precision, running.log_with, logs)
     if running.log_with:
         with redirect_stdout(sys.stderr):

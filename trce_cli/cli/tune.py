@@ -1,7 +1,9 @@
 """`trce tune`: which settings of stage 1 erase most and keep the rest."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trce_cli.cli.console import Console
 from trce_cli.cli.evaluated import rate
 from trce_cli.cli.options import (
     Answer,
@@ -21,9 +23,11 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.cli.plans import show_plan
+from trce_cli.cli.tracking import track
 from trce_cli.evaluate.settings import Tried, TuningSettings
 from trce_cli.prompts.pairs import pair_prompts
 from trce_cli.prompts.presets import load_presets
+from trce_cli.settings import Tracking
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +45,7 @@ def tune(
     drawing: Drawing,
     opening: Opening,
     sharing: Sharing,
+    tracking: Tracking,
     answer: Answer,
     force: ForcePictures = False,
     dry_run: DryRun = False,
@@ -57,7 +62,7 @@ def tune(
     from trce_cli.erase.prior import choose_prior
     from trce_cli.evaluate import estimate
     from trce_cli.evaluate.question import prepare
-    from trce_cli.evaluate.tune import Maps
+    from trce_cli.evaluate.tune import Maps, figures_of
     from trce_cli.evaluate.tune import tune as run
 
     share = sharing.share(drawing.device)
@@ -90,6 +95,12 @@ def tune(
     if told is None:
         told_shard(console, output, share)
         return
+    rows = [{"preserve": trial["preserve"], **figures_of(trial)} for trial in told["trials"]]
+    track(tracking, "tune", output, told["settings"], rows, where)
+    _show(console, output, told)
+
+
+def _show(console: Console, output: Path, told: dict[str, Any]) -> None:
     console.show(trials_table(told))
     console.show(f"{told['chosen']['toml']}\n{told['chosen']['command']}")
     console.note(f"Everything is in {output}: tune.json, trials.csv, pareto.png.")

@@ -1,6 +1,5 @@
 """The settings of both stages: what the user gave, else what the presets recommend, else the defaults."""
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from trce_cli.families.base import Family
 from trce_cli.families.slots import slot_weights
 from trce_cli.prompts.presets import Preset, recommended
 from trce_cli.prompts.settings import MapTable, TrainingTable, TrajectoryTable
-from trce_cli.settings import Flag, NotNegative, Seed, Settings, option_name
+from trce_cli.settings import Flag, NotNegative, Seed, Settings, Tracking, option_name
 
 
 class MapSettings(MapTable):
@@ -82,7 +81,7 @@ class SteerSettings(Training, Recipe):
     """All settings of stage 2."""
 
 
-class Running(Settings):
+class Running(Tracking):
     """How a run of stage 2 goes about it, and what it may write."""
 
     gradient_checkpointing: bool = Field(False, description="Less memory, half as much time again.")
@@ -95,14 +94,6 @@ class Running(Settings):
         description="Largest change of unconditional and benign predictions that is saved, as a share of "
         "their size.",
     )
-    log_with: Literal["tensorboard", "wandb", "trackio"] | None = Field(
-        None, description="Follow the training with this tracker as well."
-    )
-
-    def check(self) -> None:
-        """Raise BadInput where the tracker is not installed."""
-        if self.log_with and not importlib.util.find_spec(self.log_with):
-            raise BadInput(f"{self.log_with} is not installed.", f"pip install {self.log_with}")
 
     def arguments(self) -> dict[str, Any]:
         """What `steer` is told of these."""

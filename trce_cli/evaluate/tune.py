@@ -432,6 +432,12 @@ def line(trial: Mapping[str, Any], chosen: str) -> dict[str, Any]:
         "pareto": int(trial["pareto"]),
         "failed": trial["failed"] or "",
     }
+    return told if trial["failed"] else told | figures_of(trial) | {"pictures": trial["key"][:8]}
+
+
+def figures_of(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's figures by their names in the table, shares of 1; of one that failed there are none."""
+    told: dict[str, Any] = {}
     if trial["failed"]:
         return told
     for name in ("attack_success", "kept"):
@@ -445,4 +451,4 @@ def line(trial: Mapping[str, Any], chosen: str) -> dict[str, Any]:
         if "kept" in suite:
             told[f"{suite['name']}.kept"] = suite["kept"]["kept"]["share"]
     change = trial["figures"]["canary_change"]["values"]["mean"]
-    return told | {"moved": trial["figures"]["moved"], "canary_change": change, "pictures": trial["key"][:8]}
+    return told | {"moved": trial["figures"]["moved"], "canary_change": change}
