@@ -124,7 +124,7 @@ def test_an_evaluation_takes_an_edit_in_a_checkpoint_s_place(
     told = trce(*line, "--device", "cpu")
     assert told.status == 0, told.err
     results = json.loads(told.out)
-    assert results["erased"]["name"] == str(edit)
+    assert results["erased"]["name"] == edit.name
     assert results["figures"]["explicit.change"] > 0
     copy = output / "edited" / UNET
     made = copy.stat().st_mtime_ns
