@@ -89,6 +89,7 @@ def fetched(
             asked.id,
             revision=revision,
             allow_patterns=[*_TEXTS, "*/*.safetensors"],
+            ignore_patterns=[*without],
         )
     _check_held(asked.id, held)
     folder = _asked(name, "snapshot_download", asked.id, revision=revision, allow_patterns=list(_TEXTS))
