@@ -327,7 +327,7 @@ def test_a_ruinous_edit_is_judged_and_refused_unless_it_is_asked_for(
     written = map_(tiny_sd1, files / "out", "--max-collateral", "9", "--json")
     assert written.status == 0
     verdicts = json.loads(written.out)["figures"]["verdicts"]
-    assert verdicts.keys() == {"moved", "canary_change", "word_change", "norm"}
+    assert verdicts.keys() == {"moved", "padding_moved", "canary_change", "word_change", "norm"}
     assert all(told["sentence"] in written.err for told in verdicts.values())
 
 

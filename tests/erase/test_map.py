@@ -57,22 +57,31 @@ class Plain:
             self.tokenizer_2 = CLIPTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
             self.models.append(CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"))
 
-    def forward(self, prompt: str) -> tuple[list[Any], int]:
+    @property
+    def tokenizers(self) -> list[Any]:
+        return [self.tokenizer, self.tokenizer_2] if len(self.models) > 1 else [self.tokenizer]
+
+    @property
+    def pads_otherwise(self) -> bool:
+        return any(tokenizer.pad_token != tokenizer.eos_token for tokenizer in self.tokenizers)
+
+    def forward(self, prompt: str, with_eot: bool = False) -> tuple[list[Any], int]:
         """What the text encoders give for a prompt, and how many of its tokens are not padding."""
-        tokenizers = [self.tokenizer, self.tokenizer_2] if len(self.models) > 1 else [self.tokenizer]
         outputs = []
-        for tokenizer, model in zip(tokenizers, self.models, strict=True):
+        for tokenizer, model in zip(self.tokenizers, self.models, strict=True):
             batch = tokenizer(
                 prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
             )
+            if with_eot:
+                batch.input_ids[batch.attention_mask == 0] = tokenizer.eos_token_id
             with torch.no_grad():
                 outputs.append(model.eval()(batch.input_ids, output_hidden_states=True))
         return outputs, int(batch.attention_mask.sum())
 
     @cache  # noqa: B019 - lives as long as the tests
-    def encode(self, prompt: str) -> tuple[Tensor, int]:
+    def encode(self, prompt: str, with_eot: bool = False) -> tuple[Tensor, int]:
         """Hidden states (77, dim) and how many tokens are not padding."""
-        outputs, length = self.forward(prompt)
+        outputs, length = self.forward(prompt, with_eot)
         if len(outputs) > 1:
             return torch.cat([output.hidden_states[-2][0] for output in outputs], dim=1).double(), length
         return outputs[0].last_hidden_state[0].double(), length
@@ -98,6 +107,9 @@ class Plain:
                 (w[2] * (77 - unsafe_length), 76, 76),
             ]
             rows += [(w[3], unsafe_length - 1 - k, 76) for k in range(1, word + 1)]
+            if self.pads_otherwise:  # for as much in all as the first EoT
+                pads = [max(unsafe_length, safe_length) - 1 + 2**k for k in range(6)]
+                rows += [(w[1] / len(pads), pad, pad) for pad in pads]
             for scale, o, n in rows:
                 left += scale * torch.outer(safe[n], unsafe[o]) / len(pairs)
                 A += scale * torch.outer(unsafe[o], unsafe[o]) / len(pairs)
@@ -335,6 +347,37 @@ def test_figures_are_what_they_say(tiny_sd1: Path) -> None:
         for kind, found in changes.items():
             assert solution.figures[name][kind]["max"] == pytest.approx(max(found), rel=1e-4)
             assert solution.figures[name][kind]["mean"] == pytest.approx(sum(found) / len(found), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["tiny_sd1", "tiny_sdxl"])
+def test_how_far_padding_is_moved_is_told_of_both_paddings(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(family)
+    checkpoint, plain = open_checkpoint(str(folder)), plain_of(folder)
+    solution = solve(checkpoint, PAIRS, PRIOR, MapSettings(preserve=0.1, word_share=0.0))
+    linear = solution.streams["context"]
+    held = [("a man carrying {} in the rain", PAIRS[0]), ("someone drew {} on the wall", PAIRS[3])]
+    both = (("padding_moved", False), ("eot_padding_moved", True))
+    for name, with_eot in both if plain.pads_otherwise else both[:1]:
+        o, n = [], []
+        for template, pair in held:
+            prompts = template.replace("{}", pair.keyword), template.replace("{}", pair.replacement)
+            (unsafe, length), (safe, safe_length) = (plain.encode(prompt, with_eot) for prompt in prompts)
+            for place in (max(length, safe_length) - 1 + 2**k for k in range(6)):
+                o.append(unsafe[place])
+                n.append(safe[place])
+        unsafe, safe = torch.stack(o), torch.stack(n)
+        shares: dict[str, list[float]] = {"keys": [], "values": []}
+        for key in checkpoint.door_weights()["context"]:
+            W = checkpoint.read("denoiser", key).double()
+            way, moved = (safe - unsafe) @ W.T, unsafe @ linear.edit(W).T - unsafe @ W.T
+            shares["keys" if "to_k" in key else "values"].append(
+                float((way * moved).sum() / (way * way).sum())
+            )
+        expected = min(sum(found) / len(found) for found in shares.values())
+        assert solution.figures[name] == pytest.approx(expected, rel=1e-3)
+    assert ("eot_padding_moved" in solution.figures["verdicts"]) == plain.pads_otherwise
 
 
 def test_statistics_are_shared_by_all_settings(tiny_sdxl: Path) -> None:

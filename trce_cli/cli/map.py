@@ -140,6 +140,7 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     )
     table.add_row(f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}")
     table.add_row("Targets moved, of their way to the safe embeddings", "", f"{figures['moved']:.1%}")
+    _add_paddings(table, figures)
     add_changes(table, change, f"{figures['canaries']} canary captions")
     if "bystander_change" in figures:
         add_changes(table, figures["bystander_change"], f"{figures['bystanders']} captions of bystanders")
@@ -153,6 +154,7 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         title = name.replace("_", " ").capitalize()
         table.add_row(f"{title}: cosine of unsafe to safe embeddings, mean", before, after)
         table.add_row("... targets moved", "", f"{skipped['moved']:.1%}")
+        _add_paddings(table, skipped)
         add_changes(table, skipped["canary_change"], f"{figures['canaries']} canary captions so read")
     for stream in figures.keys() & set(FURTHER_STREAMS):
         further = figures[stream]
@@ -168,3 +170,9 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
         row = f"... condition number, within rank {further['rank']} of {further['dim']}"
         table.add_row(row, "", f"{further['condition']:.2g}")
     return table
+
+
+def _add_paddings(table: "Table", figures: dict[str, Any]) -> None:
+    for name, what in (("padding_moved", "Padding"), ("eot_padding_moved", "Padding with EoT")):
+        if name in figures:
+            table.add_row(f"{what} behind held-out prompts moved, of its way", "", f"{figures[name]:.1%}")

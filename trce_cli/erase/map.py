@@ -13,6 +13,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.erase.map_plan import distinct_prompts
 from trce_cli.erase.map_verdict import judge
 from trce_cli.erase.moments import Moments, second_moments
+from trce_cli.erase.padding import Padding
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
 from trce_cli.erase.targets import EmbeddedPairs, Targets, embed_pairs
@@ -63,7 +64,8 @@ class Reading:
     P, canaries, bystanders: moments of the prior's captions, of its canaries, and of those of what neither
     names, where it has some. words: the same of the vocabulary's words, where it has some and they are asked
     for. pairs: with all their compounds. guards: the targets that guards measure at, the slots of the
-    family's defaults in pairs that name one concept.
+    family's defaults in pairs that name one concept. paddings: those that the denoiser sees, by the names of
+    their figures.
     """
 
     P: Moments
@@ -72,6 +74,7 @@ class Reading:
     words: Vocabulary | None
     pairs: EmbeddedPairs
     guards: Mapping[str, Targets]
+    paddings: Mapping[str, Padding]
 
     @classmethod
     def of(
@@ -103,7 +106,10 @@ class Reading:
         every = with_compounds(pairs, max(each.compounds for each in settings))
         report = task("Encoding prompt pairs", len(distinct_prompts(every)), "prompts")
         embedded = embed_pairs(text, every, distinct, report)
-        return cls(P, canaries, bystanders, words, embedded, embedded.targets(guarded, pairs))
+        texts = {"padding_moved": text, "eot_padding_moved": text.padded_with_eot()}
+        found = {name: Padding.of(each, pairs) for name, each in texts.items() if each}
+        paddings = {name: padding for name, padding in found.items() if padding}
+        return cls(P, canaries, bystanders, words, embedded, embedded.targets(guarded, pairs), paddings)
 
     def preserved(self, stream: str, word_share: float) -> Tensor:
         """P: of captions and words by their shares, of captions alone where there are no words."""
@@ -199,11 +205,14 @@ class Statistics:
                         "held_out_words": len(first.words.held_out),
                     }
             figures[stream] |= self._guards(stream, solved[stream], first, task)
+            if stream == streams[0]:
+                figures[stream] |= self._paddings(stream, solved[stream], first)
         main = figures.pop(streams[0])
         changes = {name: main.pop(name) for name, _ in first.measured}
         skipped = {
             f"clip_skip_{skip}": self._guards(streams[0], solved[streams[0]], reading, task)
             | {"moved": each[streams[0]].fitter().moved(solved[streams[0]])}
+            | self._paddings(streams[0], solved[streams[0]], reading)
             for skip, (reading, each) in enumerate(zip(readings, targets, strict=True), 1)
             if skip > 1
         }
@@ -216,6 +225,15 @@ class Statistics:
         for name, moments in reading.measured:
             report = task("Measuring", len(self.checkpoint.door_weights()[stream]), "layers")
             found[name] = self._change(stream, linear, moments[stream], report)
+        return found
+
+    def _paddings(self, stream: str, linear: LinearMap, reading: Reading) -> dict[str, float]:
+        """How far padding is moved where it enters the doors of the main stream: the least of their means."""
+        found = {}
+        for name, padding in reading.paddings.items():
+            shares = door_changes(self.checkpoint, stream, padding.moved(linear))
+            one = isinstance(shares, float)
+            found[name] = shares if one else min(each["mean"] for each in shares.values())
         return found
 
     def _change(self, stream: str, linear: LinearMap, moment: Tensor, report: Report) -> Any:

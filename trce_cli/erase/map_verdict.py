@@ -29,6 +29,11 @@ COLLATERAL: Final[Mapping[Word, str]] = {
     "weak": "Things that are not to be erased change: look at pictures before you use this.",
     "bad": "Things that are not to be erased are lost: this edit ruins the checkpoint.",
 }
+PADDING: Final[Mapping[Word, str]] = {
+    "good": "Padding behind what is to be erased says little of it.",
+    "weak": "Padding still says some of what is to be erased: some of it may be drawn.",
+    "bad": "Padding says what is to be erased as before: much of it may be drawn.",
+}
 GUARDS: Final = (
     Guard(
         "moved",
@@ -39,6 +44,8 @@ GUARDS: Final = (
             "bad": "Little is erased: much of it will still be drawn.",
         },
     ),
+    Guard("padding_moved", Limits(0.7, 0.5), PADDING),
+    Guard("eot_padding_moved", Limits(0.7, 0.5), PADDING),
     Guard("canary_change", Limits(0.33, MAX_COLLATERAL), COLLATERAL),
     Guard("word_change", Limits(0.33, MAX_COLLATERAL), COLLATERAL),
     Guard(

@@ -93,7 +93,9 @@ def look(
     """
     main = next(iter(text.streams))
     places = {
-        prompt: [slot.unsafe for slot in text.slots(prompt, prompt, prompt, slots)[main]]
+        prompt: [
+            slot.unsafe for slot in text.slots(prompt, prompt, prompt, slots)[main] if slot.kind in slots
+        ]
         for prompt in prompts
     }
     content = text.content(among or prompts)

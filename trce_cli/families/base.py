@@ -292,6 +292,16 @@ class Text(Protocol):
         """
         ...
 
+    def padding(self, unsafe: str, safe: str) -> list[Slot]:
+        """Places behind both prompts of a pair that stand for all padding which the denoiser sees, in the
+        main stream; none where it sees none.
+        """
+        ...
+
+    def padded_with_eot(self) -> "Text | None":
+        """The same, as clients have it that pad with EoT where the tokenizer does not; None where it does."""
+        ...
+
     def words(self, count: int) -> Sequence[str]:
         """Up to so many words of the tokenizers' vocabulary, each of which they read as one token of its own.
 

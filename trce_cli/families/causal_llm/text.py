@@ -80,6 +80,13 @@ class LlmText:
         """The slots of a pair whose kind has weight; see `spec.SLOTS`."""
         return {CONTEXT: self.tokenizer.slots(unsafe, safe, keyword, weights)}
 
+    def padding(self, unsafe: str, safe: str) -> list[Slot]:
+        """See `families.base.Text`: none is seen."""
+        return []
+
+    def padded_with_eot(self) -> None:
+        """See `families.base.Text`: all pad alike."""
+
     def words(self, count: int) -> list[str]:
         """Up to so many whole words, spread evenly over the tokenizer's vocabulary."""
         return whole_words(self.tokenizer.tokenizer, count)[0]

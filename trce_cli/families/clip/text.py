@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import accumulate, islice
 from typing import Final
 
@@ -81,6 +82,18 @@ class ClipText:
         if POOLED in self.streams:
             found[POOLED] = [Slot("FIRST_EOT", self.pooled_at(unsafe), self.pooled_at(safe), 1.0)]
         return found
+
+    def padding(self, unsafe: str, safe: str) -> list[Slot]:
+        """A sample of it, see `Tokenizers.padding`."""
+        return [Slot("PADDING", place, place, 1.0) for place in self.tokenizers.padding(unsafe, safe)]
+
+    def padded_with_eot(self) -> "ClipText | None":
+        """See `families.base.Text`."""
+        if not self.tokenizers.pad_otherwise:
+            return None
+        other = copy(self)
+        other.tokenizers = Tokenizers(self.tokenizers.each, with_eot=True)
+        return other
 
     def words(self, count: int) -> list[str]:
         """Up to so many whole words, spread evenly over the first tokenizer's vocabulary."""

@@ -11,6 +11,7 @@ from trce_cli.families.slots import occurrences
 
 SOT: Final = 0  # the position of the start token in every prompt
 SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")
+DISTANCES: Final = (1, 2, 4, 8, 16, 32)  # behind a prompt, of the padding that stands for all of it
 TOKENIZED: Final = 1024  # prompts that are tokenized together: a tokenizer's result takes 20 KB a prompt
 
 
@@ -33,11 +34,19 @@ class Tokens:
 
 
 class Tokenizers:
-    """A family's tokenizers, which agree on where a prompt ends; what they found is kept."""
+    """A family's tokenizers, which agree on where a prompt ends; what they found is kept.
 
-    def __init__(self, tokenizers: Sequence[Any]) -> None:
-        self.each = tuple(tokenizers)
+    with_eot: whether all prompts are padded with EoT, as some clients do, whatever the tokenizers say.
+    """
+
+    def __init__(self, tokenizers: Sequence[Any], with_eot: bool = False) -> None:
+        self.each, self.with_eot = tuple(tokenizers), with_eot
         self._tokens: dict[str, Tokens] = {}
+
+    @property
+    def pad_otherwise(self) -> bool:
+        """Whether one of them pads with another token than EoT, which then says the prompt in its own way."""
+        return any(each.pad_token_id != each.eos_token_id for each in self.each) and not self.with_eot
 
     def tokens(self, prompts: Collection[str]) -> list[Tokens]:
         """The tokens of each prompt, in order."""
@@ -61,13 +70,19 @@ class Tokenizers:
             }
             if len(eots) > 1:
                 raise TrceError(f"The checkpoint's tokenizers disagree on where {prompts[row]!r} ends.")
-            yield Tokens(ids, eots.pop(), padding=encoded[0]["attention_mask"][row].count(0))
+            eot = eots.pop()
+            if self.with_eot:
+                ids = tuple(
+                    each[: eot + 1] + (tokenizer.eos_token_id,) * (len(each) - eot - 1)
+                    for each, tokenizer in zip(ids, self.each, strict=True)
+                )
+            yield Tokens(ids, eot, padding=encoded[0]["attention_mask"][row].count(0))
 
     def slots(self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]) -> list[Slot]:
         """The slots of a prompt pair whose kind has weight, each prompt's own EoT found from its token ids.
 
         The last EoT counts as often as there is padding. All tokens of the keyword go to the safe prompt's
-        last EoT.
+        last EoT. Where padding is not EoT, a sample of it goes along with the first EoT, for as much in all.
         """
         o, n = self.tokens([unsafe, safe])
         w = {**dict.fromkeys(SLOTS, 0.0), **weights}
@@ -76,10 +91,17 @@ class Tokenizers:
             Slot("FIRST_EOT", o.eot, n.eot, w["FIRST_EOT"]),
             Slot("LAST_EOT", o.last, n.last, w["LAST_EOT"] * o.padding),
         ]
+        if self.pad_otherwise and (pads := self.padding(unsafe, safe)):
+            found += [Slot("PADDING", pad, pad, w["FIRST_EOT"] / len(pads)) for pad in pads]
         if w["KEYWORD"]:
             positions = self.keyword_positions(unsafe, keyword)
             found += [Slot("KEYWORD", position, n.last, w["KEYWORD"]) for position in positions]
         return [slot for slot in found if slot.weight]
+
+    def padding(self, unsafe: str, safe: str) -> list[int]:
+        """Positions that are padding in both prompts, at distances from the longer one that double."""
+        end, last = max(tokens.eot for tokens in self.tokens([unsafe, safe])), self.tokens([safe])[0].last
+        return [end + distance for distance in DISTANCES if end + distance <= last]
 
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
         """The positions of all tokens of every occurrence of the keyword, up to where the prompt is cut off.
