@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trce_cli.cli.recipe import read_recipe
@@ -80,6 +81,19 @@ def test_what_the_commands_do_one_by_one(trce: Callable[..., Any], recipe: Calla
     options = ("--preserve", "0.5", "--word-prompts", "50", "--max-collateral", "9", "--device", "cpu")
     assert trce("map", base, "-p", "blades.toml", "-o", "alone", *options).status == 0
     assert sha256("out/erased/" + UNET) == sha256("alone/" + UNET)
+
+
+def test_the_same_recipe_gives_the_same_bits(trce: Callable[..., Any], recipe: Callable[..., Path]) -> None:
+    path = recipe(MAP + "[generate]\nprompt = ['a knife', 'a dog']\nsteps = 2\n")
+    found = []
+    for folder in ("one", "other"):
+        assert trce("run", path, "-o", folder).status == 0
+        bits = {path.name: path.read_bytes() for path in Path(folder, "erased").rglob("*.safetensors")}
+        for picture in Path(folder, "images").glob("*.png"):  # their text says where the checkpoint lies
+            bits[picture.name] = Image.open(picture).tobytes()
+        found.append(bits)
+    assert found[0] == found[1]
+    assert len([name for name in found[0] if name.endswith("erased.png")]) == 2
 
 
 def test_run_again_does_nothing_and_mends_what_is_not_whole(
