@@ -13,7 +13,7 @@ WIDTH = 192  # of text embeddings, and of the space that the two towers share
 
 def to_pixels(images: np.ndarray) -> Tensor:
     """RGB uint8 (count, height, width, 3) -> (count, 3, height, width) in [-1, 1], what both see."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def convolutions(channels: tuple[int, ...]) -> nn.Sequential:
