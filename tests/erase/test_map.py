@@ -277,9 +277,10 @@ def test_slots_are_each_prompts_own(tiny_sd2: Path) -> None:
         ("SOT", 0, 0, 0.5),
         ("FIRST_EOT", length + 1, safe_length + 1, 1),
         ("LAST_EOT", 76, 76, 2 * (77 - length - 2)),
+        *(("PADDING", length + 1 + 2**k, length + 1 + 2**k, 1 / 6) for k in range(6)),
         *(("KEYWORD", 2 + k, 76, 3) for k in range(keyword)),
     ]
-    assert [slot.kind for slot in slots(ours, pair, (0, 1, 0, 0))] == ["FIRST_EOT"]
+    assert [slot.kind for slot in slots(ours, pair, (0, 1, 0, 0))] == ["FIRST_EOT", *["PADDING"] * 6]
 
 
 def test_without_padding_there_is_no_last_eot(tiny_sd1: Path) -> None:
