@@ -89,6 +89,20 @@ def tiny_flux2_klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Stable Diffusion 3.5 pipeline in a folder, with T5, qk-norm and a block of two
+    attentions."""
+    return tiny.build_sd3(tmp_path_factory.mktemp("tiny") / "sd3", seed=9)
+
+
+@pytest.fixture(scope="session", name="tiny_sd3-clip")
+def tiny_sd3_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 3 of old without T5: no norms of queries and keys, no block of two attentions."""
+    blocks: dict[str, Any] = {"qk_norm": None, "dual_attention_layers": (), "num_layers": 2}
+    return tiny.build_sd3(tmp_path_factory.mktemp("tiny") / "sd3-clip", seed=10, t5=False, **blocks)
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP model of transformers with its processor."""
     return tiny.build_clip(tmp_path_factory.mktemp("tiny") / "clip")

@@ -5,6 +5,7 @@ The U-Nets have the block layout of the real ones (SDXL: fewer transformer layer
 """
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,9 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-FamilyKey = Literal["sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux", "chroma", "flux2-klein"]
+FamilyKey = Literal[
+    "sd1", "sd2", "sdxl", "z-image", "qwen-image", "flux", "chroma", "flux2-klein", "sd3", "sd3-clip"
+]  # fmt: skip
 FAMILIES: tuple[FamilyKey, ...] = ("sd1", "sd2", "sdxl")
 MAX_LENGTH = 77
 T5_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes the space before a word
@@ -228,6 +231,8 @@ def single_file(
         return flux_file(folder, path)
     if family == "flux2-klein":
         return flux2_file(folder, path)
+    if family.startswith("sd3"):
+        return sd3_file(folder, path)
     unet = {f"model.diffusion_model.{key}": value for key, value in ldm_unet(folder).items()}
     state = dict(unet)
     if ema:  # a copy that differs, as that of a training run does
@@ -849,4 +854,102 @@ def flux2_file(folder: Path, path: Path, prefix: str = "model.diffusion_model.")
         if not any(f".attn.{each}." in key for each in ("to_k", "to_v", "add_k_proj", "add_v_proj")):
             found[prefix + theirs] = value.clone()
     save_file(found, path, metadata={"format": "pt"})
+    return path
+
+
+def build_sd3(folder: Path, seed: int = 0, t5: bool = True, **blocks: object) -> Path:
+    """Write a whole tiny fp32 Stable Diffusion 3.5 pipeline into `folder`, without `t5` one that lacks it.
+
+    blocks: of the transformer's configuration what is to be otherwise. The same seed gives the same bytes.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    write_tokenizer(folder / "tokenizer_2", "!")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        write_text_encoder(folder / "text_encoder", hidden=16, layers=3, act="quick_gelu", projection=16)
+        write_text_encoder(folder / "text_encoder_2", hidden=24, layers=3, act="gelu", projection=24)
+        transformer = SD3Transformer2DModel(**SD3_BLOCKS | blocks)
+        write_around_t5(folder, "text_encoder_3", "tokenizer_3", transformer)
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    index: dict[str, object] = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+    }
+    if not t5:
+        for part in ("text_encoder_3", "tokenizer_3"):
+            shutil.rmtree(folder / part)
+            index[part] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(AROUND_T5 | index, indent=2))
+    return folder
+
+
+SD3_BLOCKS = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 40,
+    "pos_embed_max_size": 12,
+    "dual_attention_layers": (0,),
+    "qk_norm": "rms_norm",
+}
+
+
+def sd3_file(
+    folder: Path, path: Path, prefix: str = "model.diffusion_model.", text: tuple[str, ...] = ()
+) -> Path:
+    """Write the folder's transformer and VAE as one file with the published names, and these text encoders
+    of it: `clip_l` (without its projection, as published), `clip_g`, `t5xxl`.
+    """
+    state = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    last = json.loads((folder / "transformer/config.json").read_text())["num_layers"] - 1
+    names = {f"time_text_embed.{ours}.linear_{n}": f"{theirs}.mlp.{2 * n - 2}"
+             for ours, theirs in (("timestep_embedder", "t_embedder"), ("text_embedder", "y_embedder"))
+             for n in (1, 2)}  # fmt: skip
+    names |= {"pos_embed.pos_embed": "pos_embed", "pos_embed.proj": "x_embedder.proj"}
+    names |= {"norm_out.linear": "final_layer.adaLN_modulation.1", "proj_out": "final_layer.linear"}
+    names |= {"norm1.linear": "x_block.adaLN_modulation.1", "transformer_blocks": "joint_blocks"}
+    names |= {"norm1_context.linear": "context_block.adaLN_modulation.1"}
+    names |= {"attn.to_add_out": "context_block.attn.proj"}
+    names |= {f"{each}.to_out.0": f"x_block.{each}.proj" for each in ("attn", "attn2")}
+    names |= {f"{each}.norm_{n}": f"x_block.{each}.ln_{n}" for each in ("attn", "attn2") for n in "qk"}
+    names |= {f"attn.norm_added_{n}": f"context_block.attn.ln_{n}" for n in "qk"}
+    names |= {f"{ours}.net.{a}": f"{theirs}.mlp.{b}"
+              for ours, theirs in (("ff", "x_block"), ("ff_context", "context_block"))
+              for a, b in (("0.proj", "fc1"), ("2", "fc2"))}  # fmt: skip
+    stacks = {"attn.to_{}": "x_block.attn.qkv", "attn2.to_{}": "x_block.attn2.qkv"}
+    stacks["attn.add_{}_proj"] = "context_block.attn.qkv"
+    found: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        block = ".".join(key.split(".")[:2])
+        stack = next((each for each in stacks if f"{block}.{each.format('q')}." in key), None)
+        if stack:
+            parts = [state[key.replace(stack.format("q"), stack.format(each))] for each in "qkv"]
+            key, value = key.replace(stack.format("q"), stacks[stack]), torch.cat(parts)
+        elif any(f"{block}.{each.format(other)}." in key for each in stacks for other in "kv"):
+            continue
+        elif key.startswith(("norm_out.", f"transformer_blocks.{last}.norm1_context.")):
+            scale, shift = value.chunk(2)
+            value = torch.cat([shift, scale])
+        found[prefix + renamed(key, names)] = value.clone()
+    found |= {f"first_stage_model.{key}": value.clone() for key, value in ldm_vae(folder).items()}
+    for part, name in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g"), ("text_encoder_3", "t5xxl")):
+        if name in text:
+            of = load_file(folder / part / "model.safetensors")
+            of.pop("text_projection.weight" if name == "clip_l" else "encoder.embed_tokens.weight", None)
+            found |= {f"text_encoders.{name}.transformer.{key}": value for key, value in of.items()}
+            found[f"text_encoders.{name}.logit_scale"] = torch.tensor(4.6)
+    save_file({key: value.contiguous() for key, value in found.items()}, path, metadata={"format": "pt"})
     return path

@@ -100,7 +100,8 @@ def test_words_are_spread_over_the_vocabulary_and_the_same_each_time(checkpoint:
     # The first prompt is there for a template's beginning, which counts once.
     content = text.content(["a", "a dog", *(f"a {word} dog" for word in some)])
     lengths = [len(where) for where in next(iter(content.values())).values()][1:]
-    assert lengths == [lengths[0], *[lengths[0] + 1] * len(some)]
+    further = 2 if checkpoint.family.key == "sd3" else 1  # CLIP's token and T5's, one behind the other
+    assert lengths == [lengths[0], *[lengths[0] + further] * len(some)]
 
 
 def entering(checkpoint: Checkpoint, module: torch.nn.Module, call: Callable[[], Any]) -> dict[str, Any]:
@@ -214,4 +215,5 @@ def test_folding_a_map_into_the_doors_is_putting_it_on_the_live_pipeline(
     text_map.apply_to(SimpleNamespace(**{checkpoint.family.denoiser: live}))  # type: ignore[arg-type]
     one, other = (predictions(checkpoint, each, told) for each in (folded, live))
     assert not torch.allclose(one, predictions(checkpoint, module, told), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    atol = 1e-5 * max(1.0, float(one.abs().max()))  # rounding, as a share of the largest
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)

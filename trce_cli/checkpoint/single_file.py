@@ -1,6 +1,7 @@
 """Single safetensors files, as most tools for Stable Diffusion keep a whole checkpoint."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +45,8 @@ class SingleFile(Checkpoint):
         known = [place.stored.name for copy in self.denoiser for place in copy.tensors.values()]
         for part in parts:
             if part in self.parts and not self.borrowed(part):
-                known.append(_common_prefix([at.stored.name for at in self.parts[part].tensors.values()]))
+                places = self.parts[part].tensors.values()
+                known.append(_common_prefix([at.stored.name for at in places if at.file.path == self.path]))
         (file,) = self.denoiser_files
         yield from ((key, file, key) for key in file.tensors if not key.startswith(tuple(known)))
 
@@ -56,7 +58,7 @@ class SingleFile(Checkpoint):
         """The file, by whatever name it goes, the configurations and tokenizers, and parts that it lacks."""
         beside = _texts(self.config_folder, self.family)
         for part in self.parts:
-            beside += [file.path for file in self.parts[part].files if self.borrowed(part)]
+            beside += [file.path for file in self.parts[part].files if file.path != self.path]
         return {
             "checkpoint.safetensors": self.path,
             **{f"{path.parent.name}/{path.name}": path for path in beside},
@@ -84,7 +86,9 @@ def _configured(folder: Path) -> tuple[Family, Configs]:
 
 
 def _family(path: Path, shapes: Mapping[str, Shape], given: tuple[Family, Configs] | None) -> Family:
-    """The family of a file; one that holds a denoiser alone is of the family that --config says."""
+    """The family of a file: that which --config says, where it may be; so it is where a denoiser is alone."""
+    if given and given[0].claims_file(shapes) is None:
+        return given[0]
     try:
         return family_of_file(str(path), shapes)
     except BadInput as error:
@@ -129,8 +133,10 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
     own = found.pop("denoiser")
     parts = {part: copy for part, copy in found.items() if copy.tensors}
     for part in family.weight_parts:
-        if part not in places and (copy := part_weights(folder, family, configs, part)):
-            parts[part] = copy
+        needed = family.text_weights(configs).get(part, {}).keys() - places.get(part, {}).keys()
+        if (part not in places or needed) and (copy := part_weights(folder, family, configs, part)):
+            of = {key: at for key, at in copy.tensors.items() if part not in places or key in needed}
+            parts[part] = replace(copy, tensors={**of, **(parts[part].tensors if part in parts else {})})
     checkpoint = SingleFile(
         name=name,
         path=path,

@@ -365,7 +365,8 @@ class Names(Protocol):
 
     def from_file(self, shapes: Mapping[str, Shape]) -> Mapping[str, Mapping[str, Stored]]:
         """Where a single file with tensors of these shapes keeps each weight: part -> name -> place. A part
-        that such files never hold is absent: it comes from the folder with the configurations."""
+        that such files never hold is absent, and so is such a weight of a text encoder: it comes from the
+        folder with the configurations."""
         ...
 
     def copies(self, names: Collection[str]) -> Mapping[str, Mapping[str, str]]:

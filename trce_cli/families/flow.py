@@ -34,10 +34,11 @@ class Euler:
     """The checkpoint's flow-matching schedule in so many of Euler's steps; see `base.Schedule`.
 
     A timestep is the share of noise, sigma, times `levels`. tokens: of a picture, by which some schedules
-    shift: linearly in them, unless a family has another `mu`.
+    shift: linearly in them, unless a family has another `mu`. even: whether sigmas are shifted from evenly
+    spaced ones, as most pipelines ask, or from those that the scheduler itself takes.
     """
 
-    def __init__(self, weights: Weights, steps: int, tokens: int) -> None:
+    def __init__(self, weights: Weights, steps: int, tokens: int, even: bool = True) -> None:
         import torch
         from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -46,10 +47,9 @@ class Euler:
             config["shift_terminal"] = None
         with refusing(f"{weights.name} cannot be sampled with {steps} steps"):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-            scheduler.set_timesteps(
-                sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(),
-                mu=self.mu(scheduler.config, tokens, steps),
-            )
+            sigmas = torch.linspace(1.0, 1 / steps, steps).tolist() if even else None
+            mu = self.mu(scheduler.config, tokens, steps)
+            scheduler.set_timesteps(steps, sigmas=sigmas, mu=mu)
         self.weights, self.scheduler, self.sigmas = weights, scheduler, scheduler.sigmas
         if len(self.timesteps) != steps or steps >= self.levels:
             raise BadInput(f"{weights.name} cannot be sampled with as many as {steps} steps.")

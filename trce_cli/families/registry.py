@@ -9,9 +9,21 @@ from trce_cli.families.flux.family import CHROMA, FLUX
 from trce_cli.families.flux2.family import FLUX2_KLEIN
 from trce_cli.families.qwen_image.family import QWEN_IMAGE
 from trce_cli.families.sd.family import SD1, SD2, SDXL
+from trce_cli.families.sd3.family import SD3, SD3_CLIP
 from trce_cli.families.z_image.family import Z_IMAGE
 
-FAMILIES: Final[tuple[Family, ...]] = (SD1, SD2, SDXL, Z_IMAGE, QWEN_IMAGE, FLUX, CHROMA, FLUX2_KLEIN)
+FAMILIES: Final[tuple[Family, ...]] = (
+    SD1,
+    SD2,
+    SDXL,
+    SD3,
+    SD3_CLIP,
+    Z_IMAGE,
+    QWEN_IMAGE,
+    FLUX,
+    CHROMA,
+    FLUX2_KLEIN,
+)
 # The streams that some families have beside their main one; each may be left alone by its name.
 FURTHER_STREAMS: Final = tuple(dict.fromkeys(stream for family in FAMILIES for stream in family.streams[1:]))
 

@@ -17,7 +17,7 @@ Config = Mapping[str, Mapping[str, Any]]
 
 
 class TransformerFamily(ABC):
-    """Single files hold the transformer alone, and Euler's method samples all; see `families.base.Family`.
+    """Files may hold the transformer alone, and Euler's method samples all; see `families.base.Family`.
 
     encoders: the text encoders' folders, and the classes that each may be of. pipelines: the classes of
     diffusers that draw with it. repository: one that has the parts that single files lack.

@@ -9,8 +9,9 @@ import torch
 from trce_cli.families.base import Weights
 from trce_cli.families.flow_pipeline import assemble, latents
 from trce_cli.families.flux.denoiser import load_chroma
-from trce_cli.families.flux.pipeline import t5_parts, tokens
+from trce_cli.families.flux.pipeline import tokens
 from trce_cli.families.flux.spec import CHROMA_T5
+from trce_cli.families.t5.load import t5_parts
 
 __all__ = ["draw", "latents", "load"]
 

@@ -11,10 +11,9 @@ from trce_cli.families.flow_pipeline import assemble, latents, noise
 from trce_cli.families.flux.denoiser import load_flux
 from trce_cli.families.flux.spec import CLIP, T5, t5
 from trce_cli.families.patches import packed
-from trce_cli.families.t5.load import load_text_encoder, load_tokenizer
-from trce_cli.families.t5.spec import T5Spec
+from trce_cli.families.t5.load import t5_parts
 
-__all__ = ["draw", "latents", "load", "t5_parts", "tokens"]
+__all__ = ["draw", "latents", "load", "tokens"]
 
 
 def load(weights: Weights, device: torch.device, dtype: torch.dtype) -> Any:
@@ -27,14 +26,6 @@ def load(weights: Weights, device: torch.device, dtype: torch.dtype) -> Any:
         return own | t5_parts(weights, T5, device, dtype)
 
     return assemble(weights, "FluxPipeline", "AutoencoderKL", load_flux, texts, device, dtype)
-
-
-def t5_parts(weights: Weights, spec: T5Spec, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """T5's encoder and tokenizer by their folders."""
-    return {
-        spec.folder: load_text_encoder(weights, spec, device, dtype),
-        spec.tokenizer: load_tokenizer(weights, spec),
-    }
 
 
 def draw(

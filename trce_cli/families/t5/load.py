@@ -52,3 +52,11 @@ def load_text_encoder(
         model = make_model(dict(weights.config[spec.folder]))
     model.encoder, model.shared = stack, stack.embed_tokens
     return model.eval()
+
+
+def t5_parts(weights: Weights, spec: T5Spec, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """T5's encoder and tokenizer by their folders."""
+    return {
+        spec.folder: load_text_encoder(weights, spec, device, dtype),
+        spec.tokenizer: load_tokenizer(weights, spec),
+    }
