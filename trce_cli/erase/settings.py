@@ -117,11 +117,11 @@ def choose_map_settings(
     settings = settings.model_copy(update={"token_weights": weights})
     remarks = []
     for name in MapTable.model_fields.keys() - chosen:
-        found: dict[Any, str] = {}  # value -> the first that recommends it
+        found: dict[str, str] = {}  # value -> the first that recommends it
         for part in (part for preset in presets for part in preset.walk()):
             value = getattr(part.map, name)
             if name in part.map.model_fields_set and (name != "token_weights" or _are_slots(family, value)):
-                found.setdefault(value, part.name)
+                found.setdefault(str(value), part.name)
         if len(found) > 1:
             each = ", ".join(f"{value} by {preset}" for value, preset in found.items())
             used = f"{getattr(settings, name)} is used ({option_name(name)})"
