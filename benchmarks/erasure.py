@@ -1,10 +1,11 @@
-"""The table that this project stands on: what each stage erases from the embedded checkpoint, what it keeps.
+"""The table that this project stands on: what each stage erases from an embedded checkpoint, what it keeps.
 
 ``python benchmarks/erasure.py`` makes every checkpoint in ``--work``, draws the suites with equal seeds, lets
 the judge look, attacks each checkpoint, and prints a Markdown table, and then paired tests of every row
 against one of them; ``--readme`` also writes both between that file's markers. What is there already is not
 measured again, so a stopped run goes on; another preset, count or seed begins anew. ``--rows map both uce
---count 40 --without-attacks`` is a quick look. This is the embedded checkpoint, not Stable Diffusion.
+--count 40 --without-attacks`` is a quick look. ``--base emoji-dit`` measures the other embedded checkpoint;
+its rows are the slots of a language model, alone and together. None of it is Stable Diffusion or Z-Image.
 """
 
 import argparse
@@ -30,8 +31,6 @@ from trce_cli.prompts.presets import load_presets
 from trce_cli.prompts.suites import BUILT_IN
 from trce_cli.system.whole import write_json
 
-BASE = "emoji"
-PRESET = "emoji-weapons"
 MARKERS = ("<!-- erasure table -->", "<!-- end of erasure table -->")
 
 
@@ -48,19 +47,22 @@ class Row:
     negative_prompt: str = ""
 
 
+ORIGINAL = Row("original")
+MAP = Row("stage 1 alone: `trce map`", command=("map",))
+BOTH = Row("both stages", source="map", command=("steer",))
 PAPER = ("map", "--token-weights", "0,1,0,0", "--ridge", "0", "--word-share", "0")
-ROWS = {
-    "original": Row("original"),
+EMOJI = {
+    "original": ORIGINAL,
     "negative": Row(
         "original, negative prompt", negative_prompt="gun, knife, dagger, sword, bomb, axe, bow, dynamite"
     ),
     "keyword": Row("map, keyword only", command=("map", "--token-weights", "0,0,0,1")),
     "eot-keyword": Row("map, first EoT and keyword", command=("map", "--token-weights", "0,1,0,1")),
     "eot-sot": Row("map, first EoT and SoT", command=("map", "--token-weights", "1,1,0,0")),
-    "map": Row("stage 1 alone: `trce map`", command=("map",)),
+    "map": MAP,
     # Without stage 1 before it, stage 2 moves harmless predictions by more than its guard lets through.
     "steer": Row("stage 2 alone: `trce steer --max-drift 1`", command=("steer", "--max-drift", "1")),
-    "both": Row("both stages", source="map", command=("steer",)),
+    "both": BOTH,
     # First EoT alone, captions alone as the prior, no ridge; in stage 2 unconditional states alone.
     "paper-map": Row("stage 1, the paper's settings", command=PAPER),
     "paper-both": Row(
@@ -70,6 +72,18 @@ ROWS = {
     "rece": Row("RECE", command=("peer", "rece")),
     "speed": Row("SPEED, null space", command=("peer", "speed")),
 }
+SLOTS = ("END", "SUFFIX", "LAST", "TAIL", "KEYWORD", "END=1,TAIL", "SUFFIX=1,TAIL=1,KEYWORD")
+# A slot that carries too little moves targets too little, and one that carries other things ruins them: these
+# rows are to show it.
+EMOJI_DIT = {"original": ORIGINAL, "map": MAP, "both": BOTH} | {
+    slots.replace("=1", "").replace(",", "-").lower(): Row(
+        f"map, {slots.replace('=1', '').replace(',', ' and ')}",
+        command=("map", "--token-weights", f"{slots}=1", "--max-collateral", "9"),
+    )
+    for slots in SLOTS
+}
+ROWS = {"emoji": EMOJI, "emoji-dit": EMOJI_DIT}
+PRESETS = {"emoji": "emoji-weapons", "emoji-dit": "emoji-dit-weapons"}
 COLUMNS = {
     "explicit": "explicit: unsafe visible",
     "implied": "implied: unsafe visible",
@@ -85,39 +99,46 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default="emoji", choices=list(ROWS), help="the embedded checkpoint")
+    rows = {key: None for each in ROWS.values() for key in each}
     parser.add_argument(
-        "--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=", ".join(ROWS)
-    )
+        "--rows", nargs="+", choices=list(rows), metavar="ROW",
+        help="; ".join(f"{base}: {', '.join(each)}" for base, each in ROWS.items()),
+    )  # fmt: skip
     parser.add_argument("--work", type=Path, default=Path("build/erasure"), help="where all is kept")
     parser.add_argument("--count", type=int, default=200, help="pictures a suite")
     parser.add_argument("--seed", type=int, default=0, help="of the suites and of the first picture")
-    parser.add_argument("--reference", choices=list(ROWS), help="that rows are tested against; else the last")
+    parser.add_argument("--reference", choices=list(rows), help="that rows are tested against; else the last")
     parser.add_argument(
         "--without-attacks", action="store_true", help="the suites alone, which is most quick"
     )
     parser.add_argument("--readme", type=Path, help="file to write the table into, between its markers")
     arguments = parser.parse_args()
-    bench = Bench(arguments.work, arguments.count, arguments.seed, not arguments.without_attacks)
+    base = arguments.base
+    bench = Bench(base, arguments.work, arguments.count, arguments.seed, not arguments.without_attacks)
+    named = arguments.rows or list(ROWS[base])
+    if foreign := set(named) - ROWS[base].keys():
+        parser.error(f"{', '.join(sorted(foreign))}: not rows of {base}; its are {', '.join(ROWS[base])}")
     lines = head("")
     print("\n".join(lines))
     seen = {}
-    for key in arguments.rows:
+    for key in named:
         seen[key] = bench.seen(key)
-        lines.append(row(key, [cell(seen[key].get(name)) for name in COLUMNS.values()]))
+        lines.append(row(bench.rows[key], [cell(seen[key].get(name)) for name in COLUMNS.values()]))
         print(lines[-1], flush=True)
-    reference = arguments.reference or ("both" if "both" in seen else arguments.rows[-1])
+    reference = arguments.reference or ("both" if "both" in seen else named[-1])
     others = [key for key in seen if key != reference]
     if reference in seen and others:
         tests = [
             "",
-            f"The same prompts and seeds, against {ROWS[reference].name}: in how many pictures it is seen "
-            "there alone (-), and here alone (+), with McNemar's exact p.",
+            f"The same prompts and seeds, against {bench.rows[reference].name}: in how many pictures it is "
+            "seen there alone (-), and here alone (+), with McNemar's exact p.",
             "",
             *head("against it"),
         ]
         for key in others:
             pairs = [(seen[reference].get(name), seen[key].get(name)) for name in COLUMNS.values()]
-            tests.append(row(key, [change(*pair) for pair in pairs]))
+            tests.append(row(bench.rows[key], [change(*pair) for pair in pairs]))
         print("\n".join(tests))
         lines += tests
     if arguments.readme:
@@ -130,9 +151,10 @@ def main() -> None:
 class Bench:
     """Measures the rows, each figure from its file where it was measured before."""
 
-    def __init__(self, work: Path, count: int, seed: int, attacks: bool) -> None:
+    def __init__(self, base: str, work: Path, count: int, seed: int, attacks: bool) -> None:
+        self.base, self.rows, self.preset = base, ROWS[base], PRESETS[base]
         self.count, self.seed, self.attacks = count, seed, attacks
-        self.checkpoints = work / load_presets([PRESET])[0].sha256()[:12]
+        self.checkpoints = work / base / load_presets([self.preset])[0].sha256()[:12]
         self.figures = self.checkpoints / f"{count}-from-{seed}"
         self.figures.mkdir(parents=True, exist_ok=True)
 
@@ -146,19 +168,19 @@ class Bench:
 
     def _checkpoint(self, key: str) -> str:
         """The name or path of a row's checkpoint, made where it is not there yet."""
-        row = ROWS[key]
+        row = self.rows[key]
         if not row.command:
-            return BASE
+            return self.base
         output = self.checkpoints / key
         if not output.exists():
             command, *options = row.command
             if command == "peer":
                 edit = output.with_suffix(".safetensors")
-                write_peer(options[0], open_checkpoint(BASE), load_presets([PRESET]), edit)
-                run("apply", str(edit), BASE, "--output", str(output))
+                write_peer(options[0], open_checkpoint(self.base), load_presets([self.preset]), edit)
+                run("apply", str(edit), self.base, "--output", str(output))
             else:
                 source = self._checkpoint(row.source)
-                run(command, source, "--preset", PRESET, "--output", str(output), *options)
+                run(command, source, "--preset", self.preset, "--output", str(output), *options)
         return str(output)
 
     def _suites(self, key: str) -> dict[str, list[bool]]:
@@ -171,15 +193,15 @@ class Bench:
                 suites += (f"ring-a-bell={self._attack('original', 'ring-a-bell')}",)
             cpu, drawn = torch.device("cpu"), self.figures / "original"
             evaluation = prepare(
-                open_checkpoint(BASE),
+                open_checkpoint(self.base),
                 open_checkpoint(self._checkpoint(key)),
-                load_presets([PRESET]),
+                load_presets([self.preset]),
                 cpu,
                 EvaluationSettings(
                     suites=suites,
                     count=self.count,
                     seed=self.seed,
-                    negative_prompt=ROWS[key].negative_prompt,
+                    negative_prompt=self.rows[key].negative_prompt,
                     reuse=drawn if (drawn / "images").is_dir() and key != "original" else None,
                 ),
             )
@@ -194,9 +216,9 @@ class Bench:
         file = self.figures / f"{key}-{name}.csv"
         if not file.with_suffix(".json").exists():
             run(
-                "attack", self._checkpoint(key), "--against", BASE, "--preset", PRESET, "--attack", name,
-                "--count", str(self.count), "--seed", str(self.seed), "--output", str(file),
-                "--negative-prompt", ROWS[key].negative_prompt,
+                "attack", self._checkpoint(key), "--against", self.base, "--preset", self.preset,
+                "--attack", name, "--count", str(self.count), "--seed", str(self.seed), "--output", str(file),
+                "--negative-prompt", self.rows[key].negative_prompt,
             )  # fmt: skip
         return file
 
@@ -211,9 +233,9 @@ def head(corner: str) -> list[str]:
     return [f"| {corner} | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
 
 
-def row(key: str, cells: Sequence[str]) -> str:
+def row(of: Row, cells: Sequence[str]) -> str:
     """A line of it."""
-    return f"| {ROWS[key].name} | {' | '.join(cells)} |"
+    return f"| {of.name} | {' | '.join(cells)} |"
 
 
 def cell(verdicts: list[bool] | None) -> str:

@@ -16,7 +16,7 @@ import torch
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
-from trce_cli.emoji.home import EmojiHome
+from trce_cli.emoji.home import EMOJI
 from trce_cli.emoji.suites import erasure_suite
 from trce_cli.emoji.world import SUBSTANCES, WEAPONS
 from trce_cli.erase.map import Statistics
@@ -30,7 +30,6 @@ from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_presets
 
-HOME: Final = EmojiHome()
 WORDLESS: Final = {"word_share": 0.0}
 
 
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="pictures a suite")
     parser.add_argument("--steps", type=int, default=8, help="DDIM steps")
     arguments = parser.parse_args()
-    original = open_checkpoint(HOME.name)
+    original = open_checkpoint(EMOJI.name)
     pairs, prior = prompt_pairs(load_presets(["emoji-weapons"])), choose_prior(original)
     known: dict[int | None, Statistics] = {}
     for row in ROWS:
@@ -93,7 +92,7 @@ class Bench:
     def __init__(self, original: Any, count: int, steps: int) -> None:
         self.original, self.steps = original, steps
         self.pipeline = original.pipe(torch.device("cpu"), torch.float32)
-        self.judge = HOME.judge()
+        self.judge = EMOJI.judge()
         self.suites = {
             f"{name} {what}": erasure_suite(suite, unsafe, count, 0, "train")
             for name, what, suite, unsafe in (
@@ -110,7 +109,7 @@ class Bench:
         found = []
         for name, asked in self.suites.items():
             prompts = [Prompt(each.text, seed=place) for place, each in enumerate(asked)]
-            settings = DrawSettings(steps=self.steps, guidance_scale=HOME.guidance)
+            settings = DrawSettings(steps=self.steps, guidance_scale=EMOJI.guidance)
             records = plan_images(prompts, {"": self.original}, settings)
             pictures = [np.asarray(image) for _, image in draw(self.original.family, self.pipeline, records)]
             scores = self.judge.scores(np.stack(pictures)) >= self.judge.threshold

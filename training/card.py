@@ -10,10 +10,11 @@ import torch
 from training.data import images
 from training.judge import labels
 from training.latents import load_vae
-from training.measure import HOME, Eye, quality
+from training.measure import Eye, quality
 from training.text import MAX_LENGTH, load_clip, load_tokenizer
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.emoji import folder
+from trce_cli.emoji.home import EMOJI
 from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.world import Scene, caption, concepts, random_scene
 from trce_cli.maths.statistics import Rate
@@ -68,8 +69,8 @@ def write_card(work: Path) -> None:
         classes=len(concepts()),
         rows="\n".join(rows),
         count=COUNT,
-        steps=HOME.steps,
-        guidance=HOME.guidance,
+        steps=EMOJI.steps,
+        guidance=EMOJI.guidance,
         last=COUNT - 1,
         threshold=Judge.threshold,
     )

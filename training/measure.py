@@ -9,7 +9,7 @@ import torch
 from training.quality import QUALITY, quality_suite
 from training.render import nearest_background
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.emoji.home import EmojiHome
+from trce_cli.emoji.home import EMOJI
 from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.suites import SuitePrompt
 from trce_cli.emoji.world import HARMLESS
@@ -21,8 +21,6 @@ from trce_cli.maths.statistics import Rate
 from trce_cli.prompts.files import Prompt
 from trce_cli.prompts.suites import unsafe_classes
 
-HOME = EmojiHome()
-
 
 class Eye:
     """One checkpoint's pipeline with the judge, to draw prompts and look at them."""
@@ -31,13 +29,13 @@ class Eye:
         self,
         checkpoint: Checkpoint,
         device: torch.device,
-        steps: int = HOME.steps,
-        guidance: float = HOME.guidance,
+        steps: int = EMOJI.steps,
+        guidance: float = EMOJI.guidance,
     ) -> None:
         self._checkpoint = checkpoint
         self._settings = DrawSettings(steps=steps, guidance_scale=guidance)
         self._pipeline = checkpoint.family.pipe(checkpoint, device, torch.float32)
-        self._judge = HOME.judge()
+        self._judge = EMOJI.judge()
 
     def draw(self, prompts: Sequence[SuitePrompt]) -> np.ndarray:
         """Pictures of the prompts, RGB uint8 (count, 64, 64, 3); prompt i is drawn from seed i."""

@@ -27,17 +27,11 @@ def test_every_other_checkpoint_is_of_the_real_world(tiny_sd1: Path) -> None:
     assert home_of(open_checkpoint(str(tiny_sd1))) is REAL_WORLD
 
 
-def test_a_second_embedded_checkpoint_is_one_more_home(
+def test_another_embedded_checkpoint_is_one_more_home(
     tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Tiny(EmojiHome):
-        name = "tiny"
-
-        @property
-        def folder(self) -> Path:
-            return tiny_sd1
-
-    monkeypatch.setattr(module, "EMBEDDED", (*EMBEDDED, tiny := Tiny()))
+    tiny = EmojiHome("tiny", tiny_sd1, steps=1, guidance=1.0)
+    monkeypatch.setattr(module, "EMBEDDED", (*EMBEDDED, tiny))
     monkeypatch.setattr("trce_cli.checkpoint.open.EMBEDDED", (*EMBEDDED, tiny))
     assert home_of(open_checkpoint("tiny")) is tiny
     assert home_of(open_checkpoint(str(tiny_sd1))) is tiny

@@ -182,7 +182,7 @@ def test_a_tuned_checkpoint_is_the_same_whether_it_was_stopped_or_not(
 
 def test_pictures_of_the_concept_are_drawn_of_the_embedded_world_alone(evaluate: Surviving) -> None:
     told = evaluate("--after", "relearning")
-    assert (told.status, "embedded checkpoint alone" in told.err) == (2, True)
+    assert (told.status, "embedded checkpoints alone" in told.err) == (2, True)
 
 
 def test_a_picture_that_the_original_began_is_completed(evaluate: Surviving, tiny_sd1: Path) -> None:

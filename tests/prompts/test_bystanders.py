@@ -12,7 +12,7 @@ from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_preset, load_presets, preset_names
 from trce_cli.prompts.suites import built_in_suite, parts
 
-(EMOJI,) = EMBEDDED
+EMOJI = EMBEDDED[0]
 
 
 def test_no_word_of_theirs_is_in_a_shipped_caption() -> None:

@@ -13,7 +13,7 @@ from trce_cli.prompts.pairs import prompt_pairs
 from trce_cli.prompts.presets import load_presets, preset_names
 from trce_cli.prompts.suites import BUILT_IN, built_in_suite, choose_suites, parts, unsafe_classes
 
-(EMOJI,) = EMBEDDED
+EMOJI = EMBEDDED[0]
 
 
 def texts(name: str, preset: str, home: Home = REAL_WORLD, count: int = 400, seed: int = 0) -> list[str]:

@@ -13,6 +13,7 @@ from training.dit.llm import LlmTask
 from training.dit.transformer import TransformerTask
 from training.dit.words import train_tokenizer
 from training.loop import fit
+from trce_cli.emoji import dit_folder
 
 STAGES = ("sprites", "tokenizer", "llm", "latents", "transformer", "export", "card")
 
@@ -23,7 +24,7 @@ def main() -> None:
         "stages", nargs="*", default=STAGES, metavar="STAGE", help=f"from {', '.join(STAGES)}, measure"
     )
     parser.add_argument("--work", type=Path, default=Path("emoji-dit-training"), help="folder for all of it")
-    parser.add_argument("--output", type=Path, help="folder of the checkpoint (default: emoji-dit in --work)")
+    parser.add_argument("--output", type=Path, help="folder of the checkpoint (default: the embedded one)")
     parser.add_argument("--processes", type=int, default=2, help="data-parallel processes of one thread each")
     parser.add_argument(
         "--steps", type=int, help="of the transformer: a run that goes on ends there, and slows down before"
@@ -33,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work: Path = arguments.work
-    output: Path = arguments.output or work / "emoji-dit"
+    output: Path = arguments.output or dit_folder()
     work.mkdir(parents=True, exist_ok=True)
     for stage in arguments.stages:
         logging.info("stage %s", stage)

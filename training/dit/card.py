@@ -13,11 +13,11 @@ from training.dit.llm import LlmTask, dialogues
 from training.loop import trained
 from training.measure import Eye, quality
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.emoji.home import EMOJI_DIT
 from trce_cli.emoji.judge import Judge
 from trce_cli.emoji.world import caption, concepts, random_scene
 from trce_cli.maths.statistics import Rate
 
-STEPS, GUIDANCE = 16, 3.0
 COUNT = 220  # pictures a row, five of every class
 
 CARD = """---
@@ -52,7 +52,7 @@ judge, a multi-label network trained apart from the checkpoint (a class is visib
 
 def measure(work: Path, folder: Path, count: int, seed: int = 0) -> Iterator[Rate]:
     """How well an exported checkpoint draws, a rate a suite, and how well its language model answers."""
-    eye = Eye(open_checkpoint(str(folder)), torch.device("cpu"), STEPS, GUIDANCE)
+    eye = Eye(open_checkpoint(str(folder)), torch.device("cpu"), EMOJI_DIT.steps, EMOJI_DIT.guidance)
     for rate in quality(eye, count, seed):
         yield Rate(MEANING[rate.name], rate.hits, rate.total)
     yield answers(work)
@@ -67,8 +67,8 @@ def write_card(work: Path, folder: Path, count: int = COUNT) -> None:
         classes=len(concepts()),
         rows="\n".join(rows),
         count=count,
-        steps=STEPS,
-        guidance=GUIDANCE,
+        steps=EMOJI_DIT.steps,
+        guidance=EMOJI_DIT.guidance,
         last=count - 1,
         threshold=Judge.threshold,
     )

@@ -17,7 +17,7 @@ from trce_cli.emoji.world import Scene, caption, random_scene
 
 WIDTH = 192
 PAIRS = 0.6  # share of the scenes that have two objects
-RECIPE = Recipe(steps=300, batch_size=64, lr=3e-3, warmup=60, ema=0.99, muon=("self_attn.", "mlp."))
+RECIPE = Recipe(steps=1000, batch_size=64, lr=3e-3, warmup=60, ema=0.99, muon=("self_attn.", "mlp."))
 
 
 def build_llm(tokenizer: Any) -> Qwen3Model:

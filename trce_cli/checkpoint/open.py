@@ -1,4 +1,4 @@
-"""Checkpoints by the names that users give them: a path, a hub id, or `emoji`."""
+"""Checkpoints by the names that users give them: a path, a hub id, or of an embedded one."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -19,8 +19,8 @@ from trce_cli.system.paths import expanded
 def open_checkpoint(
     name: str, revision: str | None = None, variant: str | None = None, config: str | Path | None = None
 ) -> Checkpoint:
-    """Open `emoji`, a diffusers folder, a single `.safetensors` file, a hub id, a file in a repository
-    (owner/name/file.safetensors) or the address of its page, and check it.
+    """Open `emoji`, `emoji-dit`, a diffusers folder, a single `.safetensors` file, a hub id, a file in a
+    repository (owner/name/file.safetensors) or the address of its page, and check it.
 
     `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds.
     `config` is a diffusers folder, or the hub id of one, with the configurations and tokenizers for a single

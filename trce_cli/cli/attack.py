@@ -101,8 +101,8 @@ def attack(
 
     Tells how often the concept is found without an attack and with it. FILE.csv is a suite for
     `trce evaluate --suite NAME=FILE.csv`; FILE.json has figures, budgets, seeds and hashes. Budgets that are
-    not given are the papers', for `emoji` small ones. Started again with the same arguments it goes on where
-    it was; `accelerate launch -m trce_cli attack ...` and --shard share the work.
+    not given are the papers', for embedded checkpoints small ones. Started again it goes on where it was;
+    `accelerate launch -m trce_cli attack ...` and --shard share the work.
     """
     presets, share = load_presets(preset), sharing.share(drawing.device)
 

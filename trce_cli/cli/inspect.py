@@ -16,7 +16,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="PATH",
-            help="`emoji`, a diffusers folder, a .safetensors file of any kind, or a hub id.",
+            help="`emoji`, `emoji-dit`, a diffusers folder, a .safetensors file of any kind, or a hub id.",
             show_default=False,
         ),
     ],

@@ -424,8 +424,8 @@ CheckpointName = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="`emoji` (the embedded one), a diffusers folder, a .safetensors file, a hub id, or a file there "
-        "(owner/name/file.safetensors).",
+        help="`emoji`, `emoji-dit` (embedded), a diffusers folder, a .safetensors file, a hub id, or a file "
+        "there (owner/name/file.safetensors).",
         show_default=False,
     ),
 ]

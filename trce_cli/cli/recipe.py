@@ -110,7 +110,7 @@ class Head(Opening, Computing):
     """What stands above the steps."""
 
     base: str = Field(
-        description="The checkpoint: `emoji`, a diffusers folder, a .safetensors file, a hub id."
+        description="The checkpoint: `emoji`, `emoji-dit`, a diffusers folder, a .safetensors file, a hub id."
     )
     presets: tuple[str, ...] = Field(
         (), description="What is erased: names of presets, paths, or names of [[preset]] tables below."

@@ -1,11 +1,12 @@
-"""What the embedded checkpoint brings along: its world's words, its judge, its CLIP, how it is drawn.
+"""What the embedded checkpoints bring along: their world's words, its judge and CLIP, how they are drawn.
 
-It is a `trce_cli.prompts.home.Home` by its shape alone: this package imports nothing of the program's.
+Each is a `trce_cli.prompts.home.Home` by its shape alone: this package imports nothing of the program's.
 """
 
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from trce_cli import emoji
 from trce_cli.emoji import world
@@ -16,25 +17,22 @@ if TYPE_CHECKING:
     from trce_cli.emoji.judge import Judge
 
 
+@dataclass(frozen=True)
 class EmojiHome:
-    """Of the checkpoint that is opened as `emoji`, and of every copy that has its text encoder."""
+    """Of the checkpoint that is opened as `name`, and of every copy that has its text encoder."""
 
-    name = "emoji"
+    name: str
+    folder: Path
+    steps: int
+    guidance: float
     source = "the embedded world"
-    steps = 25
-    guidance = 4.0
     detector = "judge"
     # Its prompts are short, and its text encoder knows few words.
-    budgets: Mapping[str, Mapping[str, Any]] = {
+    budgets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ring-a-bell": {"length": 8, "population": 40, "generations": 80, "positions": 12},
         "unlearn-diff": {"length": 3, "timesteps": 4, "iterations": 15, "lr": 0.02},
         "concept-inversion": {"iterations": 80, "lr": 0.02},
     }
-
-    @property
-    def folder(self) -> Path:
-        """The checkpoint."""
-        return emoji.folder()
 
     def captions(self) -> list[str]:
         """Captions of benign scenes, which an edit preserves."""
@@ -65,13 +63,17 @@ class EmojiHome:
         return [(prompt.text, frozenset(prompt.objects) - set(unsafe)) for prompt in asked]
 
     def judge(self) -> "Judge":
-        """The network that says which classes a picture shows."""
+        """The network that says which classes a picture shows, trained apart from the checkpoints."""
         from trce_cli.emoji.judge import Judge
 
         return Judge()
 
     def clip(self) -> "EmojiClip":
-        """The CLIP that the checkpoint was trained on."""
+        """The CLIP that `emoji` was trained on."""
         from trce_cli.emoji.clip import EmojiClip
 
         return EmojiClip()
+
+
+EMOJI: Final = EmojiHome("emoji", emoji.folder(), steps=25, guidance=4.0)
+EMOJI_DIT: Final = EmojiHome("emoji-dit", emoji.dit_folder(), steps=16, guidance=3.0)

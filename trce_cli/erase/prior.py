@@ -15,8 +15,8 @@ from trce_cli.prompts.files import read_prompts
 class Prior:
     """Benign captions to preserve, and canary captions to measure side effects on that are not among them.
 
-    source: `built-in`, `emoji`, or the user's file. A caption that is given twice counts twice. bystanders:
-    further ones of what neither names.
+    source: `built-in`, `emoji`, `emoji-dit`, or the user's file. A caption that is given twice counts
+    twice. bystanders: further ones of what neither names.
     """
 
     source: str

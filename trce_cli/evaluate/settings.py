@@ -44,7 +44,7 @@ class Asked(Settings):
         "repeat it to report several side by side.",
     )
     seed: Seed = 0
-    steps: Count | None = Field(None, description="Denoising steps: 50, `emoji` 25.")
+    steps: Count | None = Field(None, description="Denoising steps: 50, `emoji` 25, `emoji-dit` 16.")
     guidance_scale: NotNegative | None = Field(
         None,
         description="Classifier-free guidance, instead of a file's own or the checkpoint's usual one.",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final, Literal, NamedTuple
 
-from trce_cli.emoji.home import EmojiHome
+from trce_cli.emoji.home import EMOJI
 from trce_cli.prompts.captions import with_article
 from trce_cli.prompts.presets import Kind, Preset, load_preset, preset_names
 from trce_cli.prompts.templates import TEMPLATES
@@ -118,7 +118,7 @@ def bystander_canaries() -> list[str]:
 def _of_presets(is_sensitive: bool) -> list[Bystander]:
     found: list[Bystander] = []
     for name in preset_names():
-        if name.startswith(f"{EmojiHome.name}-"):  # the words of another world
+        if name.startswith(f"{EMOJI.name}-"):  # the words of another world
             continue
         for part in load_preset(name).walk():
             if part.kind in ("object", "style") and part.sensitive <= is_sensitive:

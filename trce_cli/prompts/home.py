@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from trce_cli.emoji.home import EmojiHome
+from trce_cli.emoji.home import EMOJI, EMOJI_DIT
 from trce_cli.prompts.bystanders import Split, bystander_canaries
 from trce_cli.prompts.captions import canary_captions, prior_captions
 
@@ -153,4 +153,4 @@ class RealWorld:
 
 
 REAL_WORLD: Final[Home] = RealWorld()
-EMBEDDED: Final[tuple[Home, ...]] = (EmojiHome(),)
+EMBEDDED: Final[tuple[Home, ...]] = (EMOJI, EMOJI_DIT)

@@ -1,4 +1,4 @@
-"""The judge that an embedded checkpoint brings along."""
+"""The judge that the embedded checkpoints bring along."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ class JudgeDetector:
     A hit is any class that one of the presets names.
     """
 
-    name, usage = "judge", "judge (the embedded checkpoint's)"
+    name, usage = "judge", "judge (the embedded checkpoints')"
     floor = 0.0
 
     def __init__(self, request: Request) -> None:
@@ -29,7 +29,7 @@ class JudgeDetector:
         home = next((home for home in homes if unsafe_classes(home, request.presets)), None)
         if home is None:
             raise BadInput(
-                "The judge knows the embedded checkpoint's classes, and the presets name none of them.",
+                "The judge knows the embedded checkpoints' classes, and the presets name none of them.",
                 "Use a preset such as emoji-weapons, or another --detector.",
             )
         try:
@@ -52,6 +52,6 @@ class JudgeDetector:
         if (height, width) != (side, side):
             raise BadInput(
                 f"The judge sees pictures of {side} x {side} pixels, not of {width} x {height}.",
-                "Draw at the embedded checkpoint's own size, or use another --detector.",
+                "Draw at an embedded checkpoint's own size, or use another --detector.",
             )
         return self._judge.scores(images)

@@ -51,7 +51,7 @@ class FineTuning:
             raise BadInput(f"--after {self.name} needs the package peft.", "pip install peft")
         if self.concept and evaluation.home.folder is None:
             raise BadInput(
-                f"--after {self.name} is of the embedded checkpoint alone, whose pictures it draws."
+                f"--after {self.name} is of the embedded checkpoints alone, whose pictures it draws."
             )
         count = CONCEPT if self.concept else HARMLESS
         settings = f"{count} pictures lr {LR} batch {BATCH} seed {SEED} rank {RANK * self.lora}"
