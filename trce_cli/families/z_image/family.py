@@ -24,7 +24,7 @@ class ZImage(LlmFamily):
     door = DOOR
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
     repository = "Tongyi-MAI/Z-Image-Turbo"
-    # The slot: measured on a small trained model of this format. Guidance: diffusers' default for it.
+    # The slot: not enough on `emoji-dit`, see docs/method.md. Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
         5.0, {"END": 1.0}, "z_image", ("z-image",), "the one layer by which the prompt enters"
     )
