@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Configs, Defaults, Names, Shape, Text, Told, Weights
+from trce_cli.families.base import Canvas, Configs, Defaults, Names, Shape, Text, Told, Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,12 @@ class TransformerFamily(ABC):
 
         It is imported only here, since libraries come with it.
         """
+
+    def canvas(self, weights: Weights) -> Canvas:
+        """See `Family`: by the autoencoder, two latents a token."""
+        from trce_cli.families.flow_config import canvas
+
+        return canvas(weights)
 
     def skipped_text(
         self, weights: Weights, device: "torch.device | str", dtype: "torch.dtype", clip_skip: int

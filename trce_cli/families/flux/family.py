@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Weights
+from trce_cli.families.base import Configs, Defaults, Door, Shape, Weights
 from trce_cli.families.block_names import QKV, is_tuned
 from trce_cli.families.clip.names import clip_weights
 from trce_cli.families.flux.names import APPROXIMATOR, DOOR, FILE_DOORS, POOLED_DOOR, Names
@@ -47,12 +47,6 @@ class T5Family(TransformerFamily):
     def tuned(self, key: str) -> bool:
         """See `Family`: the attention of the image's stream, in the blocks in which it has one of its own."""
         return is_tuned(key)
-
-    def canvas(self, weights: Weights) -> Canvas:
-        """See `Family`."""
-        from trce_cli.families.flow_config import canvas
-
-        return canvas(weights)
 
     def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
         """See `Family`; T5's, which tells what to draw."""

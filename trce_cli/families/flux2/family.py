@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
+from trce_cli.families.base import Configs, Defaults, Shape, Weights
 from trce_cli.families.block_names import QKV, is_tuned
 from trce_cli.families.causal_llm.family import LlmFamily
 from trce_cli.families.causal_llm.spec import CONTEXT, PADDED_SLOTS, LlmSpec
@@ -78,12 +78,6 @@ class Flux2Klein(LlmFamily):
         from trce_cli.families.flux2.denoiser import Transformer
 
         return Transformer(weights, self.spec, self.norm_eps(weights.config["denoiser"]))
-
-    def canvas(self, weights: Weights) -> Canvas:
-        """See `Family`."""
-        from trce_cli.families.flow_config import canvas
-
-        return canvas(weights)
 
     def pipeline(self) -> Any:
         """See `TransformerFamily`."""

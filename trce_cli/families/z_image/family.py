@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
+from trce_cli.families.base import Configs, Defaults, Shape, Weights
 from trce_cli.families.causal_llm.family import LlmFamily
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
 from trce_cli.families.z_image.names import DOOR, NORM, PREFIX, Names, is_tuned
@@ -72,12 +72,6 @@ class ZImage(LlmFamily):
         from trce_cli.families.z_image.denoiser import Transformer
 
         return Transformer(weights, self.spec, self.norm_eps(weights.config["denoiser"]))
-
-    def canvas(self, weights: Weights) -> Canvas:
-        """See `Family`."""
-        from trce_cli.families.flow_config import canvas
-
-        return canvas(weights)
 
     def pipeline(self) -> Any:
         """See `LlmFamily`."""
