@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from trce_cli import emoji
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import prior
 from trce_cli.errors import BadInput
 from trce_cli.prompts import captions
+from trce_cli.prompts.home import EMBEDDED, Home
 
 
 def test_prior_of_a_file_keeps_duplicates_and_drops_canaries_that_it_holds(
@@ -33,14 +33,12 @@ def test_prior_without_a_file_is_the_built_in_one(tiny_sd1: Path) -> None:
     assert len(chosen.canaries) == 200
 
 
-def test_the_embedded_checkpoint_has_its_own_prior(tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trce_cli.emoji import world
-
-    monkeypatch.setattr(emoji, "folder", lambda: tiny_sd1)
-    for name in ("emoji", str(tiny_sd1)):  # by its name, and by its text encoder
+@pytest.mark.parametrize("home", EMBEDDED, ids=lambda home: home.name)
+def test_an_embedded_checkpoint_has_its_own_prior(home: Home) -> None:
+    for name in (home.name, str(home.folder)):  # by its name, and by its text encoder
         chosen = prior.choose_prior(open_checkpoint(name))
-        assert chosen.source == "emoji"
-        assert chosen.captions == tuple(world.prior_captions())
+        assert chosen.source == home.name
+        assert chosen.captions == tuple(home.captions())
         assert not set(chosen.captions) & set(chosen.canaries)
 
 
