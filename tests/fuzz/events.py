@@ -11,20 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Event -> which of its arguments are paths.
-WATCHED = {
-    "open": (0,),
-    "os.chmod": (0,),
-    "os.link": (0, 1),
-    "os.listdir": (0,),
-    "os.mkdir": (0,),
-    "os.remove": (0,),
-    "os.rename": (0, 1),
-    "os.rmdir": (0,),
-    "os.scandir": (0,),
-    "os.symlink": (0, 1),
-    "os.truncate": (0,),
-    "os.utime": (0,),
+# Event -> its arguments that are paths, each with that which is the handle of the folder it starts from.
+WATCHED: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "open": ((0, None),),
+    "os.chmod": ((0, 2),),
+    "os.link": ((0, 2), (1, 3)),
+    "os.listdir": ((0, None),),
+    "os.mkdir": ((0, 2),),
+    "os.remove": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),),
+    "os.scandir": ((0, None),),
+    "os.symlink": ((0, None), (1, 2)),
+    "os.truncate": ((0, None),),
+    "os.utime": ((0, 3),),
 }
 SWAPS = {"delete", "cut", "swap"}
 
@@ -49,7 +49,11 @@ def watch(folder: Path, plan: dict[str, Any], told: int) -> None:
         if event == "ctypes.dlsym" and arguments[1] == "renameat2":  # how an output takes its place
             paths = [root]
         elif event in WATCHED:
-            paths = [path for path in (_path(arguments[n]) for n in WATCHED[event]) if path]
+            paths = [
+                path
+                for n, start in WATCHED[event]
+                if (path := _path(arguments[n], -1 if start is None else arguments[start]))
+            ]
         else:
             return
         busy = True
@@ -73,10 +77,12 @@ def over() -> None:
     _on = False
 
 
-def _path(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return os.fsdecode(value)
-    return os.fspath(value) if isinstance(value, str | os.PathLike) else None
+def _path(value: Any, start: int) -> str | None:
+    """The path that a call names. start: handle of the folder it starts from; -1: of the working folder."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        return None
+    path = os.fsdecode(value)
+    return path if start == -1 else os.path.join(os.readlink(f"/proc/self/fd/{start}"), path)
 
 
 def other(content: bytes) -> bytes:

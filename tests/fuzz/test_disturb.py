@@ -1,6 +1,7 @@
 """Commands that are killed, refused a call, or whose input changes: a sample; `make fuzz` takes all."""
 
 import random
+import re
 
 import pytest
 
@@ -35,3 +36,14 @@ def test_events_are_counted_and_the_kill_is_one(world: World) -> None:
     assert world.run(args, plan={"at": 1, "do": "kill"}).status == -9
     assert world.run(args, plan={"at": 10**6, "do": "kill"}).status == 0
     world.clear()
+
+
+def test_a_run_has_the_events_that_were_counted(bench: Bench) -> None:
+    _, counted = bench.undisturbed("map")
+    with bench.world.with_files({}):
+        events = bench.world.run(COMMANDS["map"], plan={}).events
+    assert [_unnamed(event) for event in events] == [_unnamed(event) for event in counted]
+
+
+def _unnamed(event: str) -> str:
+    return re.sub(r"\.trce-[0-9a-f]{16}", ".trce-", event)
