@@ -362,6 +362,21 @@ def test_hub_ids_resolve_offline_or_fail_in_a_sentence(
         open_checkpoint("someone/not-in-the-cache")
 
 
+def test_what_a_misspelt_name_may_have_meant_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "erased").mkdir()
+    for name, meant in (("emojy", "emoji"), ("erasd", "erased"), (f"{tmp_path}/erasd", f"{tmp_path}/erased")):
+        with pytest.raises(BadInput) as refused:
+            open_checkpoint(name)
+        assert f"Did you mean {meant}?" in str(refused.value.hint)
+    with pytest.raises(BadInput) as refused:
+        open_checkpoint("quite-another")
+    assert "Did you mean" not in str(refused.value.hint)
+
+
 @pytest.mark.parametrize("name", ["./missing", "/missing", "a/b/c", "model.safetensors", "~/missing"])
 def test_missing_paths_are_no_hub_ids(name: str) -> None:
     with pytest.raises(BadInput, match="no file or folder"):

@@ -14,6 +14,7 @@ import tiny
 from maps import random_map
 from trce_cli import Map, load_map
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.erase.map_verdict import judge
 from trce_cli.maths.linear_map import LinearMap
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -61,6 +62,18 @@ def test_a_map_is_put_on_a_checkpoint_at_any_strength(
     same(load_file(tmp_path / "out" / UNET), expected(tiny_sd1, load_map(saved["a"]).scaled(strength)))
     if not strength:
         assert (tmp_path / "out" / UNET).read_bytes() == (tiny_sd1 / UNET).read_bytes()
+
+
+def test_where_a_map_fits_its_own_guards_are_shown(
+    trce: Callable[..., Any], tiny_sd1: Path, tmp_path: Path
+) -> None:
+    text_map = random_map(tiny_sd1, 1)
+    text_map.made.history[-1]["figures"]["verdicts"] = judge({"moved": 0.4, "canary_change": 0.1})
+    text_map.save(tmp_path / "weak.safetensors")
+    outcome = trce("apply", tmp_path / "weak.safetensors", tiny_sd1, "-o", tmp_path / "out")
+    assert outcome.status == 0
+    assert "bad (good from 0.7)" in outcome.out
+    assert "Warning: Bad: much of what is to be erased will still be drawn" in outcome.err
 
 
 def test_several_edits_act_in_order_and_the_history_tells(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trce_cli.erase.map_verdict import judge, refuse_collateral, value_of
+from trce_cli.erase.map_verdict import judge, overall, recorded, refuse_collateral, value_of
 from trce_cli.errors import TrceError
 
 
@@ -29,6 +29,31 @@ def test_verdicts_are_those_of_the_limits_and_say_what_they_mean(name: str, valu
     assert [each["verdict"] for each in told] == [*values.values()]
     assert len({each["sentence"] for each in told}) == 3
     assert judge({}) == {}
+
+
+def test_one_sentence_says_what_all_guards_mean() -> None:
+    fine = {"moved": 0.9, "padding_moved": 0.8, "norm": 9, **figures(0.1)}
+    assert overall(judge(fine)) == (
+        "good",
+        "Good: what is to be erased should be gone, and everything else is hardly touched.",
+    )
+    word, sentence = overall(judge(fine | {"padding_moved": 0.1, "norm": 600})) or ("", "")
+    assert word == "bad"
+    assert "will still be drawn, but everything else" in sentence
+    assert "raise --ridge" in sentence
+    pooled = {**fine, "pooled": {"cosine_to_safe": {}, "moved": 0.6, "canary_change": 0.1}}
+    assert (overall(judge(pooled)) or ("", ""))[0] == "weak"
+    assert (overall(judge(figures(0.6))) or ("", ""))[1] == "Bad: everything else is lost."
+    assert overall({}) is None
+
+
+def test_verdicts_on_record_are_read_and_others_left_alone() -> None:
+    told = judge({"moved": 0.6})
+    steer = {"edit": "steer", "figures": {}}
+    assert recorded([{"edit": "map", "figures": {"verdicts": told}}, steer])["moved"]["verdict"] == "weak"
+    foreign: list[object] = [{}, {"verdicts": 1}, {"verdicts": {"moved": {"verdict": "fine"}}}]
+    assert all(recorded([{"edit": "map", "figures": figures}]) == {} for figures in foreign)
+    assert recorded([steer]) == {}
 
 
 def test_ruin_is_refused_and_too_few_captions_are_named() -> None:

@@ -46,6 +46,23 @@ def test_what_is_no_gate_is_refused(text: str) -> None:
         parse_gate(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["asr.implied<=5", "benign.kept>=95", "asr.a<0", "benign.kept>1", "a.b<=-1%"]
+)
+def test_a_bound_that_no_share_has_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="between 0 and 1") as caught:
+        parse_gate(text)
+    assert "%" in str(caught.value.hint)
+    assert parse_gate("benign.frechet<=20").bound == 20
+    assert parse_gate("benign.clip_score>25").bound == 25
+
+
+def test_how_many_pictures_it_takes_at_least_is_known_before() -> None:
+    assert parse_gate("asr.implied.high<=5%").needed_at_best() == 73
+    assert parse_gate("benign.kept.low>=0.95").needed_at_best() == 73
+    assert parse_gate("asr.implied<=5%").needed_at_best() == 1
+
+
 def test_unknown_figure_is_refused_with_a_guess() -> None:
     check_names([parse_gate("asr.a[clip:/x/all@0.5]<=0.1")], ["asr.a[clip:/x/all@0.5]"])
     with pytest.raises(BadInput) as caught:

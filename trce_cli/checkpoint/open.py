@@ -1,8 +1,10 @@
 """Checkpoints by the names that users give them: a path, a hub id, or of an embedded one."""
 
+import difflib
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from trce_cli.checkpoint import hub
@@ -75,13 +77,31 @@ def _resolve(
         if looks_like_path:
             raise BadInput(
                 f"There is no file or folder {name}.",
-                "Check the path; a hub id has the form owner/name, a file there owner/name/file.safetensors.",
+                f"{_guess(name)}Check the path; a hub id has the form owner/name, a file there "
+                "owner/name/file.safetensors.",
             )
     if asked is None:
         raise BadInput(
             f"{name!r} is neither an existing path nor a hub id.", "A hub id has the form owner/name."
         )
-    return hub.fetched(name, asked, revision, variant, partial(_check_family, name), without)
+    try:
+        return hub.fetched(name, asked, revision, variant, partial(_check_family, name), without)
+    except BadInput as error:
+        if guess := _guess(name):
+            raise BadInput(error.message, f"{guess}{error.hint or ''}".strip()) from error
+        raise
+
+
+def _guess(name: str) -> str:
+    """What a misspelt name may mean: an embedded checkpoint, or what lies where it points."""
+    path = expanded(name)
+    try:
+        known = [each.name for each in islice(path.parent.iterdir(), 1000)]
+    except (OSError, ValueError):
+        known = []
+    known += [home.name for home in EMBEDDED] if name == path.name else []
+    close = difflib.get_close_matches(path.name, known, n=1)
+    return f"Did you mean {path.with_name(close[0])}? " if close else ""
 
 
 def _check_family(name: str, folder: Path) -> None:

@@ -1,6 +1,8 @@
 """`trce apply`: maps and LoRAs on any checkpoint of the same text encoder."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,15 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.cli.plans import show_plan
-from trce_cli.cli.written import add_changes, hash_original, show_verdicts, show_written, write
+from trce_cli.cli.written import (
+    add_changes,
+    guard_table,
+    hash_original,
+    judged,
+    show_verdict,
+    show_written,
+    write,
+)
 from trce_cli.settings import NotNegative, Settings
 from trce_cli.system.foreign import identities
 
@@ -110,8 +120,7 @@ def apply(
         if not all(fits):
             figures = measure(source, combined, concept_pairs(history), progress.task)
         hashes = hash_original(source, progress, text_encoder)
-    if not all(fits):
-        _show_guards(console, source.name, figures)
+    _show_guards(console, source.name, figures, zip(paths, opened, strict=True), fitting.strength)
     entry = record_apply(source, paths, opened, fitting.strength, figures, perf_counter() - start, hashes)
     made = Made(source.family, text_encoder, (*history, entry), hashes.sample)
     lora = write(console, Edited(source, combined, made, text_map, read=read), outputs)
@@ -119,22 +128,43 @@ def apply(
     show_written(console, output, outputs, source.name, entry, lora, took, publishing, source)
 
 
-def _show_guards(console: Console, name: str, figures: dict[str, Any]) -> None:
-    console.show(_guard_table(figures))
-    show_verdicts(console, figures)
-    console.warn(f"{name} has another text encoder than the edit was made for.")
+def _show_guards(
+    console: Console, name: str, figures: dict[str, Any], edits: Iterable[tuple[Path, Any]], strength: float
+) -> None:
+    """The guards as they were measured, and where nothing had to be as the files have them on record."""
+    if figures:
+        console.show(_guard_table(figures))
+        show_verdict(console, figures)
+        console.warn(f"{name} has another text encoder than the edit was made for.")
+    elif strength == 1:
+        for path, edit in edits:
+            _show_recorded(console, path, edit.made.history if edit.made else ())
+
+
+def _show_recorded(console: Console, path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """The guards of `trce map` as a file has them, which hold for every checkpoint of its text encoder."""
+    from rich.table import Table
+
+    from trce_cli.erase.map_verdict import recorded
+
+    if verdicts := recorded(history):
+        figures = {"verdicts": verdicts}
+        table = Table("Guard", "", "Verdict", title=f"What {path.name} does, by its own record")
+        for name, told in verdicts.items():
+            table.add_row(name.replace("_", " "), f"{told['value']:.3g}", judged(figures, name, "g"))
+        console.show(table)
+        show_verdict(console, figures)
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table("Guard", "Before", "After", title="What the edit does with this text encoder")
+    table = guard_table("What the edit does with this text encoder")
     if "projected_cosine_to_safe" in figures:
         before, after = (figures["projected_cosine_to_safe"][when] for when in ("before", "after"))
-        row = "Cosine of unsafe to safe embeddings where prompts enter"
+        row = "Cosine of unsafe to safe where prompts enter"
         table.add_row(f"{row}, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
         table.add_row(
             f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}"
         )
-    add_changes(table, figures["canary_change"], f"{figures['canaries']} canary captions")
+    captions = f"{figures['canaries']} canary captions"
+    add_changes(table, figures["canary_change"], captions, judged(figures, "canary_change"))
     return table

@@ -26,7 +26,7 @@ from trce_cli.cli.options import (
 from trce_cli.cli.plans import show_plan
 from trce_cli.cli.tracking import track
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.gates import check_met, check_names
+from trce_cli.evaluate.gates import Gate, check_met, check_names
 from trce_cli.evaluate.settings import Checks, EvaluationSettings
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.prompts.presets import load_presets
@@ -102,7 +102,6 @@ def evaluate(
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.report import write_report
     from trce_cli.evaluate.run import evaluate as run
-    from trce_cli.evaluate.survivals.run import figure_names
 
     earlier = [read_results(path) for path in others]
     share = sharing.share(drawing.device)
@@ -113,7 +112,7 @@ def evaluate(
     with console.progress() as progress:
         progress.task("Loading detectors")
         evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
-        check_names(checks.gates, [*evaluation.figure_names(), *figure_names(evaluation, after)])
+        _check_gates(console, checks.gates, evaluation, after)
         if dry_run:
             _plan(console, evaluation, after, output, where, drawing.precision(where))
             return
@@ -129,6 +128,19 @@ def evaluate(
     page = write_report(output, results, verdicts, earlier)
     evaluated.show(console, results, details)
     _end(console, output, page, results)
+
+
+def _check_gates(
+    console: Console, gates: Sequence[Gate], evaluation: "Evaluation", after: SurvivalSettings
+) -> None:
+    """Refuse a gate on a figure that there will not be, and tell of one that so few pictures cannot meet."""
+    from trce_cli.evaluate.survivals.run import figure_names
+
+    check_names(gates, [*evaluation.figure_names(), *figure_names(evaluation, after)])
+    for gate in gates:
+        if (needed := gate.needed_at_best()) > (count := evaluation.asked_by(gate.figure)):
+            few = f"No {count} pictures can meet {gate}, whatever they show: it takes {needed} at least."
+            console.warn(few)
 
 
 def _end(console: Console, output: Path, page: Path, results: dict[str, Any]) -> None:

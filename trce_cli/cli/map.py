@@ -1,5 +1,6 @@
 """`trce map`: stage 1, a concept erased from a checkpoint in closed form."""
 
+from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,16 +24,27 @@ from trce_cli.cli.options import (
     with_options,
 )
 from trce_cli.cli.plans import show_plan
-from trce_cli.cli.written import add_changes, hash_original, show_verdicts, show_written, write
+from trce_cli.cli.written import (
+    add_changes,
+    guard_table,
+    hash_original,
+    judged,
+    show_verdict,
+    show_written,
+    write,
+)
 from trce_cli.erase.settings import Guarding, choose_map_settings
 from trce_cli.families.registry import FURTHER_STREAMS
+from trce_cli.prompts.home import EMBEDDED
 from trce_cli.prompts.pairs import pair_prompts, prompt_pairs
-from trce_cli.prompts.presets import load_presets
+from trce_cli.prompts.presets import Preset, load_presets, preset_names
 from trce_cli.prompts.settings import MapTable
 from trce_cli.settings import Flag, Settings
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from trce_cli.checkpoint.checkpoint import Checkpoint
 
 
 class Encoding(Computing):
@@ -95,7 +107,7 @@ def map_(
     benign = choose_prior(source, captions.prior, console.note)
     for name in erased_before(source, chosen):
         console.warn(f"{source.name} has been without {name} already, which is erased from it once more.")
-    for remark in remarks + notes(source, outputs) + source.cut(pair_prompts(chosen)):
+    for remark in remarks + _hint(source, chosen) + notes(source, outputs) + source.cut(pair_prompts(chosen)):
         console.note(remark)
     if dry_run:
         planned = plan(source, output, prompt_pairs(chosen), benign, settings)
@@ -115,12 +127,27 @@ def map_(
         solution = erasure.solve(progress.task)
         hashes = hash_original(source, progress)
     console.show(_guard_table(solution.figures))
-    show_verdicts(console, solution.figures)
+    show_verdict(console, solution.figures)
     refuse_collateral(solution.figures, guarding.max_collateral)
     edit = erasure.map(solution, perf_counter() - start, hashes)
     lora = write(console, Edited(source, edit.weight_edits(source), edit.made, edit), outputs)
     entry, seconds = edit.made.history[-1], perf_counter() - start
     show_written(console, output, outputs, source.name, entry, lora, seconds, publishing, source)
+
+
+def _hint(source: "Checkpoint", chosen: Sequence[Preset]) -> list[str]:
+    """On presets made for an embedded checkpoint, where only others were chosen, shipped too."""
+    from trce_cli.checkpoint.home import home_of
+
+    home = home_of(source)
+    if home.folder is None:
+        return []
+    longer = tuple(f"{other.name}-" for other in EMBEDDED if len(other.name) > len(home.name))
+    shipped, begin = preset_names(), f"{home.name}-"
+    own = [name for name in shipped if name.startswith(begin) and not name.startswith(longer)]
+    if any(preset.name not in shipped or preset.name in own for preset in chosen):
+        return []
+    return [f"{source.name} draws little that other presets name; made for it: {', '.join(own)}."]
 
 
 def _seconds(source: Any, planned: dict[str, Any], benign: Any, outputs: Any, encoding: Encoding) -> float:
@@ -130,49 +157,46 @@ def _seconds(source: Any, planned: dict[str, Any], benign: Any, outputs: Any, en
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table("Guard", "Before", "After", title="What the edit does")
-    before, after = (figures["cosine_to_safe"][when] for when in ("before", "after"))
-    change, rank, dim = figures["canary_change"], figures["rank"], figures["dim"]
-    table.add_row(
-        "Cosine of unsafe to safe embeddings, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}"
-    )
-    table.add_row(f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}")
-    table.add_row("Targets moved, of their way to the safe embeddings", "", f"{figures['moved']:.1%}")
-    _add_paddings(table, figures)
-    add_changes(table, change, f"{figures['canaries']} canary captions")
+    table = guard_table("What the edit does")
+    _add_way(table, figures, figures, "", "Cosine of unsafe to safe prompts", "Way to the safe prompts")
+    captions = f"{figures['canaries']} canary captions"
+    add_changes(table, figures["canary_change"], captions, judged(figures, "canary_change"))
     if "bystander_change" in figures:
         add_changes(table, figures["bystander_change"], f"{figures['bystanders']} captions of bystanders")
     if "word_change" in figures:
-        add_changes(table, figures["word_change"], f"{figures['held_out_words']} words of no prior")
-    table.add_row("Spectral norm of the change", "", f"{figures['norm']:.3g}")
-    table.add_row(f"Condition number, within rank {rank} of {dim}", "", f"{figures['condition']:.2g}")
+        words = f"{figures['held_out_words']} words of no prior"
+        add_changes(table, figures["word_change"], words, judged(figures, "word_change"))
+    _add_size(table, figures, figures, "")
     for name in (name for name in figures if name.startswith("clip_skip_")):
-        skipped = figures[name]
-        before, after = (f"{skipped['cosine_to_safe'][when]['mean']:.3f}" for when in ("before", "after"))
         title = name.replace("_", " ").capitalize()
-        table.add_row(f"{title}: cosine of unsafe to safe embeddings, mean", before, after)
-        table.add_row("... targets moved", "", f"{skipped['moved']:.1%}")
-        _add_paddings(table, skipped)
-        add_changes(table, skipped["canary_change"], f"{figures['canaries']} canary captions so read")
+        _add_way(table, figures, figures[name], f"{name}.", f"{title}: cosine of unsafe to safe", "... way")
+        verdict = judged(figures, f"{name}.canary_change")
+        add_changes(table, figures[name]["canary_change"], f"{captions} so read", verdict)
     for stream in figures.keys() & set(FURTHER_STREAMS):
-        further = figures[stream]
-        before, after = (further["cosine_to_safe"][when] for when in ("before", "after"))
-        name = stream.capitalize()
-        table.add_row(
-            f"{name}: cosine of unsafe to safe, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}"
-        )
-        table.add_row("... lowest", f"{before['min']:.3f}", f"{after['min']:.3f}")
-        table.add_row("... targets moved", "", f"{further['moved']:.1%}")
-        table.add_row("... change of canary captions where it enters", "", f"{further['canary_change']:.2%}")
-        table.add_row("... spectral norm of the change", "", f"{further['norm']:.3g}")
-        row = f"... condition number, within rank {further['rank']} of {further['dim']}"
-        table.add_row(row, "", f"{further['condition']:.2g}")
+        further, of = figures[stream], f"{stream}."
+        _add_way(table, figures, further, of, f"{stream.capitalize()}: cosine of unsafe to safe", "... way")
+        verdict = judged(figures, f"{of}canary_change")
+        table.add_row(f"... change, {captions}", "", f"{further['canary_change']:.1%}", verdict)
+        _add_size(table, figures, further, of)
     return table
 
 
-def _add_paddings(table: "Table", figures: dict[str, Any]) -> None:
-    for name, what in (("padding_moved", "Padding"), ("eot_padding_moved", "Padding with EoT")):
-        if name in figures:
-            table.add_row(f"{what} behind held-out prompts moved, of its way", "", f"{figures[name]:.1%}")
+def _add_way(table: "Table", figures: dict[str, Any], part: dict[str, Any], of: str, *names: str) -> None:
+    """Rows on how far what is to be erased is moved. part: of figures what `of` stands before."""
+    before, after = (part["cosine_to_safe"][when] for when in ("before", "after"))
+    table.add_row(f"{names[0]}, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}", "")
+    lowest = "... lowest" if of else f"... lowest of {figures['pairs']} pairs"
+    table.add_row(lowest, f"{before['min']:.3f}", f"{after['min']:.3f}", "")
+    table.add_row(f"{names[1]}, done", "", f"{part['moved']:.1%}", judged(figures, f"{of}moved"))
+    for name, what in (("padding_moved", "padding"), ("eot_padding_moved", "padding with EoT")):
+        if name in part:
+            table.add_row(f"... by {what}", "", f"{part[name]:.1%}", judged(figures, f"{of}{name}"))
+
+
+def _add_size(table: "Table", figures: dict[str, Any], part: dict[str, Any], of: str) -> None:
+    """Rows on the edit's own size."""
+    begin = "... s" if of else "S"
+    verdict = judged(figures, f"{of}norm", "g")
+    table.add_row(f"{begin}pectral norm of the change", "", f"{part['norm']:.3g}", verdict)
+    row = f"{'... c' if of else 'C'}ondition number, within rank {part['rank']} of {part['dim']}"
+    table.add_row(row, "", f"{part['condition']:.2g}", "")

@@ -39,8 +39,7 @@ def plan_table(planned: Mapping[str, Any]) -> "Table":
     table = Table("Plan", "", title="Nothing was written")
     for name, value in planned.items():
         if name == "layers":
-            for key, (rows, columns) in value.items():
-                table.add_row(key, f"{rows} x {columns}")
+            table.add_row("weights edited", f"{len(value)}, named by --json")
         elif isinstance(value, Mapping):
             for inner, each in value.items():
                 table.add_row(f"{name.replace('_', ' ')}, {inner}", _told(name, each))

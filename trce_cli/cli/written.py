@@ -1,7 +1,7 @@
 """What the commands that write an edit have in common: hashing the original, writing, and telling of it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,25 +40,46 @@ def write(console: Console, edited: "Edited", outputs: "Outputs") -> dict[str, A
         return write_outputs(edited, outputs, lambda count: writing(count / 1e6))
 
 
-def add_changes(table: "Table", change: Any, on: str) -> None:
-    """Rows on how much the weights of a stream's doors change, as `erase.map.door_changes` has it."""
+def guard_table(title: str) -> "Table":
+    """An empty table of guards."""
+    from rich.table import Table
+
+    return Table("Guard", "Before", "After", "Verdict", title=title)
+
+
+def judged(figures: Mapping[str, Any], name: str, limit: str = ".0%") -> str:
+    """The verdict on a guard with its limit: `good (from 70%)`, `weak (good from 70%)`; else nothing.
+
+    limit: how it is written.
+    """
+    if (told := figures.get("verdicts", {}).get(name)) is None:
+        return ""
+    sign = "up to" if told["good"] < told["weak"] else "from"
+    of_good = "" if told["verdict"] == "good" else "good "
+    return f"{told['verdict']} ({of_good}{sign} {told['good']:{limit}})"
+
+
+def add_changes(table: "Table", change: Any, on: str, verdict: str = "") -> None:
+    """Rows on how much the weights of a stream's doors change, as `erase.map.door_changes` has it.
+
+    verdict: on the largest of the doors' means.
+    """
     if isinstance(change, float):  # there is one door of one layer
-        table.add_row(f"Change of what enters on {on}", "", f"{change:.2%}")
+        table.add_row(f"Change of what enters, {on}", "", f"{change:.1%}", verdict)
         return
+    largest = max(change, key=lambda name: change[name]["mean"])
     for name, layers in change.items():
-        row = f"Change of {name} on {on}, mean (largest) of the layers"
-        table.add_row(row, "", f"{layers['mean']:.2%} ({layers['max']:.2%})")
+        after = f"{layers['mean']:.1%} (layers up to {layers['max']:.1%})"
+        table.add_row(f"Change of {name}, {on}", "", after, verdict if name == largest else "")
 
 
-def show_verdicts(console: Console, figures: Mapping[str, Any]) -> None:
-    """What the guards of a map mean, those that are not good as warnings; nothing where none was judged."""
-    for name, told in figures.get("verdicts", {}).items():
-        sign = "up to" if told["good"] < told["weak"] else "from"
-        line = f"{told['verdict'].capitalize()}: {told['sentence']}"
-        figure = (
-            f"({name.replace('_', ' ').replace('.', ': ')} {told['value']:.3g}; good {sign} {told['good']:g})"
-        )
-        (console.note if told["verdict"] == "good" else console.warn)(f"{line} {figure}")
+def show_verdict(console: Console, figures: Mapping[str, Any]) -> None:
+    """What the guards mean in one sentence, a warning where it is not good; nothing where none was judged."""
+    from trce_cli.erase.map_verdict import overall
+
+    if told := overall(figures.get("verdicts", {})):
+        word, sentence = told
+        (console.show if word == "good" else console.warn)(sentence)
 
 
 def show_written(
@@ -84,17 +105,20 @@ def show_written(
     console.note(f"Wrote {', '.join(map(str, outputs.paths.values()))} in {seconds:.1f} s.")
     made = {key: value for key, value in entry.items() if key != "lora"}
     url = publishing.push(console, source, outputs, made)
-    console.note(_next_command(outputs, original))
+    console.note(_next_command(outputs, original, entry["presets"]))
     result = {"output": output, "outputs": dict(outputs.paths), **entry}
     result |= {"lora": lora} if lora else {}
     console.result(result | ({"pushed_to": url} if url else {}))
 
 
-def _next_command(outputs: "Outputs", original: str) -> str:
-    """What to type to see what the edit does."""
+def _next_command(outputs: "Outputs", original: str, presets: Sequence[Mapping[str, Any]]) -> str:
+    """What to type to see what the edit does, with a phrase that it erases."""
     checkpoints = [path for form, path in outputs.forms if form.is_checkpoint]
+    made = (checkpoints or [*outputs.paths.values()])[0]
     if not checkpoints:
-        edit = shlex.quote(str(next(iter(outputs.paths.values()))))
-        return f"Next: trce apply {edit} CHECKPOINT --output DIR"
-    erased = shlex.quote(str(checkpoints[0]))
-    return f"Next: trce generate {erased} PROMPT --compare {shlex.quote(original)} --output DIR"
+        words = ["trce", "apply", str(made), original, "--output", f"{made.with_suffix('')}-applied"]
+    else:
+        phrases = [concept["unsafe"] for preset in presets for concept in preset["concepts"]]
+        words = ["trce", "generate", str(made), *(phrases or ["PROMPT"])[:1], "--compare", original]
+        words += ["--output", f"{made.with_suffix('') if made.suffix == '.safetensors' else made}-images"]
+    return f"Next: {shlex.join(words)}"

@@ -3,15 +3,18 @@
 The limits come from `benchmarks/guards.py`, which holds the figures against pictures (docs/figures.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, Final
+
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
 from trce_cli.errors import TrceError
 from trce_cli.maths.verdict import Limits, Word
 
 MAX_COLLATERAL: Final = 0.5  # from here on most of what was not named is lost
+_ORDER: Final[tuple[Word, ...]] = ("good", "weak", "bad")
 FEW: Final = 100  # captions: 375 keep as much as 3,000, 30 without words do not
 
 
@@ -58,6 +61,64 @@ GUARDS: Final = (
         },
     ),
 )
+
+
+# What the guards say of what is to be erased, of everything else, and of what becomes of the edit itself.
+_ERASED: Final[Mapping[Word, str]] = {
+    "good": "what is to be erased should be gone",
+    "weak": "some of what is to be erased will still be drawn",
+    "bad": "much of what is to be erased will still be drawn",
+}
+_SPARED_SO: Final[Mapping[Word, str]] = {
+    "good": "everything else is hardly touched",
+    "weak": "everything else changes, so look at pictures before you use this",
+    "bad": "everything else is lost",
+}
+_LASTS: Final[Mapping[Word, str]] = {
+    "weak": "rounding the weights may undo part of it",
+    "bad": "rounding the weights breaks it, so raise --ridge",
+}
+_GROUPS: Final = (
+    (("moved", "padding_moved", "eot_padding_moved"), _ERASED),
+    (("canary_change", "word_change"), _SPARED_SO),
+    (("norm",), _LASTS),
+)
+
+
+def overall(verdicts: Mapping[str, Mapping[str, Any]]) -> tuple[Word, str] | None:
+    """The verdict on an edit as a whole, that of its worst guard, and one sentence that says what it means.
+
+    verdicts: as `judge` has them. None where nothing was judged.
+    """
+    said: list[tuple[Word, str]] = []
+    for names, meant in _GROUPS:
+        words = [told["verdict"] for name, told in verdicts.items() if name.rpartition(".")[2] in names]
+        if words and (word := max(words, key=_ORDER.index)) in meant:
+            said.append((word, meant[word]))
+    if not said:
+        return None
+    sentence = said[0][1]
+    for (before, _), (word, then) in pairwise(said):
+        sentence += f", {'and' if (before == 'good') == (word == 'good') else 'but'} {then}"
+    worst = max((word for word, _ in said), key=_ORDER.index)
+    return worst, f"{worst.capitalize()}: {sentence}."
+
+
+class _Told(BaseModel):
+    value: FiniteFloat
+    good: FiniteFloat
+    weak: FiniteFloat
+    verdict: Word
+
+
+def recorded(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The verdicts that the last map of a history has on record; none where there is none, or no such."""
+    maps = [entry for entry in history if entry["edit"] == "map"]
+    try:
+        told = TypeAdapter(dict[str, _Told]).validate_python(maps[-1]["figures"]["verdicts"])
+    except (LookupError, ValidationError):
+        return {}
+    return {name: each.model_dump() for name, each in told.items()}
 
 
 def value_of(figure: Any) -> float:

@@ -46,10 +46,17 @@ class Gate:
             "needed": None if met else self._needed(figures),
         }
 
+    def needed_at_best(self) -> int:
+        """How many pictures it takes were all as wished: of an interval's end, else 1."""
+        return self._needed_at(0.0 if self.figure.endswith(".high") else 1.0) or 1
+
     def _needed(self, figures: Mapping[str, float | None]) -> int | None:
-        name, _, end = self.figure.rpartition(".")
-        share = figures.get(name)
-        if share is None or (end, self.comparison[0]) not in (("high", "<"), ("low", ">")):
+        share = figures.get(self.figure.rpartition(".")[0])
+        return None if share is None else self._needed_at(share)
+
+    def _needed_at(self, share: float) -> int | None:
+        end = self.figure.rpartition(".")[2]
+        if (end, self.comparison[0]) not in (("high", "<"), ("low", ">")):
             return None
         from trce_cli.maths.statistics import pictures_needed  # numpy, which --help does without
 
@@ -58,7 +65,7 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """A gate from its text; a bound may be a percentage. BadInput where it is none."""
+    """A gate from its text; a bound may be a percentage. BadInput where it is none, or bounds no share."""
     match = re.fullmatch(r"\s*([^<>=]+?)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*(%?)\s*", text)
     try:
         if match is None:
@@ -69,15 +76,25 @@ def parse_gate(text: str) -> Gate:
             f"The gate {text!r} is not of the form FIGURE<=NUMBER.",
             "Examples: asr.implied<=0.05, asr.implied.high<=0.05, benign.kept>=0.95",
         ) from None
-    return Gate(match[1], match[2], bound)
+    gate = Gate(match[1], match[2], bound)
+    if _is_share(gate.figure) and not (0 <= bound <= 1 and str(gate)[-2:] not in ("<0", ">1")):
+        raise BadInput(
+            f"The gate {text!r} tells nothing: its figure is a share, which lies between 0 and 1.",
+            "Per cent are written with their sign: asr.implied<=5%",
+        )
+    return gate
+
+
+def _is_share(figure: str) -> bool:
+    return re.search(r"\.(clip_score|frechet\w*)$", figure) is None
 
 
 def value_of(told: Mapping[str, Any]) -> str:
     """The value of a checked gate's figure: distances and CLIP scores as they are, shares in per cent."""
-    value, is_plain = told["value"], re.search(r"\.(clip_score|frechet\w*)\s*[<>]", told["gate"])
+    value, figure = told["value"], re.split("[<>]", told["gate"])[0]
     if value is None:
         return "undefined"
-    return f"{value:.2f}" if is_plain else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if _is_share(figure) else f"{value:.2f}"
 
 
 def check_names(gates: Iterable[Gate], figures: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """What an evaluation asks of which checkpoints, and what looks at the pictures."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,11 @@ class Evaluation:
             names += [f"{suite.name}.frechet_real"] if self.extractors and self._has_real(suite) else []
             names += [f"{suite.name}.change"]
         return names
+
+    def asked_by(self, figure: str) -> int:
+        """How many prompts the suite has that a figure is of."""
+        named = (s for s in self.suites if re.search(rf"(^|\.){re.escape(s.name)}(\.|\[|$)", figure))
+        return next(len(suite.prompts) for suite in named)
 
     def keeps(self, suite: Suite) -> bool:
         """Whether it can be told what of a suite was kept."""
