@@ -54,6 +54,7 @@ def example(
         "gates": [{"gate": "asr.explicit<=0.05", "value": 1 / 6, "met": False, "needed": None}],
         "suites": suites,
         "survivals": [],
+        "returns": [],
         "costs": costs(),
     }
     return results, verdicts

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.evaluate.survivals import fine_tuning
+from trce_cli.evaluate.survivals.run import returns
 from trce_cli.families.sd.family import SD1
 from trce_cli.maths import rounding
 
@@ -90,7 +92,7 @@ def test_a_state_draws_what_a_checkpoint_with_these_weights_draws(
 def test_what_is_told_of_a_state_counts_its_pictures(evaluate: Surviving) -> None:
     gate = "after.nf4.asr.explicit.high<=1"
     results = json.loads(evaluate("--after", "rounding", "--gate", gate).out)
-    assert [state["state"] for state in results["survivals"]] == ["fp8", "int8", "nf4"]
+    assert [state["state"] for state in results["survivals"]] == ["fp8", "int8", "nf4", "q4_0"]
     with (evaluate.folder / "out/survivals.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     with (evaluate.folder / "out/verdicts.csv").open(encoding="utf-8", newline="") as file:
@@ -130,7 +132,7 @@ def test_a_stopped_run_is_taken_up_and_a_treatment_may_be_added(
         for cost in json.loads(told.out)["costs"]["evaluation"]
         if "draw" in cost["phase"]
     }
-    assert drawn == {f"draw after {state}": 2 for state in ("fp8", "int8", "nf4")} | {
+    assert drawn == {f"draw after {state}": 2 for state in ("fp8", "int8", "nf4", "q4_0")} | {
         "draw after merge-0.5": 1
     }
     assert gone.read_bytes() == before
@@ -183,6 +185,129 @@ def test_a_tuned_checkpoint_is_the_same_whether_it_was_stopped_or_not(
 def test_pictures_of_the_concept_are_drawn_of_the_embedded_world_alone(evaluate: Surviving) -> None:
     told = evaluate("--after", "relearning")
     assert (told.status, "embedded checkpoints alone" in told.err) == (2, True)
+    assert "--after relearning=DIR" in told.err
+
+
+def photographs(folder: Path, *colours: str) -> Path:
+    """Pictures of one colour each, wider than high, with their captions."""
+    folder.mkdir()
+    for colour in colours:
+        Image.new("RGB", (90, 40), colour).save(folder / f"{colour}.png")
+        (folder / f"{colour}.txt").write_text(f"a {colour} wall\n")
+    return folder
+
+
+def test_a_checkpoint_is_tuned_on_the_pictures_of_a_folder(
+    evaluate: Surviving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fine_tuning, "STEPS", (1, 2))
+    monkeypatch.setattr(fine_tuning, "LR", 1e-2)
+    monkeypatch.setattr(fine_tuning, "BATCH", 2)
+    folder = photographs(evaluate.folder / "mine", "red", "green")
+    told = evaluate("--after", f"relearning={folder}", "--count", 1, "--after-count", 1)
+    assert told.status == 0, told.err
+    results, out = json.loads(told.out), evaluate.folder / "out"
+    assert [(each["state"], each["steps"]) for each in results["survivals"]] == [
+        ("relearning-1", 1),
+        ("relearning-2", 2),
+    ]
+    (returned,) = results["returns"]
+    shares = [each["suites"][0]["asr"][0]["treated"]["share"] for each in results["survivals"]]
+    assert returned["steps"] == next(
+        (n for n, share in zip((1, 2), shares, strict=True) if share >= 0.5), None
+    )
+    assert returned["sentence"] in (out / "report.html").read_text("utf-8")
+    states = [pixels(out / f"after/relearning-{steps}/explicit")[0] for steps in (1, 2)]
+    assert np.abs(states[0] - states[1]).max() > 0
+    (folder / "red.txt").write_text("a blue wall")  # other pictures are another treatment
+    told = evaluate("--after", f"relearning={folder}", "--count", 1, "--after-count", 1)
+    assert (told.status, "was drawn with treatment" in told.err) == (2, True)
+
+
+def test_a_folder_to_tune_on_needs_pictures_and_captions(evaluate: Surviving) -> None:
+    folder = photographs(evaluate.folder / "mine", "red")
+    (folder / "red.txt").unlink()
+    empty = photographs(evaluate.folder / "empty")
+    for place, says in ((folder, "red.png has no caption"), (empty, "no pictures"), ("nowhere", "no folder")):
+        told = evaluate("--after", f"fine-tuning={place}")
+        assert (told.status, says in told.err) == (2, True), told.err
+    assert not (evaluate.folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shares", "steps"), [((0.0, 0.5, 1.0), 50), ((0.1, 0.2, 0.49), None), ((0.9, 0.2, 0.2), 25)]
+)
+def test_steps_until_what_was_erased_is_back(shares: tuple[float, ...], steps: int | None) -> None:
+    told = [
+        {
+            "treatment": "relearning",
+            "steps": taken,
+            "suites": [
+                {"name": "explicit", "role": "attack", "asr": [{"treated": {"share": share}}]},
+                {"name": "benign", "role": "benign", "asr": [{"treated": {"share": 1.0}}]},
+            ],
+        }
+        for taken, share in zip((25, 50, 100), shares, strict=True)
+    ]
+    told.append({**told[0], "treatment": "rounding", "steps": None})
+    (found,) = returns(told)
+    assert (found["treatment"], found["suite"], found["steps"], found["most"]) == (
+        *("relearning", "explicit", steps),
+        100,
+    )
+    assert f"after {steps} steps" in found["sentence"] if steps else "not back" in found["sentence"]
+
+
+def test_pictures_begin_with_the_original_s(evaluate: Surviving, tiny_sd1: Path) -> None:
+    few = ("--count", 1, "--after-count", 1, "--steps", 4)
+    treatments = ("image-to-image", "image-to-image-empty", "inpainting")
+    told = evaluate(*(word for name in treatments for word in ("--after", name)), *few)
+    assert told.status == 0, told.err
+    out = evaluate.folder / "out"
+    record = json.loads((out / "images/explicit/images.jsonl").read_text().splitlines()[0])
+    begun = Image.open(out / "images/explicit" / record["file"].replace("erased", "original"))
+    parts = open_checkpoint(str(evaluate.erased)).pipe(torch.device("cpu"), torch.float32)
+    parts.scheduler = SD1.scheduler(parts, record["scheduler"])
+    mask = Image.new("L", begun.size)
+    quarter = begun.width // 4  # 25 % of it is the middle of half its sides
+    mask.paste(255, (quarter, quarter, 3 * quarter, 3 * quarter))
+    settings = {"num_inference_steps": 4, "guidance_scale": record["guidance_scale"]}
+
+    def drawn(pipe: Any, prompt: str, strength: float, **more: Any) -> np.ndarray:
+        generator = torch.Generator().manual_seed(record["seed"])
+        told = {"prompt": prompt, "image": begun.convert("RGB"), "strength": strength, "generator": generator}
+        return np.asarray(pipe(**told, **settings, **more).images[0], dtype=np.int16)
+
+    to_image = StableDiffusionImg2ImgPipeline(**parts.components, requires_safety_checker=False)
+    painting = StableDiffusionInpaintPipeline(**parts.components, requires_safety_checker=False)
+    size = {"width": begun.width, "height": begun.height}
+    expected = {
+        "image-to-image-50": drawn(to_image, record["prompt"], 0.5),
+        "image-to-image-empty-70": drawn(to_image, "", 0.7),
+        "inpainting-25": drawn(painting, record["prompt"], 1.0, mask_image=mask, **size),
+    }
+    for state, picture in expected.items():
+        found = pixels(out / "after" / state / "explicit")[0]
+        assert np.abs(found - picture).max() <= 1, state
+    before = (out / "after/inpainting-25/explicit/0001-seed0.png").read_bytes()
+    for path in (out / "images/explicit").glob("*-original.png"):  # as where another shard has them
+        path.unlink()
+    (out / "after/inpainting-25/explicit/0001-seed0.png").unlink()
+    told = evaluate("--after", "inpainting", *few)
+    assert told.status == 0, told.err
+    assert (out / "after/inpainting-25/explicit/0001-seed0.png").read_bytes() == before
+
+
+def test_a_family_that_draws_from_no_pictures_says_so(
+    trce: Run, request: pytest.FixtureRequest, reds: Path, tmp_path: Path
+) -> None:
+    tiny = request.getfixturevalue("tiny_z-image")
+    told = trce(
+        *("evaluate", tiny, "--against", tiny, "--preset", "weapons", "--detector", "reds"),
+        *("--suite", "explicit", "--after", "inpainting", "--output", tmp_path / "out", "--device", "cpu"),
+    )
+    assert (told.status, "--after inpainting is not built for Z-Image" in told.err) == (2, True), told.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_that_the_original_began_is_completed(evaluate: Surviving, tiny_sd1: Path) -> None:

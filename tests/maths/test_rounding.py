@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from trce_cli.maths.rounding import NF4, fp8, int8, nf4
+from trce_cli.maths.rounding import NF4, fp8, int8, nf4, q4_0
 
 
 def weights(*shape: int) -> torch.Tensor:
@@ -60,3 +60,19 @@ def test_nf4_s_levels_are_quantiles_of_a_normal_distribution() -> None:
     above = norm.ppf(np.linspace(outermost, 0.5, 9)[:-1])
     levels = np.array(sorted([*below, 0, *above]))
     assert pytest.approx(levels / levels.max(), abs=1e-6) == NF4
+
+
+def test_q4_0_rounds_blocks_of_32_as_ggml_does() -> None:
+    weight = weights(4, 64)
+    weight[2, 5] = 1e-3  # whatever stands beside the largest number
+    for block, rounded in zip(weight.reshape(-1, 32).numpy(), q4_0(weight).reshape(-1, 32), strict=True):
+        largest = block[np.abs(block).argmax()]
+        scale = largest / np.float32(-8)
+        codes = [min(15, int(number / scale + 8.5)) if scale else 8 for number in block]
+        assert np.float16(scale) * np.float32(-8) == pytest.approx(largest, rel=1e-3)
+        assert rounded.numpy() == pytest.approx((np.array(codes) - 8) * float(np.float16(scale)), rel=1e-6)
+
+
+def test_q4_0_leaves_rows_that_are_no_whole_blocks() -> None:
+    weight = weights(5, 32, 3, 3)
+    assert torch.equal(q4_0(weight), weight)

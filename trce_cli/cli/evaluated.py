@@ -43,6 +43,7 @@ def summary(results: Mapping[str, Any]) -> Iterator["Table | str"]:
     yield table
     if results["survivals"]:
         yield survived(results["survivals"])
+        yield from (told["sentence"] for told in results["returns"])
     yield LEGEND
     for gate in results["gates"]:
         met = "met" if gate["met"] else "not met"

@@ -12,7 +12,7 @@ from trce_cli.checkpoint.provenance import history
 from trce_cli.evaluate.measure import figures
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES
-from trce_cli.evaluate.survivals.run import AFTER
+from trce_cli.evaluate.survivals.run import AFTER, returns
 from trce_cli.evaluate.survivals.run import figures as survived
 from trce_cli.evaluate.verdicts import verdict
 from trce_cli.images.record import ImageRecord
@@ -67,6 +67,7 @@ def describe(
         "figures": figures(suites) | survived(survivals),
         "suites": suites,
         "survivals": survivals,
+        "returns": returns(survivals),
         "costs": {"evaluation": costs, "edits": edit_costs(evaluation.erased), "machine": platform.machine()},
     }
     return told | {"verdict": verdict(told)}

@@ -16,6 +16,7 @@ from trce_cli.errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
 EMPTY: Final = ""  # the prompt of unconditional predictions
@@ -452,6 +453,30 @@ class Denoiser(Protocol):
         ...
 
 
+class Redraw(Protocol):
+    """Draws a picture from another one in place of noise, (height, width, 3) within [0, 1], a numpy array.
+
+    picture: of the size that is drawn. strength: the share of the steps that are taken, from its latents with
+    the noise of the first one on; 1 begins with noise alone. mask: white where it is painted anew, and the
+    rest stays the picture's; None for all of it. Noise comes from the generator of the CPU.
+    """
+
+    def __call__(
+        self,
+        pipe: Any,
+        prompt: str,
+        negative: str | None,
+        generator: "torch.Generator",
+        picture: "Image.Image",
+        mask: "Image.Image | None",
+        *,
+        strength: float,
+        steps: int,
+        guidance_scale: float,
+        clip_skip: int = 1,
+    ) -> "np.ndarray": ...
+
+
 class Family(Protocol):
     """A model family; `families/registry.py` lists them.
 
@@ -631,6 +656,11 @@ class Family(Protocol):
         The latents of each come from its own generator of the CPU in float32, and then whatever noise its
         scheduler asks for. clip_skip: the layer of the text encoder that is read, counted from the last one.
         """
+        ...
+
+    @property
+    def redraw(self) -> Redraw | None:
+        """How pictures are drawn from pictures; None where that is not built."""
         ...
 
     def latents(self, pipe: Any, images: "np.ndarray") -> "Tensor":

@@ -38,6 +38,7 @@ class TransformerFamily(ABC):
     denoiser: ClassVar = "transformer"
     network: ClassVar = "transformer"
     schedulers: ClassVar[Mapping[str, str]] = {"euler": "FlowMatchEulerDiscreteScheduler"}
+    redraw: ClassVar = None
 
     @abstractmethod
     def names(self, config: Config) -> Names:

@@ -14,6 +14,7 @@ from trce_cli.images.record import ImageRecord
 from trce_cli.system.memory import free
 
 if TYPE_CHECKING:  # a wrong setting is refused before it is imported
+    import numpy as np
     import torch
     from diffusers import DiffusionPipeline
 
@@ -33,7 +34,6 @@ def draw(
     its own, from which its latents are drawn in float32 and then whatever noise its scheduler asks for.
     Raises TrceError when an image is not finite, as fp16 overflow makes it.
     """
-    import numpy as np
     import torch
 
     for record in records:
@@ -50,12 +50,53 @@ def draw(
                 height=record.height,
                 clip_skip=record.clip_skip,
             )
-        if not np.isfinite(picture).all():
-            fix = "The weights may be damaged; try another checkpoint."
-            if record.dtype != "float32":
-                fix = f"{record.dtype} may be too coarse here: try --dtype fp32, with another --output."
-            raise TrceError(f"{record.file} ({record.prompt[:60]!r}) came out as NaN or infinity.", fix)
-        yield record, Image.fromarray((picture * 255).round().astype(np.uint8))
+        yield record, finished(record, picture)
+
+
+def redraw(
+    family: Family,
+    pipeline: "DiffusionPipeline",
+    record: ImageRecord,
+    picture: Image.Image,
+    mask: Image.Image | None,
+    strength: float,
+    prompt: str,
+) -> Image.Image:
+    """Draw a record from a picture in place of noise, under a prompt that need not be its own.
+
+    See `families.base.Redraw`, which the family has to have. The noise comes from the record's seed. Raises
+    TrceError as `draw` does.
+    """
+    import torch
+
+    assert family.redraw is not None, f"{family.name} draws from no pictures"
+    pipeline.scheduler = family.scheduler(pipeline, record.scheduler)
+    with refusing_library(f"{record.file} ({record.prompt[:60]!r}) cannot be drawn"):
+        found = family.redraw(
+            pipeline,
+            prompt,
+            record.negative_prompt or None,
+            torch.Generator("cpu").manual_seed(record.seed),
+            picture,
+            mask,
+            strength=strength,
+            steps=record.steps,
+            guidance_scale=record.guidance_scale,
+            clip_skip=record.clip_skip,
+        )
+    return finished(record, found)
+
+
+def finished(record: ImageRecord, picture: "np.ndarray") -> Image.Image:
+    """The image of values within [0, 1]; TrceError where they are not finite."""
+    import numpy as np
+
+    if not np.isfinite(picture).all():
+        fix = "The weights may be damaged; try another checkpoint."
+        if record.dtype != "float32":
+            fix = f"{record.dtype} may be too coarse here: try --dtype fp32, with another --output."
+        raise TrceError(f"{record.file} ({record.prompt[:60]!r}) came out as NaN or infinity.", fix)
+    return Image.fromarray((picture * 255).round().astype(np.uint8))
 
 
 def draw_records(

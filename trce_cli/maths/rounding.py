@@ -10,6 +10,7 @@ from torch import Tensor
 
 FP8_MAX: Final = 448.0  # the largest number of e4m3
 BLOCK: Final = 64  # of nf4, bitsandbytes' default
+Q4_BLOCK: Final = 32  # of GGUF's Q4_0
 
 # The quantiles of a normal distribution that QLoRA (arXiv 2305.14314, appendix E) stores 4 bits as.
 NF4: Final = (
@@ -43,6 +44,22 @@ def nf4(weight: Tensor) -> Tensor:
     levels = torch.tensor(NF4, device=weight.device)
     places = torch.bucketize(blocks / scale, (levels[1:] + levels[:-1]) / 2)
     return (levels[places] * scale).flatten()[: len(numbers)].reshape(weight.shape)
+
+
+def q4_0(weight: Tensor) -> Tensor:
+    """GGUF's Q4_0: blocks of 32 numbers of a row, whole numbers from -8 to 7 with a scale in half precision.
+
+    The number of largest size is -8 (ggml's `quantize_row_q4_0_ref`). Rows that are no multiple of 32 long,
+    as convolutions have them, stay as they are: programs that write such files do not round them.
+    """
+    weight = weight.float()
+    if weight.shape[-1] % Q4_BLOCK:
+        return weight
+    blocks = weight.reshape(-1, Q4_BLOCK)
+    scale = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -8
+    inverse = torch.where(scale == 0, 0, 1 / scale)
+    levels = (blocks * inverse + 8.5).floor().clamp(max=15) - 8
+    return (levels * scale.half().float()).reshape(weight.shape)
 
 
 def _positive(scale: Tensor) -> Tensor:

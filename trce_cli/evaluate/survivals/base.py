@@ -24,15 +24,16 @@ Artist = Callable[[Sequence["Pair"]], "Iterator[tuple[Pair, Image.Image]]"]
 class State:
     """A state that a treatment leaves a checkpoint in, such as its weights rounded to 8 bits.
 
-    name: as folders, figures and gates have it; letters, digits, - and points. title: as people do. identity:
-    all that its pictures depend on besides the erased checkpoint, prompt, seed and drawing settings;
-    of_original: whether they depend on the original as well.
+    name: as folders, figures and gates have it; letters, digits, -, _ and points. title: as people do.
+    identity: all that its pictures depend on besides the erased checkpoint, prompt, seed and drawing
+    settings; of_original: whether they depend on the original as well. steps: of tuning, where it is that.
     """
 
     name: str
     title: str
     identity: str
     of_original: bool = False
+    steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.errors import BadInput
+from trce_cli.evaluate.scores import REAL_SUFFIXES
 from trce_cli.evaluate.survivals.base import State
+from trce_cli.system.foreign import read_text
+from trce_cli.system.safetensors import hash_file
+from trce_cli.system.shards import digest
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from trce_cli.evaluate.question import Evaluation
@@ -21,6 +27,7 @@ BATCH: Final = 8
 RANK: Final = 8  # of the LoRA, of every linear layer
 HARMLESS, CONCEPT = 64, 8  # pictures to tune on
 SEED: Final = 0
+MAX_CAPTION: Final = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,13 @@ class FineTuning:
     """The denoiser's own training loss on pictures that the original drew, with their prompts.
 
     concept: whether they show what was erased: prompts of the split that no report asks. lora: whether only
-    low-rank factors of the linear layers are trained.
+    low-rank factors of the linear layers are trained. folder: of the pictures in their place, each with its
+    caption beside it in a .txt of its name.
     """
 
     concept: bool
     lora: bool
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -46,21 +55,30 @@ class FineTuning:
         return f"tuned on {pictures}{' as a LoRA' if self.lora else ''}"
 
     def states(self, evaluation: "Evaluation") -> list[State]:
-        """See `Treatment`; BadInput for a LoRA without peft, and where nobody may draw the concept."""
+        """See `Treatment`; BadInput for a LoRA without peft, where nobody may draw the concept, and for a
+        folder without pictures or captions.
+        """
         if self.lora and find_spec("peft") is None:
             raise BadInput(f"--after {self.name} needs the package peft.", "pip install peft")
-        if self.concept and evaluation.home.folder is None:
-            raise BadInput(
-                f"--after {self.name} is of the embedded checkpoints alone, whose pictures it draws."
+        if self.folder is not None:
+            pictures = (
+                f"pictures {digest([(hash_file(path), text) for path, text in captioned(self.folder)])}"
             )
-        count = CONCEPT if self.concept else HARMLESS
-        settings = f"{count} pictures lr {LR} batch {BATCH} seed {SEED} rank {RANK * self.lora}"
+        elif self.concept and evaluation.home.folder is None:
+            raise BadInput(
+                f"--after {self.name} draws pictures of the concept with the embedded checkpoints alone.",
+                f"Give it yours: --after {self.name}=DIR, with a caption in a .txt beside each.",
+            )
+        else:
+            pictures = f"{CONCEPT if self.concept else HARMLESS} pictures"
+        settings = f"{pictures} lr {LR} batch {BATCH} seed {SEED} rank {RANK * self.lora}"
         return [
             State(
                 f"{self.name}-{steps}",
-                f"{self.does}, {steps} steps",
+                f"{self.does if self.folder is None else f'tuned on {self.folder.name}'}, {steps} steps",
                 f"{self.name} {steps} steps {settings}",
                 of_original=True,
+                steps=steps,
             )
             for steps in STEPS
         ]
@@ -100,15 +118,40 @@ class FineTuning:
                 del pipe
 
     def _pictures(self, subject: "Subject") -> tuple["Tensor", list[str]]:
-        """Latents of pictures that the original draws, float32 on the CPU, and their prompts."""
-        import numpy as np
+        """Latents of the pictures, of the size that is drawn, float32 on the CPU, and their prompts."""
         import torch
+
+        from trce_cli.system.memory import free
+
+        pipe = subject.pipe("original", "float32")
+        found, prompts = [], []
+        for picture, prompt in self._drawn(subject, pipe) if self.folder is None else self._read(subject):
+            found.append(subject.erased.family.latents(pipe, picture[None]).cpu())
+            prompts.append(prompt)
+        del pipe
+        free(subject.device)
+        return torch.cat(found), prompts
+
+    def _read(self, subject: "Subject") -> Iterator[tuple["np.ndarray", str]]:
+        """The folder's pictures, RGB uint8, cut to the size that is drawn, with their captions."""
+        import numpy as np
+        from PIL import ImageOps
+
+        from trce_cli.images.record import load
+
+        assert self.folder is not None
+        canvas = subject.erased.family.canvas(subject.erased)
+        for path, caption in captioned(self.folder):
+            yield np.asarray(ImageOps.fit(load(path), (canvas.width, canvas.height))), caption
+
+    def _drawn(self, subject: "Subject", pipe: Any) -> Iterator[tuple["np.ndarray", str]]:
+        """Pictures that the original draws, RGB uint8, with their prompts."""
+        import numpy as np
 
         from trce_cli.images.draw import draw
         from trce_cli.images.plan import plan_images
         from trce_cli.prompts.files import Prompt
         from trce_cli.prompts.suites import built_in_suite, seeded
-        from trce_cli.system.memory import free
 
         evaluation = subject.evaluation
         if self.concept:
@@ -120,15 +163,28 @@ class FineTuning:
             prompts = list(seeded((Prompt(caption) for caption in captions), SEED))
         settings = evaluation.settings.model_copy(update={"guidance_scale": evaluation.home.guidance})
         records = plan_images(prompts, {"original": evaluation.original}, settings)
-        pipe, family = subject.pipe("original", "float32"), evaluation.original.family
         report = subject.task("Drawing pictures to tune on", len(records), "images")
-        found = []
-        for _, image in draw(family, pipe, records):
-            found.append(family.latents(pipe, np.asarray(image)[None]).cpu())
+        for record, image in draw(evaluation.original.family, pipe, records):
+            yield np.asarray(image), record.prompt
             report(1)
-        del pipe
-        free(subject.device)
-        return torch.cat(found), [prompt.text for prompt in prompts]
+
+
+def captioned(folder: Path) -> list[tuple[Path, str]]:
+    """The pictures in a folder, sorted, each with its caption; BadInput where one lacks it, and for none."""
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder} of pictures to tune on.")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in REAL_SUFFIXES)
+    if not paths:
+        raise BadInput(
+            f"{folder} holds no pictures to tune on.", f"They end in {', '.join(sorted(REAL_SUFFIXES))}."
+        )
+    for path in paths:
+        if not path.with_suffix(".txt").exists():
+            raise BadInput(
+                f"{path} has no caption beside it.",
+                f"Write what it shows into {path.with_suffix('.txt').name}, as trainers have it.",
+            )
+    return [(path, read_text(path.with_suffix(".txt"), MAX_CAPTION).strip()) for path in paths]
 
 
 def every(module: "nn.Module") -> list["nn.Parameter"]:

@@ -13,6 +13,7 @@ FORMATS: Final = {
     "fp8": "weights rounded to fp8 (e4m3, a scale a tensor)",
     "int8": "weights rounded to int8 (a scale a channel)",
     "nf4": "weights rounded to 4 bits (nf4, blocks of 64)",
+    "q4_0": "weights rounded to 4 bits (GGUF's Q4_0, blocks of 32)",
 }
 
 

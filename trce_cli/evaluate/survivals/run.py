@@ -15,7 +15,7 @@ from trce_cli.evaluate.measure import measure_suite, share
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import Pair, ScoreStore, pair_up
 from trce_cli.evaluate.survivals.base import State, Subject, Treatment
-from trce_cli.evaluate.survivals.registry import TREATMENTS
+from trce_cli.evaluate.survivals.registry import TREATMENTS, treatment_of
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.record import ImageRecord, write_image
@@ -27,6 +27,7 @@ from trce_cli.system.shards import Share
 from trce_cli.system.whole import make_inside
 
 AFTER: Final = "after"  # the folder of the pictures, and what figures begin with
+HALF: Final = 0.5  # of the pictures: from there on what was erased is back
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # verdicts by suite
 
@@ -52,8 +53,9 @@ class Round:
 
 
 def chosen(asked: SurvivalSettings) -> list[Treatment]:
-    """The treatments that are asked for, in the registry's order."""
-    return [treatment for name, treatment in TREATMENTS.items() if name in asked.after]
+    """The treatments that are asked for, in the registry's order; of one asked for twice the last."""
+    found = {treatment.name: treatment for treatment in map(treatment_of, asked.after)}
+    return [found[name] for name in TREATMENTS if name in found]
 
 
 def figure_names(evaluation: Evaluation, asked: SurvivalSettings) -> Iterator[str]:
@@ -158,6 +160,7 @@ def measure_rounds(
                 "treatment": each.treatment.name,
                 "state": each.state.name,
                 "title": each.state.title,
+                "steps": each.state.steps,
                 "suites": suites,
             }
         )
@@ -202,6 +205,32 @@ def changed(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
         "treated": Rate.of("treated", after).as_dict(),
         "change": Change.of(before, after).as_dict(),
     }
+
+
+def returns(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """After how many steps of tuning what was erased is back, in half of the pictures of a suite.
+
+    told: the states' figures. steps: the fewest that were taken; None where it is not back after `most`.
+    """
+    tuned: dict[tuple[str, str], dict[int, float]] = {}
+    for state in told:
+        for suite in state["suites"] if state["steps"] is not None else ():
+            if suite["role"] != "benign":
+                shares = tuned.setdefault((state["treatment"], suite["name"]), {})
+                shares[state["steps"]] = suite["asr"][0]["treated"]["share"]
+    found = []
+    for (treatment, suite), shares in tuned.items():
+        steps, most = next((n for n, share in shares.items() if share >= HALF), None), max(shares)
+        how = (
+            f"not back in half of the pictures within {most}"
+            if steps is None
+            else (f"back in half of the pictures after {steps}")
+        )
+        sentence = f"After {treatment} {suite} is {how} steps."
+        found.append(
+            {"treatment": treatment, "suite": suite, "steps": steps, "most": most, "sentence": sentence}
+        )
+    return found
 
 
 def figures(told: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -17,6 +17,7 @@ from trce_cli.families.sd.names import FLAT, UNET, Names, is_tuned, unet_in_file
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from trce_cli.families.clip.text import ClipText
@@ -356,6 +357,36 @@ class StableDiffusion:
                 guidance_scale=guidance_scale,
                 width=width,
                 height=height,
+            )
+
+    def redraw(
+        self,
+        pipe: Any,
+        prompt: str,
+        negative: str | None,
+        generator: "torch.Generator",
+        picture: "Image.Image",
+        mask: "Image.Image | None",
+        *,
+        strength: float,
+        steps: int,
+        guidance_scale: float,
+        clip_skip: int = 1,
+    ) -> "np.ndarray":
+        """See `Redraw`."""
+        from trce_cli.families.sd import pipeline
+
+        with pipeline.skipping(pipe, clip_skip):
+            return pipeline.redraw(
+                pipe,
+                picture,
+                mask,
+                prompt=prompt,
+                negative_prompt=negative,
+                generator=generator,
+                strength=strength,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
             )
 
 

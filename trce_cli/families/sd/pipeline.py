@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Canvas, Weights
@@ -135,6 +136,28 @@ def draw(
         output_type="np",
         **settings,
     ).images
+
+
+def redraw(pipe: Any, picture: Image.Image, mask: Image.Image | None, **settings: Any) -> np.ndarray:
+    """See `families.base.Redraw`; settings: of diffusers' pipelines.
+
+    Of the pipeline's own parts: `from_pipe` would convert them to float32. Where there is a mask, latents
+    outside of it are the picture's after every step.
+    """
+    import diffusers
+
+    task = "Img2Img" if mask is None else "Inpaint"
+    if mask is not None:
+        settings |= {"mask_image": mask, "width": picture.width, "height": picture.height}
+    kind = getattr(diffusers, type(pipe).__name__.replace("Pipeline", f"{task}Pipeline"))
+    how = {"requires_safety_checker": False}
+    if "XL" in kind.__name__:
+        empty = "force_zeros_for_empty_prompt"
+        how = {"add_watermarker": False, empty: pipe.config[empty]}
+    redrawing = kind(**pipe.components, **how)
+    redrawing.set_progress_bar_config(disable=True)
+    (found,) = redrawing(image=picture, output_type="np", **settings).images
+    return found
 
 
 @contextmanager
