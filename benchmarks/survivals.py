@@ -15,34 +15,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from trce_cli.prompts.suites import BUILT_IN
+
 PRESET: Final = "emoji-weapons"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Treatments, and the suites that are asked after each."""
+    """Treatments, the suites that are asked after each, and what else `trce evaluate` is given."""
 
     suites: tuple[str, ...]
-    treatments: tuple[str, ...]
+    treatments: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 PARTS: Final = {
-    "weights": Part(("explicit", "implied", "context", "benign", "bystanders"), ("rounding", "merging")),
-    "tuning": Part(
-        ("explicit", "benign"), ("fine-tuning", "fine-tuning-lora", "relearning", "relearning-lora")
-    ),
+    "weights": Part(BUILT_IN, ("rounding", "merging")),
+    "fine-tuning": Part(("explicit", "benign"), ("fine-tuning", "fine-tuning-lora")),
+    "relearning": Part(("explicit", "benign"), ("relearning", "relearning-lora")),
     "pictures": Part(
         ("explicit",),
         ("completion", "image-to-image", "image-to-image-empty", "inpainting", "inpainting-empty"),
     ),
+    "clip-skip": Part(BUILT_IN, options=("--clip-skip", "2")),
 }
 # Each with what it is made from, and by which command.
-ROWS: Final = {"map": ("emoji", "map"), "both": ("map", "steer")}
+ROWS: Final = {
+    "map": ("emoji", ("map",)),
+    "both": ("map", ("steer",)),
+    "map-clip-skip": ("emoji", ("map", "--clip-skip", "2")),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["map", "both"])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--work", type=Path, default=Path("build/survivals"), help="where all is kept")
     parser.add_argument("--count", type=int, default=40, help="pictures a cell")
@@ -59,9 +66,9 @@ def checkpoint(row: str, work: Path) -> str:
     """The path of a row's checkpoint, made where it is not there yet."""
     if row not in ROWS:
         return row  # the original's name
-    source, command = ROWS[row]
+    source, (command, *options) = ROWS[row]
     if not (work / row).exists():
-        trce(command, checkpoint(source, work), "--preset", PRESET, "--output", str(work / row))
+        trce(command, checkpoint(source, work), "-p", PRESET, "-o", str(work / row), *options)
     return str(work / row)
 
 
@@ -69,11 +76,15 @@ def measured(row: str, part: str, work: Path, count: int, steps: int) -> dict[st
     """The results of a row after the treatments of a part, measured where they are not there yet."""
     output, asked = work / f"{row}-{part}", PARTS[part]
     if not (output / "results.json").exists():
-        erased = checkpoint(row, work)
-        words = [word for suite in asked.suites for word in ("--suite", suite)]
+        words = ["evaluate", checkpoint(row, work), "--against", "emoji", "-p", PRESET, "-o", str(output)]
+        words += [word for suite in asked.suites for word in ("--suite", suite)]
         words += [word for treatment in asked.treatments for word in ("--after", treatment)]
-        words += ["--count", str(count), "--after-count", str(count), "--steps", str(steps)]
-        trce(*("evaluate", erased, "--against", "emoji", "--preset", PRESET, "--output", str(output)), *words)
+        words += ["--count", str(count), "--after-count", str(count), "--steps", str(steps), *asked.options]
+        # What another part drew of the same prompts with the same settings, the row's own before others'.
+        drawn = [file.parent for file in sorted(work.glob("*/results.json"))]
+        drawn.sort(key=lambda folder: not folder.name.startswith(f"{row}-"))
+        words += ["--reuse", str(drawn[0])] if drawn else []
+        trce(*words)
     found: dict[str, Any] = json.loads((output / "results.json").read_text("utf-8"))
     return found
 
