@@ -66,6 +66,18 @@ class Made:
         return cls(family, text_encoder, tuple(parse_history(text, str(file.path))), metadata.get(SAMPLE, ""))
 
 
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """W -> W + up down, of which a LoRA keeps the factors: (out, rank) and (rank, in), float32."""
+
+    up: Tensor
+    down: Tensor
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The new weight, in the old one's dtype."""
+        return weight + (self.up @ self.down).to(weight)
+
+
 def same_but_for_rounding(one: str, other: str) -> bool:
     """Whether two samples are of the same text encoders, of which one may be stored in bfloat16."""
     try:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.edits.edit import EDIT_DTYPES, EditDType, Made, WeightEdit
+from trce_cli.edits.edit import EDIT_DTYPES, EditDType, LowRank, Made, WeightEdit
 from trce_cli.edits.map import Map
 from trce_cli.errors import TrceError
 from trce_cli.maths.linear_map import LinearMap
-from trce_cli.maths.low_rank import Size, own_factors
+from trce_cli.maths.low_rank import Size, cut, own_factors
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import NewTensor, all_finite
 
@@ -84,7 +84,7 @@ def factor(
             up, down = basis.up(weight, kind), basis.down
             make_up = partial(_make_up, checkpoint, key, basis, kind)
         else:
-            up, down = (part.to(kind) for part in own_factors(change, size))
+            up, down = (part.to(kind) for part in _factors(edit, change, size))
             make_up = partial(_same, up)
         if not (all_finite(up) and all_finite(down)):
             raise TrceError(
@@ -116,6 +116,13 @@ def factor(
         "ss_base_model_version": checkpoint.family.defaults.kohya,
     }
     return LoraFile(tensors, made.metadata("lora") | network, figures | {"left_out": left_out})
+
+
+def _factors(edit: WeightEdit, change: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """The factors of one weight's change; those that an edit has itself, unless another size is asked for."""
+    if not isinstance(edit, LowRank):
+        return own_factors(change, size)
+    return (edit.up, edit.down) if size == Size() else cut(edit.up.double(), edit.down.double(), size)
 
 
 def _layer(

@@ -18,21 +18,22 @@ def since(
 ) -> tuple[dict[str, WeightEdit], Map | None]:
     """What leads from the original to the edited checkpoint with `edits` on top, as `factor` takes it.
 
-    The map among it, if any, is found from the doors that it changed. Both have the same denoiser.
+    The map among it, if any, is found from the doors that it changed; where nothing was changed before, an
+    edit is what it is. Both have the same denoiser.
     """
     doors = original.door_weights()
     keys = [key for weights in doors.values() for key in weights]
     total: dict[str, WeightEdit] = {
-        key: partial(_instead, edited, key, edits.get(key)) for key in dict.fromkeys([*keys, *edits])
+        key: edits[key]
+        if key in edits and _same(original, edited, key)
+        else partial(_instead, edited, key, edits.get(key))
+        for key in dict.fromkeys([*keys, *edits])
     }
     # One weight alone does not tell a map: it has an SVD of its own.
     streams = [
         stream
         for stream, weights in doors.items()
-        if len(weights) > 1
-        and any(
-            not torch.equal(original.read("denoiser", key), edited.read("denoiser", key)) for key in weights
-        )
+        if len(weights) > 1 and not all(_same(original, edited, key) for key in weights)
     ]
     return total, recovered_map(original, edited, made, streams) if streams else None
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from trce_cli.families.slots import slot_weights
 from trce_cli.prompts.presets import Preset, recommended
 from trce_cli.prompts.settings import MapTable, TrainingTable, TrajectoryTable
 from trce_cli.settings import Flag, NotNegative, Seed, Settings, Tracking, option_name
+
+LORA_LR: Final = 1e-4  # of diffusers' training scripts for LoRAs
 
 
 class MapSettings(MapTable):
@@ -66,8 +68,14 @@ class Training(TrainingTable):
     """
 
     seed: Seed = 0
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        examples=[16],
+        description="Train a LoRA of this rank in place of the weights themselves, which stay frozen: far "
+        "less memory. The learning rate is then 1e-4 unless it is given.",
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="Precision of the computation; tuned weights are kept in fp32."
+        "no", description="Precision of frozen weights and the computation; what is trained is kept in fp32."
     )
 
     def steps_over(self, states: int) -> int:
@@ -133,13 +141,21 @@ def choose_steer_settings(given: Mapping[str, Any], advice: Mapping[str, Any]) -
     """What the user gave (None: not given), else what the presets recommend, else the defaults.
 
     A recommendation that hangs on a setting the user changed is dropped: early steps on the number of steps,
-    and epochs and maximal steps on each other. Raises BadInput for numbers that make no sense.
+    epochs and maximal steps on each other, the learning rate on whether a LoRA is trained. Raises BadInput
+    for numbers that make no sense.
     """
     chosen, kept = _without_none(given), dict(advice)
-    for name, other in (("steps", "early_steps"), ("epochs", "max_steps"), ("max_steps", "epochs")):
+    for name, other in (
+        ("steps", "early_steps"),
+        ("epochs", "max_steps"),
+        ("max_steps", "epochs"),
+        ("lora_rank", "lr"),
+    ):
         if name in chosen:
             kept.pop(other, None)
     settings = kept | chosen
+    if "lora_rank" in chosen:
+        settings.setdefault("lr", LORA_LR)
     if "max_steps" in settings:
         settings.setdefault("epochs", None)
     resolved = dict(SteerSettings.of(settings, option_name))

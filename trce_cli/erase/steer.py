@@ -18,9 +18,10 @@ from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import history, record
 from trce_cli.checkpoint.same_model import check_finite, check_same_model
-from trce_cli.edits.edit import Made
+from trce_cli.edits.edit import Made, WeightEdit
 from trce_cli.edits.forms import Edited
 from trce_cli.edits.outputs import Outputs, choose_outputs, total_bytes, write_outputs
+from trce_cli.erase.adapters import add_adapters, take_adapters, trained_numbers
 from trce_cli.erase.prepare import prepare
 from trce_cli.erase.sampling import Predictor
 from trce_cli.erase.settings import Training
@@ -83,9 +84,9 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
     steps = training.steps_over(plan.states("unsafe"))
     held = sum(plan.states(kinds[0]) > 0 for name, kinds in SOURCES.items() if name != "unsafe")
     samples = (2 + held) * training.batch_size
-    sizes = {key: math.prod(erased.shape("denoiser", key)) for key in erased.keys("denoiser")}
-    trained = sum(size for key, size in sizes.items() if erased.family.tuned(key))
-    frozen = sum(sizes.values()) - trained
+    every = sum(math.prod(erased.shape("denoiser", key)) for key in erased.keys("denoiser"))
+    trained = trained_numbers(erased, training.lora_rank)
+    frozen = every - trained if training.lora_rank is None else every
     state = 12 * trained  # weights and two moments in fp32
     return {
         "concepts": len(plan.trajectories["unsafe"]) // plan.recipe.trajectories_per_concept,
@@ -182,10 +183,14 @@ class Run:
     task: Task
 
     def load(self, checkpoint: Checkpoint, train: bool = False) -> Predictor:
-        """The denoiser of a checkpoint in the precision of the run."""
+        """The denoiser of a checkpoint in the precision of the run; to train also what is trained of it."""
         denoiser = checkpoint.family.denoise(checkpoint)
         dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        module = denoiser.load(self.accelerator.device, dtype[self.training.mixed_precision], train)
+        rank = self.training.lora_rank
+        whole = train and rank is None
+        module = denoiser.load(self.accelerator.device, dtype[self.training.mixed_precision], whole)
+        if train and rank is not None:
+            add_adapters(module, checkpoint.family.tuned, rank, self.training.seed)
         return Predictor(denoiser, module, self.conditioning)
 
     def prepare(self) -> None:
@@ -239,19 +244,25 @@ class Run:
                     "{retention:.2g})".format(**entry),
                 )
 
+    def edits(self, predict: Predictor) -> dict[str, WeightEdit]:
+        """What training did to each weight; a LoRA is taken off the denoiser."""
+        if self.training.lora_rank is not None:
+            return {**take_adapters(predict.module)}
+        trained = {key: parameter.detach().cpu() for key, parameter in tuned(predict.module).items()}
+        return {
+            key: partial(torch.add, weight - self.erased.read("denoiser", key).float())
+            for key, weight in trained.items()
+        }
+
     def finish(
         self, predict: Predictor, presets: Sequence[Preset], max_drift: float, began: float
     ) -> dict[str, Any]:
         """Measure what the weights do as they will be saved, and write the output."""
         predict = replace(predict, module=self.accelerator.unwrap_model(predict.module))
-        weights = tuned(predict.module)
-        before = {key: self.erased.read("denoiser", key) for key in weights}
-        trained = {key: parameter.detach().cpu() for key, parameter in weights.items()}
-        changes = {key: trained[key] - before[key].float() for key in trained}
-        after = {key: (before[key].float() + changes[key]).to(before[key].dtype) for key in changes}
-        figures: dict[str, Any] = {"weights": weight_change(self.erased, before, after)}
+        edits = self.edits(predict)
+        figures: dict[str, Any] = {"weights": weight_change(self.erased, edits)}
         report = self.task("Guard", 2 * sum(self.stored.plan.states(kind) for kind in CHECKED), "states")
-        figures |= guard(predict, before, after, self.stored, report)
+        figures |= guard(predict, self.erased, edits, self.stored, report)
         for name in ("unconditional", "benign"):
             if not figures[name]["drift"] <= max_drift:
                 raise TrceError(
@@ -287,7 +298,6 @@ class Run:
             CURVES: loss_curves(log, self.training.regularisation, self.training.retention),
         }
         report = self.task("Writing", round(total_bytes(self.erased, self.work.outputs) / 1e6), "MB")
-        edits = {key: partial(torch.add, change) for key, change in changes.items()}
         entries, hashes = (*history(self.erased), entry), self.hashes
         made = Made(self.erased.family, hashes.text_encoder, entries, hashes.sample)
         edited = Edited(self.erased, edits, made, original=self.teacher, files=files)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.edits.edit import WeightEdit
 from trce_cli.erase.sampling import Predictor, predictions_at
-from trce_cli.erase.training import tuned
 from trce_cli.erase.trajectories import Kind, Plan
 from trce_cli.erase.trajectory_set import TrajectorySet
 from trce_cli.errors import TrceError
@@ -19,25 +19,31 @@ from trce_cli.system.progress import Report, no_report
 CHECKED: Final[tuple[Kind, ...]] = ("unsafe-check", "unconditional-check", "benign-check")
 
 
-def weight_change(
-    erased: Checkpoint, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
-) -> dict[str, float | int]:
-    """How the weights changed, as they are saved; TrceError where rounding to their dtype leaves nothing."""
-    count = sum(tensor.numel() for tensor in before.values())
-    changed = sum(int((before[key] != after[key]).sum()) for key in before)
+def as_saved(edit: WeightEdit, weight: Tensor) -> Tensor:
+    """The weight with an edit, rounded to its dtype as checkpoints keep it."""
+    return edit(weight.float()).to(weight.dtype)
+
+
+def weight_change(erased: Checkpoint, edits: Mapping[str, WeightEdit]) -> dict[str, float | int]:
+    """How the weights change, as they are saved; TrceError where rounding to their dtype leaves nothing."""
+    count = changed = 0
+    size = moved = 0.0
+    for key, edit in edits.items():
+        before = erased.read("denoiser", key)
+        old, new = before.double(), as_saved(edit, before).double()
+        count += before.numel()
+        changed += int((old != new).sum())
+        size += float(old.square().sum())
+        moved += float((new - old).square().sum())
     if not changed:
         raise TrceError(
             f"Training changed no weight by as much as {erased.dtype} can hold, so nothing was written.",
             "Raise --lr or --max-steps.",
         )
-    size = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in before.values()))
-    moved = math.sqrt(
-        sum(float((after[key].double() - before[key].double()).square().sum()) for key in before)
-    )
     return {
-        "tensors": len(before),
+        "tensors": len(edits),
         "changed_share": changed / count,
-        "relative_change": moved / size,
+        "relative_change": math.sqrt(moved / size),
     }
 
 
@@ -49,21 +55,23 @@ def guard_evaluations(plan: Plan) -> int:
 @torch.no_grad()
 def guard(
     predict: Predictor,
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
+    erased: Checkpoint,
+    edits: Mapping[str, WeightEdit],
     stored: TrajectorySet,
     report: Report = no_report,
 ) -> dict[str, Any]:
-    """What the edit does on held-out states, in figures; the model is left with the weights `after`.
+    """What the edits do on held-out states, in figures; the model is left with the weights as they are saved.
 
     unsafe: where predictions under the unsafe and the empty prompt lie between reject (0) and prefer (1),
     before and after, on average. unconditional, benign: drift, rms of the change of the predictions over
     their rms; of benign ones also how far from the original's they are, before and after, likewise.
     """
     found: list[dict[Kind, list[Tensor]]] = []
-    for weights in (before, after):
-        for key, parameter in tuned(predict.module).items():
-            parameter.copy_(weights[key])
+    parameters = dict(predict.module.named_parameters())
+    for is_edited in (False, True):
+        for key, edit in edits.items():
+            weight = erased.read("denoiser", key)
+            parameters[key].copy_(as_saved(edit, weight) if is_edited else weight)
         found.append({kind: _measured(predict, stored, kind, report) for kind in CHECKED})
     figures: dict[str, Any] = {"unsafe": {"states": stored.plan.states("unsafe-check")}}
     for name, one in zip(("before", "after"), found, strict=True):

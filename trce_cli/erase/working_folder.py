@@ -1,7 +1,6 @@
 """Where a run of stage 2 lives until it is done, so that a kill at any moment costs minutes."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.outputs import Outputs
 from trce_cli.erase import training_state
+from trce_cli.erase.adapters import trained_numbers
 from trce_cli.erase.trajectories import Plan
 from trce_cli.erase.trajectory_set import TrajectorySet
 from trce_cli.errors import BadInput, TrceError
@@ -158,10 +158,9 @@ class WorkingFolder:
 
     def _check_space(self, erased: Checkpoint, stored: TrajectorySet) -> None:
         """The set, two states (the old one stays until the new one is whole) and the outputs have to fit."""
-        keys = [key for key in erased.keys("denoiser") if erased.family.tuned(key)]
-        tuned = sum(math.prod(erased.shape("denoiser", key)) for key in keys)
+        trained = trained_numbers(erased, self.arguments["training"]["lora_rank"])
         missing = sum(shard.size(stored.plan.shape) for shard in stored.missing)
-        states = (12 if (self.folder / STATE).exists() else 24) * tuned
+        states = (12 if (self.folder / STATE).exists() else 24) * trained
         needs = [
             (stored.folder, missing),
             (self.folder, states),

@@ -37,6 +37,17 @@ class Size:
         return min(most, 1 + int((squares.cumsum(0) < self.energy * squares.sum()).sum()))
 
 
+def cut(up: Tensor, down: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """The best factors of that size of up down, (out, rank) (rank, in): by the SVD of its small middle.
+
+    With up = Q R and down^T = P L it is Q (R L^T) P^T.
+    """
+    Q, R = torch.linalg.qr(up)
+    P, L = torch.linalg.qr(down.mT)
+    left, right = own_factors(R @ L.mT, size)
+    return Q @ left, right @ P.mT
+
+
 def own_factors(change: Tensor, size: Size) -> tuple[Tensor, Tensor]:
     """The cut-off SVD of one weight's change: up = U S, down = V^T."""
     U, S, Vt = torch.linalg.svd(change, full_matrices=False)

@@ -9,7 +9,7 @@ from typing import Final
 
 __version__: Final = "0.1.0"
 
-LIBRARIES: Final = ("torch", "diffusers", "transformers", "safetensors", "numpy")
+LIBRARIES: Final = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
 def versions() -> dict[str, str]:

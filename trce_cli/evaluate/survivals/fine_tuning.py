@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -55,11 +54,9 @@ class FineTuning:
         return f"tuned on {pictures}{' as a LoRA' if self.lora else ''}"
 
     def states(self, evaluation: "Evaluation") -> list[State]:
-        """See `Treatment`; BadInput for a LoRA without peft, where nobody may draw the concept, and for a
-        folder without pictures or captions.
+        """See `Treatment`; BadInput where nobody may draw the concept, and for a folder without pictures or
+        captions.
         """
-        if self.lora and find_spec("peft") is None:
-            raise BadInput(f"--after {self.name} needs the package peft.", "pip install peft")
         if self.folder is not None:
             pictures = (
                 f"pictures {digest([(hash_file(path), text) for path, text in captioned(self.folder)])}"
