@@ -1,5 +1,6 @@
 """Where the process begins: `trce`, `python -m trce_cli`, and what `accelerate launch -m trce_cli` starts."""
 
+import gc
 import sys
 
 
@@ -15,6 +16,8 @@ def main() -> int:
     except KeyboardInterrupt:  # while the command line was being imported
         sys.stderr.write("Error: Interrupted.\n")
         return 130
+    finally:
+        gc.freeze()  # the system takes all of it back at once; to collect it takes the interpreter seconds
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ def test_streams_that_are_closed_or_full_change_no_exit_status(script: str, stat
     assert "Traceback" not in done.stderr
 
 
+def test_what_is_left_in_the_end_is_not_collected() -> None:
+    """It takes seconds where torch and Gradio are loaded: Ctrl-C would seem to be ignored."""
+    code = "import gc; from trce_cli.__main__ import main; main(); print(gc.get_freeze_count() > 1000)"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.stdout.endswith("True\n")
+
+
 def test_a_closed_stream_is_not_taken_for_an_output(tmp_path: Path) -> None:
     done = run(f'cd {tmp_path} && "$@" presets new x.toml >&- 2>&-')
     assert done.returncode == 0

@@ -67,7 +67,12 @@ def test_other_files_are_described_as_what_they_are(tmp_path: Path, trce) -> Non
 
 
 @pytest.mark.parametrize(
-    "start", ["controlnet_cond_embedding.conv_in.weight", "control_model.time_embed.0.bias"]
+    "start",
+    [
+        "controlnet_cond_embedding.conv_in.weight",
+        "control_model.time_embed.0.bias",
+        "input_hint_block.0.weight",
+    ],
 )
 def test_a_controlnet_is_called_one(start: str, tmp_path: Path, trce) -> None:
     path = tmp_path / "control.safetensors"
@@ -83,6 +88,11 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, trce) -> None:
     found = json.loads(trce("inspect", path, "--json").out)
     assert (found["kind"], found["tensors"]) == ("no checkpoint that can be opened", 1)
     assert "family that is not known" in found["why"]
+    assert "it has no" not in found["why"]  # of every family
+
+    for key, kind in (("emb_params", "a textual inversion embedding"), ("ip_adapter.1.w", "an IP-Adapter")):
+        save_file({key: torch.ones(2)}, path)
+        assert json.loads(trce("inspect", path, "--json").out)["kind"] == kind
 
     path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4265380512\n")
     for told in (trce("inspect", path), trce("apply", path, "emoji", "-o", tmp_path / "out")):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from trce_cli.cli.progress import Lines, Progress, Silence, bars
@@ -121,11 +122,12 @@ class Console:
 
     `json`: one JSON value on stdout, human output on stderr. `quiet`: only warnings and errors, and what was
     asked for. `has_told`: whether this process has written its JSON value. `is_checking`: whether a plan is
-    wanted for its errors alone, see `gathered`.
+    wanted for its errors alone, see `gathered`. begun: when the command began, or what a plan is to tell of.
     """
 
     has_told: ClassVar[bool] = False
     is_checking: ClassVar[bool] = False
+    begun: ClassVar[float] = monotonic()
     _gathered: ClassVar[list[Any] | None] = None
 
     @classmethod
@@ -212,7 +214,7 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
     """
     line = sys.argv[1:] if args is None else args
     as_json = "--json" in itertools.takewhile(lambda part: part != "--", line)
-    Console.has_told = False
+    Console.has_told, Console.begun = False, monotonic()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, a file name may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     status, told = _run(app, args)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.cli.console import Console
@@ -24,7 +25,9 @@ def show_plan(
     """
     told = dict(planned)
     if seconds is not None and not Console.is_checking:
-        told["estimated_seconds"] = float(f"{seconds():.3g}")
+        spent = monotonic() - Console.begun  # on libraries and checkpoints, which the work itself needs too
+        told["estimated_seconds"] = float(f"{spent + seconds():.3g}")
+        Console.begun = monotonic()
     console.answer(plan_table(told))
     console.result({"dry_run": True, "output": output, **told})
     lack = told.get("disk_bytes", 0) - told.get("free_disk_bytes", told.get("disk_bytes", 0))

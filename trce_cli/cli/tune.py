@@ -25,12 +25,19 @@ from trce_cli.cli.options import (
 from trce_cli.cli.plans import show_plan
 from trce_cli.cli.tracking import track
 from trce_cli.evaluate.settings import Tried, TuningSettings
-from trce_cli.prompts.pairs import pair_prompts
+from trce_cli.prompts.pairs import pair_prompts, prompt_pairs
 from trce_cli.prompts.presets import load_presets
 from trce_cli.settings import Tracking
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
     from rich.table import Table
+
+    from trce_cli.erase.prior import Prior
+    from trce_cli.erase.settings import MapSettings
+    from trce_cli.evaluate.question import Evaluation
 
 
 @with_options
@@ -60,7 +67,6 @@ def tune(
     chosen = load_presets(presets)
 
     from trce_cli.erase.prior import choose_prior
-    from trce_cli.evaluate import estimate
     from trce_cli.evaluate.question import prepare
     from trce_cli.evaluate.tune import Maps, figures_of
     from trce_cli.evaluate.tune import tune as run
@@ -80,13 +86,7 @@ def tune(
             original, original, chosen, where, asked.evaluation(), split="tuning", note=console.note
         )
         if dry_run:
-            places = estimate.trials(evaluation, len(settings), output)
-            dtype = drawing.precision(where)
-            show_plan(
-                console, output,
-                {"trials": len(settings), **estimate.plan_evaluation(evaluation, places, dtype)},
-                lambda: estimate.evaluation_seconds(evaluation, places, where, dtype),
-            )  # fmt: skip
+            _plan(console, evaluation, settings, benign, output, where, drawing.precision(where))
             return
         told = run(
             evaluation, Maps(settings, benign, arguments), output, where, drawing.precision(where),
@@ -98,6 +98,31 @@ def tune(
     rows = [{"preserve": trial["preserve"], **figures_of(trial)} for trial in told["trials"]]
     track(tracking, "tune", output, told["settings"], rows, where)
     _show(console, output, told)
+
+
+def _plan(
+    console: Console,
+    evaluation: "Evaluation",
+    settings: "Sequence[MapSettings]",
+    benign: "Prior",
+    output: Path,
+    device: "torch.device",
+    dtype: str,
+) -> None:
+    from trce_cli.erase.estimate import solving_seconds
+    from trce_cli.erase.map_plan import distinct_prompts
+    from trce_cli.evaluate import estimate
+
+    places = estimate.trials(evaluation, len(settings), output)
+    planned = {"trials": len(settings), **estimate.plan_evaluation(evaluation, places, dtype)}
+    prompts = len(distinct_prompts(prompt_pairs(evaluation.presets)))
+    words = max(each.words_asked for each in settings)
+
+    def seconds() -> float:
+        drawing = estimate.evaluation_seconds(evaluation, places, device, dtype)
+        return drawing + solving_seconds(evaluation.original, benign, words, prompts, device)
+
+    show_plan(console, output, planned, seconds)
 
 
 def _show(console: Console, output: Path, told: dict[str, Any]) -> None:

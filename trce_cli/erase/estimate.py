@@ -8,8 +8,9 @@ import torch
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.estimate import copy_seconds
 from trce_cli.edits.outputs import Outputs
-from trce_cli.erase.moments import seconds_each
+from trce_cli.erase.moments import is_cached, seconds_each
 from trce_cli.erase.prior import Prior
+from trce_cli.erase.vocabulary import asked_words
 from trce_cli.images.estimate import pace
 from trce_cli.images.plan import plan_images
 from trce_cli.images.settings import DrawSettings
@@ -20,15 +21,21 @@ GUIDED = 2  # evaluations a denoising step, with guidance
 
 
 def solving_seconds(
-    checkpoint: Checkpoint, planned: Mapping[str, Any], prior: Prior, device: torch.device
+    checkpoint: Checkpoint, prior: Prior, word_prompts: int, prompts: int, device: torch.device
 ) -> float:
-    """About how long encoding for stage 1 takes, where the cache holds nothing; some captions are encoded.
+    """About how long encoding for stage 1 takes, but for what is cached; some captions and words are encoded.
 
-    planned: as `map_plan.plan` has it.
+    word_prompts, prompts: how many there are of words, and of the pairs, which are as short.
     """
-    each = seconds_each(checkpoint.family.text(checkpoint, device, torch.float32), prior.captions)
-    benign = len({*prior.captions, *prior.canaries, *prior.bystanders})
-    return each * (benign + planned["word_prompts"] + planned["distinct_prompts"])
+    family = checkpoint.family
+    text = family.text(checkpoint, device, torch.float32)
+    each = seconds_each(text, prior.captions)
+    captions = (prior.captions, prior.canaries, prior.bystanders)
+    found = sum(each * len({*some}) for some in captions if some and not is_cached(text, some))
+    if words := asked_words(text, word_prompts).prompts if word_prompts else []:
+        each = seconds_each(text, words)
+        found += 0.0 if is_cached(text, words, family.defaults.slots) else each * len(words)
+    return found + each * prompts
 
 
 def map_seconds(
@@ -41,7 +48,8 @@ def map_seconds(
     """About how long `trce map` takes: encoding, hashing the checkpoint, and writing it edited."""
     doors = [key for weights in checkpoint.door_weights().values() for key in weights]
     edits = {key: lambda weight: weight @ weight.mT.matmul(weight) for key in doors}
-    encoding = solving_seconds(checkpoint, planned, prior, device)
+    count, prompts = planned["word_prompts"], planned["distinct_prompts"]
+    encoding = planned["clip_skip"] * solving_seconds(checkpoint, prior, count, prompts, device)
     return encoding + copy_seconds(checkpoint, outputs, edits)
 
 

@@ -24,7 +24,7 @@ from trce_cli.system.whole import write_tensors
 # (width, width) float64.
 Moments = Mapping[str, Tensor]
 
-TRIED: Final = 16  # captions that are encoded to see how long one takes
+TRIED: Final = 96  # prompts that are encoded to see how long one takes
 _MEANINGS: Final = "meanings"  # the name of a tensor in the cache beside those of the streams
 
 
@@ -56,18 +56,24 @@ def second_moments(text: Text, captions: Sequence[str], report: Report = no_repo
 
 
 def seconds_each(text: Text, captions: Sequence[str]) -> float:
-    """How long it takes to encode a caption, by a few of them, past the cache."""
-    _compute(text, captions[:1], no_report)
+    """How long it takes to encode a caption, by some of them from all over, past the cache."""
+    some = captions[:: max(1, len(captions) // TRIED)]
+    _compute(text, some[:1], no_report)
     begun = monotonic()
-    _compute(text, captions[:TRIED], no_report)
-    return (monotonic() - begun) / len(captions[:TRIED])
+    _compute(text, some, no_report)
+    return (monotonic() - begun) / len(some)
+
+
+def is_cached(text: Text, prompts: Sequence[str], slots: Mapping[str, float] | None = None) -> bool:
+    """Whether the cache has the moments of prompts, or with slots what `known_prompts` tells of them."""
+    return _path(text.fingerprint(prompts) if slots is None else _known_key(text, prompts, slots)).exists()
 
 
 def known_prompts(
     text: Text, prompts: Sequence[str], slots: Mapping[str, float], report: Report = no_report
 ) -> Known:
     """What distinct prompts look like, by the slots' weights; cached as `second_moments` is."""
-    key = hashlib.sha256(f"{text.fingerprint(prompts)} {sorted(slots.items())}".encode()).hexdigest()
+    key = _known_key(text, prompts, slots)
     width = next(iter(text.streams.values()))
     expected = _shapes(text) | {_MEANINGS: (torch.float32, (len(prompts), width))}
     found = _load(key, expected)
@@ -77,6 +83,10 @@ def known_prompts(
         return known
     report(len(prompts))
     return Known({stream: found[stream] for stream in text.streams}, found[_MEANINGS])
+
+
+def _known_key(text: Text, prompts: Sequence[str], slots: Mapping[str, float]) -> str:
+    return hashlib.sha256(f"{text.fingerprint(prompts)} {sorted(slots.items())}".encode()).hexdigest()
 
 
 def look(

@@ -166,10 +166,14 @@ def _read(
     text: Text, pairs: Sequence[PromptPair], slots: Mapping[str, float], count: int, report: Report
 ) -> tuple[WordPrompts, Known, set[str], list[str]] | None:
     """Words in at most `count` prompts, what is known of these, the exempt words and the others."""
-    words = text.words(max(count // LEAST, 1))
-    if not words:
+    asked = asked_words(text, count)
+    if not asked.words:
         return None
-    asked = WordPrompts.of(words, count)
     known = known_prompts(text, asked.prompts, slots, report)
     exempt = exempt_words(text, asked, known.meanings, pairs, slots)
-    return asked, known, exempt, [word for word in words if word not in exempt]
+    return asked, known, exempt, [word for word in dict.fromkeys(asked.words) if word not in exempt]
+
+
+def asked_words(text: Text, count: int) -> WordPrompts:
+    """Words of the encoder's vocabulary in at most `count` prompts; none where it has none."""
+    return WordPrompts.of(text.words(max(count // LEAST, 1)), count)

@@ -1,6 +1,7 @@
 """What an evaluation will take, told before, by drawing and judging a picture on trial."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from trce_cli.images.record import ImageRecord
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 _SPENT = ("gradients", "encodings", "pictures")
 
@@ -96,12 +98,26 @@ def plan_evaluation(evaluation: Evaluation, where: Places, dtype: str) -> dict[s
 
 def evaluation_seconds(evaluation: Evaluation, where: Places, device: "torch.device", dtype: str) -> float:
     """About how long it takes to draw what is missing and to look at all of it."""
-    import numpy as np
-
     every = [record for _, records in where for record in records]
     lacking = list(missing(where))
     drawn = pace(evaluation.erased, every[0], device, dtype)
+    return drawn.seconds(lacking) + _looking_seconds(evaluation, drawn.sample) * len(every)
+
+
+def _looking_seconds(evaluation: Evaluation, sample: "Image.Image") -> float:
+    """How long all that look at pictures look at one, written and read as any other."""
+    import io
+
+    import numpy as np
+
+    image = np.array(sample)
+    looks: list[Callable[[], object]] = [partial(each.scores, image[None]) for each in evaluation.detectors]
+    looks += [partial(each.features, image[None]) for each in evaluation.extractors]
+    looks += [partial(evaluation.clip.images, image[None])] if evaluation.clip else []
+    looks += [lambda: sample.save(io.BytesIO(), format="PNG")]
+    for look in looks:
+        look()  # warms up
     begun = monotonic()
-    for detector in evaluation.detectors:
-        detector.scores(np.array(drawn.sample)[None])
-    return drawn.seconds(lacking) + (monotonic() - begun) * len(every)
+    for look in looks:
+        look()
+    return monotonic() - begun

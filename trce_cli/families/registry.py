@@ -40,6 +40,10 @@ _EDITS: Final = {
     "lora_": "a LoRA",
     "unet.": "a LoRA",
     "transformer.": "a LoRA",
+    "emb_params": "a textual inversion embedding",
+    "ip_adapter.": "an IP-Adapter",
+    "image_proj.": "an IP-Adapter",
+    "input_hint_block.": "a ControlNet",
 }
 
 C = TypeVar("C", bound=Configs)
@@ -59,7 +63,8 @@ def family_of_folder(where: str, configs: Callable[[str], C]) -> tuple[Family, C
             return family, config
         reasons.append(why)
     pipeline = f"its pipeline is {configs('')['model_index'].get('_class_name')}"
-    raise _unknown(where, next((why for why in reasons if why != pipeline), pipeline))
+    nearly = [why for why in reasons if why != pipeline]
+    raise _unknown(where, ", and ".join([pipeline, *nearly[:1]]))
 
 
 def family_of_file(where: str, shapes: Mapping[str, Shape]) -> Family:
@@ -74,7 +79,10 @@ def family_of_file(where: str, shapes: Mapping[str, Shape]) -> Family:
         if (why := family.claims_file(shapes)) is None:
             return family
         reasons[why] = family
-    raise _unknown(where, "; ".join(reasons))
+    # A family of which a file has nothing says so; one that it nearly is says more.
+    nearly = [why for why in reasons if not why.startswith("it has no ")]
+    nothing = f"no name of its {len(shapes)} tensors, such as {next(iter(shapes), None)}, is one of theirs"
+    raise _unknown(where, "; ".join(nearly) or nothing)
 
 
 def family_named(name: str) -> Family | None:
