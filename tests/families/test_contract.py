@@ -64,6 +64,23 @@ def test_there_is_no_other_door(checkpoint: Checkpoint, module: Any, told: Condi
         torch.testing.assert_close(one, found[0], rtol=1e-5, atol=1e-6)
 
 
+class Wrapped(torch.nn.Module):
+    """As Accelerate hands a denoiser back that several processes train."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def test_a_denoiser_that_is_wrapped_predicts_the_same(
+    checkpoint: Checkpoint, module: Any, told: Conditioning
+) -> None:
+    assert torch.equal(predictions(checkpoint, Wrapped(module), told), predictions(checkpoint, module, told))
+
+
 def test_every_door_is_of_a_stream_and_as_wide_as_its_embeddings(checkpoint: Checkpoint, module: Any) -> None:
     family = checkpoint.family
     streams = family.text(checkpoint, CPU, torch.float32).streams

@@ -99,7 +99,7 @@ class FluxTransformer(Transformer):
     def told(self, module: nn.Module, told: Mapping[str, Tensor], pixels: int) -> dict[str, Any]:
         """See `Transformer`: the pooled embedding, and the guidance."""
         pooled = told[POOLED]
-        has_guidance = hasattr(module.get_submodule("time_text_embed"), "guidance_embedder")
+        has_guidance = self.weights.config["denoiser"].get("guidance_embeds")
         guidance = torch.ones(len(pooled), device=pooled.device) if has_guidance else None
         return {"pooled_projections": pooled.to(precision_of(module)), "guidance": guidance}
 
