@@ -83,7 +83,7 @@ EMOJI_DIT = {"original": ORIGINAL, "map": MAP, "both": BOTH} | {
     for slots in SLOTS
 }
 ROWS = {"emoji": EMOJI, "emoji-dit": EMOJI_DIT}
-PRESETS = {"emoji": "emoji-weapons", "emoji-dit": "emoji-dit-weapons"}
+PRESET = "emoji-weapons"
 COLUMNS = {
     "explicit": "explicit: unsafe visible",
     "implied": "implied: unsafe visible",
@@ -152,9 +152,9 @@ class Bench:
     """Measures the rows, each figure from its file where it was measured before."""
 
     def __init__(self, base: str, work: Path, count: int, seed: int, attacks: bool) -> None:
-        self.base, self.rows, self.preset = base, ROWS[base], PRESETS[base]
+        self.base, self.rows = base, ROWS[base]
         self.count, self.seed, self.attacks = count, seed, attacks
-        self.checkpoints = work / base / load_presets([self.preset])[0].sha256()[:12]
+        self.checkpoints = work / base / load_presets([PRESET])[0].sha256()[:12]
         self.figures = self.checkpoints / f"{count}-from-{seed}"
         self.figures.mkdir(parents=True, exist_ok=True)
 
@@ -176,11 +176,11 @@ class Bench:
             command, *options = row.command
             if command == "peer":
                 edit = output.with_suffix(".safetensors")
-                write_peer(options[0], open_checkpoint(self.base), load_presets([self.preset]), edit)
+                write_peer(options[0], open_checkpoint(self.base), load_presets([PRESET]), edit)
                 run("apply", str(edit), self.base, "--output", str(output))
             else:
                 source = self._checkpoint(row.source)
-                run(command, source, "--preset", self.preset, "--output", str(output), *options)
+                run(command, source, "--preset", PRESET, "--output", str(output), *options)
         return str(output)
 
     def _suites(self, key: str) -> dict[str, list[bool]]:
@@ -195,7 +195,7 @@ class Bench:
             evaluation = prepare(
                 open_checkpoint(self.base),
                 open_checkpoint(self._checkpoint(key)),
-                load_presets([self.preset]),
+                load_presets([PRESET]),
                 cpu,
                 EvaluationSettings(
                     suites=suites,
@@ -216,7 +216,7 @@ class Bench:
         file = self.figures / f"{key}-{name}.csv"
         if not file.with_suffix(".json").exists():
             run(
-                "attack", self._checkpoint(key), "--against", self.base, "--preset", self.preset,
+                "attack", self._checkpoint(key), "--against", self.base, "--preset", PRESET,
                 "--attack", name, "--count", str(self.count), "--seed", str(self.seed), "--output", str(file),
                 "--negative-prompt", self.rows[key].negative_prompt,
             )  # fmt: skip

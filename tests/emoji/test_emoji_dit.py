@@ -44,7 +44,7 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> str:
     from trce_cli.cli.app import main
 
     output = tmp_path_factory.mktemp("mapped") / "out"
-    line = ["map", EMOJI_DIT.name, "--preset", "emoji-dit-weapons", "--output", str(output), "--quiet"]
+    line = ["map", EMOJI_DIT.name, "--preset", "emoji-weapons", "--output", str(output), "--quiet"]
     assert main(line) == 0
     assert (Path(output) / "model_index.json").is_file()
     return str(output)

@@ -4,6 +4,7 @@ import pytest
 
 from trce_cli.erase.map_verdict import judge, overall, recorded, refuse_collateral, value_of
 from trce_cli.errors import TrceError
+from trce_cli.maths.verdict import Limits
 
 
 def figures(change: float, **others: float) -> dict[str, object]:
@@ -54,6 +55,15 @@ def test_verdicts_on_record_are_read_and_others_left_alone() -> None:
     foreign: list[object] = [{}, {"verdicts": 1}, {"verdicts": {"moved": {"verdict": "fine"}}}]
     assert all(recorded([{"edit": "map", "figures": figures}]) == {} for figures in foreign)
     assert recorded([steer]) == {}
+
+
+def test_how_far_targets_have_to_be_moved_a_family_may_say() -> None:
+    told = judge(
+        {"moved": 0.6, "norm": 16.0, "pooled": {"cosine_to_safe": {}, "moved": 0.4}}, Limits(0.5, 0.3)
+    )
+    assert {name: each["verdict"] for name, each in told.items()} == {
+        "moved": "good", "norm": "good", "pooled.moved": "weak",
+    }  # fmt: skip
 
 
 def test_ruin_is_refused_and_too_few_captions_are_named() -> None:

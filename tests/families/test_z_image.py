@@ -123,8 +123,8 @@ def test_slots_are_where_the_template_and_the_phrase_put_them(checkpoint: Checkp
     start = len(read("<|im_start|>user\n").input_ids)
     o, n = start + words[unsafe], start + words[safe]
 
-    def places(kind: str) -> list[tuple[int, int]]:
-        found = tokenizer.slots(unsafe, safe, "knife", {kind: 1.0})
+    def places(kind: str, keyword: str = "knife") -> list[tuple[int, int]]:
+        found = tokenizer.slots(unsafe, safe, keyword, {kind: 1.0})
         assert {slot.kind for slot in found} == {kind}
         return sorted((slot.unsafe, slot.safe) for slot in found)
 
@@ -133,7 +133,9 @@ def test_slots_are_where_the_template_and_the_phrase_put_them(checkpoint: Checkp
     assert places("SUFFIX") == [(o + at, n + at) for at in range(suffix)]
     assert places("LAST") == [(o - 1, n - 1)]
     assert places("TAIL") == [(o - at, n - at) for at in range(tail, 0, -1)]
-    assert places("KEYWORD") == [(at, n - tail - 1) for at in range(start + words["a"], o - tail)]
+    own = [(at, n - tail - 1) for at in range(start + words["a"], o - tail)]
+    assert places("KEYWORD") == own
+    assert places("KEYWORD", "a knife") == own
     long = "the weather is fine today " * 100
     assert tokenizer.slots(long + "knife", long + "spoon", "knife", {"END": 1.0, "KEYWORD": 1.0}) == []
 
@@ -147,6 +149,7 @@ def edited(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.z_image_file(folder, where / "original.safetensors", prefix="")
     forms = ("diffusers", "single-file", "lora", "map")
     command = f"map {folder} -p {where}/blades.toml --prior {where}/prior.txt -o {where}/out --energy 1"
+    command += " --token-weights END=1"
     command += "".join(f" --as {form}" for form in forms)
     assert main(command.split()) == 0
     return where
@@ -184,6 +187,25 @@ def test_the_edit_is_that_of_an_independent_solution(edited: Path, folder: Path,
         relative = path.relative_to(folder)
         if path.is_file() and relative.as_posix() != weights:
             assert path.read_bytes() == (edited / "out" / relative).read_bytes()
+
+
+def test_the_guard_looks_at_all_that_carries_meaning(edited: Path, folder: Path, pipe: Any) -> None:
+    """However few slots are mapped: of the end alone, behind words that say it all, it would look good."""
+    from trce_cli.families.z_image.family import Z_IMAGE
+    from trce_cli.prompts.pairs import prompt_pairs
+    from trce_cli.prompts.presets import load_preset
+
+    linear = load_map(edited / "out.map.safetensors").streams["context"]
+    tokenizer = text_of(open_checkpoint(str(folder))).tokenizer
+    inner = way = 0.0
+    for pair in prompt_pairs([load_preset(str(edited / "blades.toml"))]):
+        o, n = normed(pipe, pair.unsafe).double(), normed(pipe, pair.safe).double()
+        for slot in tokenizer.slots(pair.unsafe, pair.safe, pair.keyword, Z_IMAGE.defaults.slots):
+            step = n[slot.safe] - o[slot.unsafe]
+            inner += slot.weight * float(step @ (linear(o[slot.unsafe][None])[0] - o[slot.unsafe]))
+            way += slot.weight * float(step @ step)
+    told = json.loads((edited / "out/trce.json").read_text())["history"][0]["figures"]
+    assert told["moved"] == pytest.approx(inner / way, rel=1e-3)
 
 
 def test_every_route_draws_the_same(edited: Path, folder: Path, pipe: Any) -> None:
@@ -251,9 +273,13 @@ def test_a_wide_map_is_kept_in_two_factors_and_does_the_same(
     checkpoint: Checkpoint, edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "knife.toml").write_text(PRESET[: PRESET.rindex("[[concepts]]")])  # 18 pairs
-    whole = solve_map(checkpoint, tmp_path / "knife.toml", prior=edited / "prior.txt")
+    whole = solve_map(
+        checkpoint, tmp_path / "knife.toml", prior=edited / "prior.txt", token_weights={"END": 1.0}
+    )
     monkeypatch.setattr(closed_form, "WIDE", 40)  # as if 48 were wide
-    wide = solve_map(checkpoint, tmp_path / "knife.toml", prior=edited / "prior.txt")
+    wide = solve_map(
+        checkpoint, tmp_path / "knife.toml", prior=edited / "prior.txt", token_weights={"END": 1.0}
+    )
     assert len(wide.streams["context"].factors) == 2
     read = load_map(wide.save(tmp_path / "wide.safetensors"))
     assert set(load_file(tmp_path / "wide.safetensors")) == {"trce_map.up", "trce_map.down"}

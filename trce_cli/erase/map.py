@@ -99,7 +99,7 @@ class Reading:
         words = None
         if word_prompts := max(each.words_asked for each in settings):
             report = task("Encoding words", None, "prompts")
-            words = Vocabulary.of(text, pairs, family.defaults.slots, word_prompts, report)
+            words = Vocabulary.of(text, pairs, family.defaults.meaning, word_prompts, report)
         guarded = slot_weights(family, None)
         weights = [guarded, *(slot_weights(family, each.token_weights) for each in settings)]
         distinct = {tuple(each.values()): each for each in weights}.values()
@@ -191,6 +191,8 @@ class Statistics:
             P = preserved[0] if len(readings) == 1 else torch.stack(preserved).mean(0)
             joined = Targets.joined([each[stream] for each in targets])
             solved[stream], figures[stream] = fit(joined, P, settings, eps, weights)
+            guarded = Targets.joined([reading.guards[stream] for reading in readings])
+            figures[stream]["moved"] = guarded.moved(solved[stream])
             if stream == streams[0]:
                 figures[stream] |= {
                     "pairs": len(self.pairs),
@@ -211,13 +213,13 @@ class Statistics:
         changes = {name: main.pop(name) for name, _ in first.measured}
         skipped = {
             f"clip_skip_{skip}": self._guards(streams[0], solved[streams[0]], reading, task)
-            | {"moved": each[streams[0]].fitter().moved(solved[streams[0]])}
+            | {"moved": reading.guards[streams[0]].moved(solved[streams[0]])}
             | self._paddings(streams[0], solved[streams[0]], reading)
-            for skip, (reading, each) in enumerate(zip(readings, targets, strict=True), 1)
+            for skip, reading in enumerate(readings, 1)
             if skip > 1
         }
         told = main | figures | changes | skipped
-        return Solution(solved, told | {"verdicts": judge(told)})
+        return Solution(solved, told | {"verdicts": judge(told, family.defaults.moved)})
 
     def _guards(self, stream: str, linear: LinearMap, reading: Reading, task: Task) -> dict[str, Any]:
         """What a map does at the guards' slots and to what is not to be erased, as one reading has them."""
@@ -258,9 +260,8 @@ def fit(
     fitter = targets.fitter()
     found = fitter.solve(P, settings.preserve, settings.ridge, cut_off)
     linear = found.map.scaled(settings.strength)
-    moved = check_moves(linear, fitter, weights)
+    check_moves(linear, fitter, weights)
     return linear, {
-        "moved": moved,
         "norm": linear.norm,
         "condition": found.condition,
         "rank": found.rank,

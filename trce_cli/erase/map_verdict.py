@@ -140,16 +140,18 @@ def parts_of(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"": figures, **further}
 
 
-def judge(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def judge(figures: Mapping[str, Any], moved: Limits | None = None) -> dict[str, dict[str, Any]]:
     """A verdict on each guard that the figures hold, by its name, as `moved` or `pooled.moved`; plain JSON.
 
-    good, weak: its limits. sentence: what the verdict means.
+    moved: the family's limits of the guard of that name; None: those in `GUARDS`. In what is returned good,
+    weak: the limits. sentence: what the verdict means.
     """
     told = {}
     for begin, part in parts_of(figures).items():
         for guard in GUARDS:
             if guard.name in part:
-                value, limits = value_of(part[guard.name]), guard.limits
+                value = value_of(part[guard.name])
+                limits = (moved if guard.name == "moved" else None) or guard.limits
                 word = limits.word(value)
                 told[f"{begin}{guard.name}"] = {
                     "value": value,

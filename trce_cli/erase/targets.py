@@ -61,6 +61,14 @@ class Targets:
             fitter.update(*block)
         return fitter
 
+    def moved(self, linear: LinearMap) -> float:
+        """How far a map takes them to the safe embeddings, as `MapFitter.moved` has it."""
+        inner = way = 0.0
+        for o, n, w in self.blocks():
+            inner += float(w @ ((n - o) * (linear(o) - o)).sum(1))
+            way += float(w @ (n - o).square().sum(1))
+        return inner / way if way else 0.0
+
     def cosines(self, linear: LinearMap) -> dict[str, dict[str, float]]:
         """Cosine of unsafe to safe embeddings, before and after the map: mean and minimum."""
         cosines: dict[str, list[Tensor]] = {"before": [], "after": []}

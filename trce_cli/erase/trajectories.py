@@ -224,7 +224,7 @@ def known_words(checkpoint: "Checkpoint", presets: Sequence["Preset"], recipe: R
         return []
     family = checkpoint.family
     text = family.text(checkpoint, "cpu", torch.float32)
-    return kept_words(text, prompt_pairs(presets), family.defaults.slots, WORD_PROMPTS)
+    return kept_words(text, prompt_pairs(presets), family.defaults.meaning, WORD_PROMPTS)
 
 
 def _at(prompt: str, seed: int, step: int) -> Trajectory:

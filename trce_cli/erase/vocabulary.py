@@ -18,8 +18,9 @@ from torch.nn.functional import normalize
 
 from trce_cli.erase.moments import Known, Moments, known_prompts, look
 from trce_cli.families.base import Text
-from trce_cli.prompts.pairs import PromptPair, bare
+from trce_cli.prompts.pairs import PromptPair
 from trce_cli.system.progress import Report, no_report
+from trce_cli.system.words import bare
 
 # Plain sentences in which a word stands alone, first, last and in the middle. On the embedded checkpoint more
 # of them kept no more, and fewer as much.

@@ -24,7 +24,7 @@ def near_and_far(suite: Suite, presets: Sequence[Preset], checkpoint: Checkpoint
     subjects = list(dict.fromkeys(suite.subjects))
     unsafe = list(dict.fromkeys(concept.unsafe for part in parts(presets) for concept in part.concepts))
     text = checkpoint.family.text(checkpoint, "cpu", torch.float32)
-    embedded = look(text, [*subjects, *unsafe], checkpoint.family.defaults.slots).meanings
+    embedded = look(text, [*subjects, *unsafe], checkpoint.family.defaults.meaning).meanings
     embedded = torch.nn.functional.normalize(embedded - embedded.mean(0), dim=1)
     closeness = (embedded[: len(subjects)] @ embedded[len(subjects) :].T).amax(1)
     ranked = [subjects[place] for place in closeness.argsort(descending=True).tolist()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from trce_cli.errors import BadInput
+from trce_cli.maths.verdict import Limits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,6 +169,7 @@ class Defaults:
     slots: the slots that are mapped, with their weights; guards measure at these. kohya: the base model as a
     LoRA's metadata names it, `ss_base_model_version`. tags, doors: what model cards are tagged with, and
     call the doors. whole_file: the class of diffusers that loads a single file with all parts, if any.
+    moved: limits of how far these slots have to be moved; None: those of CLIP.
     """
 
     guidance: float
@@ -176,6 +178,12 @@ class Defaults:
     tags: tuple[str, ...]
     doors: str
     whole_file: str | None = None
+    moved: Limits | None = None
+
+    @property
+    def meaning(self) -> dict[str, float]:
+        """The slots at which a prompt's meaning is read: those that see all of it, so not its keyword."""
+        return {kind: weight for kind, weight in self.slots.items() if kind != "KEYWORD"}
 
 
 class Slot(NamedTuple):

@@ -1,12 +1,12 @@
 """Concepts x templates -> prompt pairs: what stage 1 maps onto what."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
 
 from trce_cli.prompts.presets import Preset
+from trce_cli.system.words import bare
 
 MOST: Final = 3  # concepts that stand before a compound's own
 
@@ -72,8 +72,3 @@ def _compound(pair: PromptPair, others: Sequence[tuple[str, str]]) -> PromptPair
     unsafe, safe = (" ".join(map(bare, phrases)) for phrases in zip(*others, strict=True))
     keyword = f"{unsafe} {pair.keyword}"
     return PromptPair(f"{before}{keyword}{after}", f"{before}{safe} {pair.replacement}{after}", keyword)
-
-
-def bare(phrase: str) -> str:
-    """A phrase without its article, as a word stands in templates."""
-    return re.sub(r"^(an?|the) ", "", phrase, flags=re.IGNORECASE)

@@ -82,7 +82,7 @@ class MapTable(Settings):
         examples=[{"FIRST_EOT": 1}],
         description="Weights of the tokens that are mapped: of all slots in order, or of some by name (of "
         "SD: SOT, FIRST_EOT, LAST_EOT, KEYWORD; of language models: END, SUFFIX, LAST, TAIL, KEYWORD); else "
-        "the preset's, else the family's, which is FIRST_EOT=1 or END=1.",
+        "the preset's, else the family's, which is FIRST_EOT=1 or END=0.5,KEYWORD=0.5.",
     )
     strength: NotNegative = Field(
         1.0,

@@ -1,1 +1,1 @@
-"""The machine: safetensors bytes, files that are whole or absent, paths, the cache, processes, memory."""
+"""The machine: safetensors bytes, files that are whole or absent, paths, cache, processes, memory, words."""

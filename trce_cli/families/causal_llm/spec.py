@@ -1,14 +1,20 @@
 """Which language model a family encodes prompts with, and which of its states reach the denoiser."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from trce_cli.maths.verdict import Limits
 
 CONTEXT: Final = "context"  # the stream of hidden states of a prompt's tokens
 # The slots of a prompt, each matched with the safe prompt's. END: the last of the constant tokens behind the
 # prompt, where an answer would begin. SUFFIX: all of them. LAST: the prompt's last token. TAIL: its tokens
-# behind the concept's phrase, aligned from the right. KEYWORD: the phrase's tokens, which go to the last one
-# before the safe prompt's tail.
+# behind the concept's phrase, aligned from the right. KEYWORD: the phrase's tokens without its article, which
+# go to the last one before the safe prompt's tail.
 SLOTS: Final = ("END", "SUFFIX", "LAST", "TAIL", "KEYWORD")
+# The slots that are mapped by default, as measured on `emoji-dit`; see docs/method.md.
+MAPPED: Final[Mapping[str, float]] = {"END": 0.5, "KEYWORD": 0.5}
+MOVED: Final = Limits(0.65, 0.4)  # of how far these have to be moved; see docs/figures.md
 # Where the denoiser sees padding as well. PADS: a sample of it, which counts once together.
 PADDED_SLOTS: Final = (*SLOTS, "PADS")
 

@@ -10,6 +10,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Slot
 from trce_cli.families.causal_llm.spec import PADDED_SLOTS, LlmSpec
 from trce_cli.families.slots import occurrences, pad_slots, sampled
+from trce_cli.system.words import bare
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ class Tokenizer:
         return sampled(self.spec.limit - tokens.before, tokens.count) if self.spec.padded else []
 
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
-        """The positions of all tokens of every occurrence of the keyword, as far as the prompt is read."""
+        """The positions of all tokens of every occurrence of the keyword, as far as the prompt is read.
+
+        Its article is none of them: read before the rest, it says the same of whatever follows.
+        """
         (tokens,) = self.tokens([prompt])
         start = len(self.template.prefix)
         inside = [
@@ -150,7 +154,8 @@ class Tokenizer:
             at
             for at, begin, end in inside
             if any(
-                begin < start + stop and start + first < end for first, stop in occurrences(prompt, keyword)
+                begin < start + stop and start + first < end
+                for first, stop in occurrences(prompt, bare(keyword))
             )
         ]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from trce_cli.families.base import Configs, Defaults, Shape, Weights
 from trce_cli.families.block_names import QKV, is_tuned
 from trce_cli.families.causal_llm.family import LlmFamily
-from trce_cli.families.causal_llm.spec import CONTEXT, PADDED_SLOTS, LlmSpec
+from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, PADDED_SLOTS, LlmSpec
 from trce_cli.families.flux2.names import DOOR, FILE_DOOR, GUIDANCE, MODULATION, Names
 from trce_cli.families.layout import PREFIX
 from trce_cli.families.transformer import Config
@@ -31,14 +31,15 @@ class Flux2Klein(LlmFamily):
     pipelines = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
     repository = "black-forest-labs/FLUX.2-klein-4B"
     slots: ClassVar = PADDED_SLOTS
-    # The slots: not measured. The end as in `ZImage`, and the padding, since it sees the whole prompt and the
+    # The slots: not measured. Those of `ZImage`, and the padding, since it sees the whole prompt and the
     # denoiser sees all of it. Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
         4.0,
-        {"END": 1.0, "PADS": 1.0},
+        {**MAPPED, "PADS": 0.5},
         "flux2_klein",
         ("flux2", "flux2-klein"),
         "the one layer by which the prompt enters",
+        moved=MOVED,
     )
 
     def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:

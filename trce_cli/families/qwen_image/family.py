@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
 from trce_cli.families.causal_llm.family import LlmFamily
-from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
+from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, LlmSpec
 from trce_cli.families.qwen_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class QwenImage(LlmFamily):
     door = DOOR
     pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
     repository = "Qwen/Qwen-Image"
-    # The slot: measured on a small trained model of Z-Image's format. Guidance: diffusers' default for it.
+    # Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
-        4.0, {"END": 1.0}, "qwen_image", ("qwen-image",), "the one layer by which the prompt enters"
+        4.0, MAPPED, "qwen_image", ("qwen-image",), "the one layer by which the prompt enters", moved=MOVED
     )
 
     def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Configs, Defaults, Shape, Weights
 from trce_cli.families.causal_llm.family import LlmFamily
-from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
+from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, LlmSpec
 from trce_cli.families.z_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ class ZImage(LlmFamily):
     door = DOOR
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
     repository = "Tongyi-MAI/Z-Image-Turbo"
-    # The slot: not enough on `emoji-dit`, see docs/method.md. Guidance: diffusers' default for it.
+    # Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
-        5.0, {"END": 1.0}, "z_image", ("z-image",), "the one layer by which the prompt enters"
+        5.0, MAPPED, "z_image", ("z-image",), "the one layer by which the prompt enters", moved=MOVED
     )
 
     def claims(self, config: Configs) -> str | None:
