@@ -484,6 +484,15 @@ def test_output_inside_the_checkpoint_is_refused(
     assert not (tiny_sd1 / "out.csv").exists()
 
 
+def test_output_in_the_folder_of_another_checkpoint_is_refused(
+    tiny_sd1: Path, tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tiny_sdxl.rglob("*"))
+    assert main(["generate", str(tiny_sd1), "a cat", "-o", str(tiny_sdxl)]) == 2
+    assert "is the folder of a checkpoint" in capsys.readouterr().err
+    assert sorted(tiny_sdxl.rglob("*")) == before
+
+
 def test_flat_and_cut_prompts_are_remarked(
     tiny_sd1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

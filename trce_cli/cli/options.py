@@ -477,7 +477,9 @@ def files_read(presets: Iterable["str | Preset"], *others: Path | None) -> list[
 
 
 def check_outside(output: Path, checkpoints: Iterable["Checkpoint"]) -> None:
-    """Raise BadInput for an output that lies in the folder of one of the checkpoints it is made from."""
+    """Raise BadInput for an output that is a checkpoint's folder, or lies in one that it is made from."""
+    if (output / "model_index.json").exists():
+        raise BadInput(f"{output} is the folder of a checkpoint.", "Choose another --output.")
     for opened in checkpoints:
         if opened.path.is_dir() and output.resolve().is_relative_to(opened.path.resolve()):
             raise BadInput(f"{output} lies in the checkpoint {opened.name}.", "Choose another --output.")
