@@ -264,3 +264,11 @@ def test_gates_end_it_as_they_end_an_evaluation(trce: Callable[..., Any]) -> Non
     told = json.loads(outcome.out)
     assert told["steps"]["evaluate"]["gates"][0]["met"] is False
     assert "map" not in told["steps"]
+
+
+def test_a_recipe_that_is_not_there_gets_the_way_to_start_one(
+    trce: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = trce("run", tmp_path / "none.toml")
+    assert outcome.status == 2
+    assert f"trce run --init {tmp_path / 'none.toml'}" in outcome.err

@@ -154,6 +154,8 @@ def read_recipe(path: Path, output: Path | None = None) -> Recipe:
 
     output: in place of the file's own.
     """
+    if not path.exists():
+        raise BadInput(f"There is no recipe {path}.", f"Write one to begin with: trce run --init {path}")
     table = parse_toml(read_text(path, encoding="utf-8-sig"), str(path))
     return parse_recipe(table if output is None else table | {"output": str(output)}, str(path))
 
