@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import metadata_load
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import plugins
+from trce_cli.checkpoint.measured import PICTURE
 from trce_cli.cli.recipe import read_recipe
 from trce_cli.cli.recipe_start import start
 
@@ -148,7 +151,49 @@ def test_a_killed_run_is_taken_up_again(recipe: Callable[..., Path], tmp_path: P
     assert times("out/erased") == before
 
 
+EVALUATE = """
+[evaluate{}]
+card = true
+detector = "reds"
+suite = ["explicit"]
+count = 2
+steps = 1
+"""
+
+
+def test_cards_are_written_beside_weights_that_stay(
+    trce: Callable[..., Any], recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage gets the figures of its own weights, and run again nothing is made anew for them."""
+    plugins.install(Path("plugin"), plugins.REDS, monkeypatch)
+    path = recipe(MAP + EVALUATE.format("") + "[steer]\nmax_drift = 9.0\n" + EVALUATE.format("-2"))
+    path.write_text(path.read_text().replace('kind = "object"', 'kind = "object"\nsensitive = false'))
+    outcome = trce("run", path)
+    assert outcome.status == 0, outcome.err
+    for stage, evaluation in (("map", "evaluation"), ("erased", "evaluation-2")):
+        results = json.loads(Path("out", evaluation, "results.json").read_text())
+        (told,) = metadata_load(Path("out", stage, "README.md"))["model-index"]
+        shares = [each["asr"][0]["erased"]["share"] for each in results["suites"]]
+        assert [each["metrics"][0]["value"] for each in told["results"]] == pytest.approx(shares, abs=1e-4)
+        assert told["name"] == stage
+    one, other = (Path("out", stage, PICTURE).read_bytes() for stage in ("map", "erased"))
+    assert one != other
+    Path("out/erased", PICTURE).unlink()
+    with Path("out/erased/README.md").open("a") as card:
+        card.write("Mine.\n")
+    weights = {
+        name: time for name, time in times("out").items() if name.endswith((".safetensors", "trce.json"))
+    }
+    told = json.loads(trce("run", path, "--json").out)
+    assert [told["steps"][name]["kept"] for name in ("map", "steer")] == [True, True]
+    assert weights.items() <= times("out").items()
+    assert Path("out/erased", PICTURE).read_bytes() == other
+    assert Path("out/erased/README.md").read_text().endswith("Mine.\n")
+
+
 WRONG = {
+    "[map]\nas = ['map']\n[evaluate]\ncard = true": "[evaluate] has `card`, but does not measure a diffusers",
+    "[evaluate]\ncard = true": "[evaluate]: {base} is evaluated against itself",
     "bass = 1": "unknown key 'bass' (did you mean 'base'?)",
     "[mop]": "unknown key 'mop'",
     "[map]\npreserv = 1": "[map] has an unknown key 'preserv' (did you mean 'preserve'?)",
@@ -176,7 +221,7 @@ WRONG = {
 
 @pytest.mark.parametrize("steps", WRONG, ids=WRONG.values())
 def test_what_is_wrong_is_told_before_anything_starts(
-    trce: Callable[..., Any], recipe: Callable[..., Path], steps: str
+    trce: Callable[..., Any], recipe: Callable[..., Path], tiny_sd1: Path, steps: str
 ) -> None:
     path = recipe(steps + "\n")
     if steps == "preset = 3":
@@ -185,7 +230,7 @@ def test_what_is_wrong_is_told_before_anything_starts(
     assert outcome.status == 2, outcome.err
     error = next(line for line in outcome.err.splitlines() if line.startswith("Error: "))
     assert error.startswith("Error: recipe.toml")
-    assert WRONG[steps] in error
+    assert WRONG[steps].format(base=tiny_sd1) in error
     assert not Path("out").exists()
 
 

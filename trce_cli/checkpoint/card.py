@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.checkpoint.hub import repository
+from trce_cli.checkpoint.measured import MAX_FRONT_MATTER, UNMEASURED, parts_of
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import family_named
 from trce_cli.system.foreign import parse_yaml
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint
     from trce_cli.families.base import Family
 
-MAX_FRONT_MATTER = 1 << 16  # characters of a model card's; reading YAML is slow
 _TOLD = ("base_model", "license", "license_name", "license_link")  # what a card's front matter is asked
 
 SHOWN: Final = 12  # values of a list that a table holds
@@ -36,9 +36,9 @@ def source_card(checkpoint: "Checkpoint") -> dict[str, Any]:
     """What the front matter of the checkpoint's own model card says of licence and base, as far as it can be
     read.
     """
-    match = re.match(r"---\r?\n(.*?)\r?\n---", checkpoint.card_text() or "", re.DOTALL)
+    front, _, _ = parts_of(checkpoint.card_text() or "")
     try:
-        table = parse_yaml(match[1], "README.md") if match and len(match[1]) <= MAX_FRONT_MATTER else None
+        table = parse_yaml(front, "README.md") if len(front) <= MAX_FRONT_MATTER else None
     except BadInput:
         return {}
     if not isinstance(table, dict):
@@ -117,7 +117,7 @@ def model_card(
         "Erasing lowers how often a concept is drawn; it does not make it impossible, least of all against "
         "prompts or fine-tuning made for that purpose. Measure it on your own prompts before you rely on it.",
         "",
-        "How often was not measured when this card was written.",
+        UNMEASURED,
         "",
         "## How",
         "",

@@ -18,6 +18,7 @@ from trce_cli.checkpoint.checkpoint import (
     told_cut,
 )
 from trce_cli.checkpoint.checks import check
+from trce_cli.checkpoint.measured import CARD, PICTURE
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import CONTROLNET, FAMILIES, family_of_folder
@@ -61,7 +62,7 @@ class DiffusersFolder(Checkpoint):
 
     def card_text(self) -> str | None:
         """The text of its README.md."""
-        card = self.path / "README.md"
+        card = self.path / CARD
         return read_text(card, errors="replace") if card.is_file() else None
 
     def further_tensors(self, parts: Collection[str]) -> Iterator[tuple[str, SafetensorsFile, str]]:
@@ -156,7 +157,8 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
         left_out=left_out,
         variant=variant,
         revision=revision,
-        identities=identities(files.values()),
+        # The card may be written into meanwhile; no copy takes it over.
+        identities=identities(path for relative, path in files.items() if relative != CARD),
         remarks=(CONTROLNET,) if config["model_index"].get("controlnet") not in (None, [None, None]) else (),
     )
     check(checkpoint)
@@ -273,7 +275,9 @@ def _refuse_pickles(folder: Path) -> None:
 def _folder_files(
     folder: Path, family: Family, model_index: Mapping[str, Any], denoiser: tuple[WeightCopy, ...]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """What belongs to an edited checkpoint, and what is left out because it may hold unedited weights."""
+    """What belongs to an edited checkpoint, and what is left out, most of it since it may hold unedited
+    weights.
+    """
     parts = {name for name, entry in model_index.items() if isinstance(entry, list) and entry[:1] != [None]}
     edited = {f"{family.denoiser}/{file.path.name}" for copy in denoiser for file in copy.files}
     files: dict[str, Path] = {}
@@ -296,11 +300,14 @@ def _folder_files(
                 )
             if not (folder / path).is_file():
                 continue
-            if path.suffix in WEIGHT_SUFFIXES and path.parts[0] == family.denoiser and relative not in edited:
+            is_weights = path.suffix in WEIGHT_SUFFIXES
+            if relative == PICTURE:
+                left_out[relative] = "it shows what this checkpoint draws, and not an edited one"
+            elif is_weights and path.parts[0] == family.denoiser and relative not in edited:
                 left_out[relative] = (
                     f"a copy of the {family.network} that cannot be edited would keep what is erased"
                 )
-            elif path.suffix in WEIGHT_SUFFIXES and path.parts[0] not in parts:
+            elif is_weights and path.parts[0] not in parts:
                 left_out[relative] = "weights of no part of the pipeline could keep what is erased"
             else:
                 files[relative] = inside(folder, relative)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.card import FOLDER, Loading, erased_names, model_card, source_card
+from trce_cli.checkpoint.measured import CARD
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json, validated
 from trce_cli.system.machine import __version__, peak_memory_bytes, versions
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from trce_cli.prompts.presets import Preset
 
 SCHEMA = 1
-NAME, CARD = "trce.json", "README.md"
+NAME = "trce.json"
 
 _Text = Annotated[str, Field(max_length=10_000)]
 
@@ -178,8 +179,18 @@ def provenance_files(
     place, files: where it will be and what will be there, see `Loading`.
     """
     entries = [*history(checkpoint), _finite(entry)]
-    card = model_card(entries, source_card(checkpoint), _loading(checkpoint, place, files))
+    card = card_of(checkpoint, entries, place, files)
     return {NAME: history_text(entries).encode(), CARD: card.encode()}
+
+
+def card_of(
+    checkpoint: "Checkpoint",
+    entries: Sequence[Mapping[str, Any]],
+    place: str = FOLDER,
+    files: Mapping[str, str] | None = None,
+) -> str:
+    """The model card of a checkpoint with this history; place, files: as `provenance_files` has them."""
+    return model_card(entries, source_card(checkpoint), _loading(checkpoint, place, files))
 
 
 def _loading(checkpoint: "Checkpoint", place: str, files: Mapping[str, str] | None) -> Loading:

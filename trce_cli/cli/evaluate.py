@@ -31,6 +31,7 @@ from trce_cli.evaluate.settings import Checks, EvaluationSettings
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.prompts.presets import load_presets
 from trce_cli.settings import Tracking
+from trce_cli.system.paths import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ def evaluate(
     it goes on where it was; `accelerate launch -m trce_cli evaluate ...` and --shard share the work.
     """
     names, others = split_compared(checkpoint or [], checks.compared)
-    if not names and others:
+    if not names and others and not checks.card:
         compare_only(others, output, answer.console(), details)
         return
     if len(names) != 1 or not against or not presets:
@@ -107,6 +108,7 @@ def evaluate(
     share = sharing.share(drawing.device)
     console = answer.console(share.team.is_main_process)
     original = opening.open_other(against)
+    _check_card(checks, names[0], original, opening, asked.negative_prompt)
     erased = open_erased(names[0], original, output, opening, share.team, dry_run)
     where = drawing.place(share.team)
     with console.progress() as progress:
@@ -127,7 +129,7 @@ def evaluate(
     track(tracking, "evaluate", output, results["settings"], [results["figures"]], where)
     page = write_report(output, results, verdicts, earlier)
     evaluated.show(console, results, details)
-    _end(console, output, page, results)
+    _end(console, output, page, results, verdicts, erased if checks.card else None)
 
 
 def _check_gates(
@@ -143,10 +145,45 @@ def _check_gates(
             console.warn(few)
 
 
-def _end(console: Console, output: Path, page: Path, results: dict[str, Any]) -> None:
+def _end(
+    console: Console,
+    output: Path,
+    page: Path,
+    results: dict[str, Any],
+    verdicts: dict[str, list[dict[str, Any]]],
+    carded: "Checkpoint | None",
+) -> None:
+    """Say where everything is, also in the card of `carded`, and whether the gates are met."""
     console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
-    console.result({"output": output, "report": page, **results})
+    told = {"output": output, "report": page, **results}
+    if carded:
+        from trce_cli.evaluate.card import write_card
+
+        told["card"] = write_card(carded, results, verdicts, output)
+        console.show(f"Model card: {told['card']}")
+    console.result(told)
     check_met(results["gates"], page)
+
+
+def _check_card(
+    checks: Checks, name: str, original: "Checkpoint", opening: Opening, negative_prompt: str
+) -> None:
+    """Raise, before anything is drawn, where --card cannot be; see also `evaluate.card.check_card`."""
+    if not checks.card:
+        return
+    from trce_cli.evaluate import card
+
+    if negative_prompt:
+        raise BadInput(
+            "With --negative-prompt the figures are not of the checkpoint alone, which its card is about.",
+            "Leave --card or --negative-prompt out.",
+        )
+    if not expanded(name).is_dir():  # nor is a hub id fetched first
+        raise BadInput(
+            f"{name} is no diffusers folder on this machine, and --card writes into the README.md of one.",
+            card.HINT,
+        )
+    card.check_card(opening.open(name), original)
 
 
 def _plan(

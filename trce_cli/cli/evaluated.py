@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from trce_cli.cli.console import Console
 from trce_cli.evaluate.gates import value_of
-from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, verdict
+from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, bounded, share, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,18 +152,6 @@ def compared_details(told: Mapping[str, Any]) -> "Table":
                 cells.append(bounded({"share": value, "low": low, "high": high}))
         table.add_row(name, *cells)
     return table
-
-
-def share(told: Mapping[str, Any]) -> str:
-    """`3.5 %`"""
-    return "none" if told["share"] is None else f"{100 * told['share']:.1f} %"
-
-
-def bounded(told: Mapping[str, Any]) -> str:
-    """`3.5 % [1.7, 7.0]`; without an interval where the share is known for certain."""
-    if told["share"] is None or told["low"] == told["high"]:
-        return share(told)
-    return f"{share(told)} [{100 * told['low']:.1f}, {100 * told['high']:.1f}]"
 
 
 def rate(told: Mapping[str, Any]) -> str:

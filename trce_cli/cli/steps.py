@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from trce_cli.checkpoint.measured import CARD, PICTURE
 from trce_cli.cli.console import Console
 from trce_cli.cli.options import Opening, files_read
 from trce_cli.cli.plans import show_plan
@@ -107,6 +108,11 @@ class Work:
             if not step.is_edit:
                 if unwritten and (step.command == "generate" or subject is None):
                     raise self._no_checkpoint(step.name, unwritten)
+                if step.given.get("card") and (unwritten or layout != "diffusers"):
+                    raise BadInput(
+                        f"{self.where}: [{step.name}] has `card`, but does not measure a diffusers folder.",
+                        'Leave `card` out, or write the folder: as = ["diffusers"].',
+                    )
                 links.append(Link(step, subject, made_by, (step.output,), self._looking(step, subject)))
                 continue
             if unwritten and step.command != "apply":
@@ -279,7 +285,7 @@ class Work:
             return len(there) == len(link.paths) and all(
                 there[path] != found.before.get(path) for path in there
             )
-        return found.outputs == there
+        return _without_cards(found.outputs) == _without_cards(there)
 
     def _can_ask(self, link: Link) -> bool:
         return link.made_by is None or link.made_by in self._record
@@ -303,6 +309,8 @@ class Work:
     def plan(self, link: Link, is_checking: bool = False) -> dict[str, Any]:
         """What the command's `--dry-run` tells of a step."""
         arguments = dict(link.arguments)
+        if link.source is not None:
+            arguments.pop("card", None)  # the base has none of ours
         for name in ("checkpoint", "erased", "compare"):
             given = arguments.get(name)
             if given and (link.source is not None or name == "compare"):
@@ -405,6 +413,14 @@ def _naming(where: Path, step: str) -> Iterator[None]:
         if type(error) not in (TrceError, BadInput):
             raise
         raise type(error)(f"{where}: [{step}]: {error.message}", error.hint) from None
+
+
+def _without_cards(outputs: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The hashes of outputs but for what people read, which evaluations and they themselves write into."""
+    return {
+        output: {name: found for name, found in files.items() if name not in (CARD, PICTURE)}
+        for output, files in outputs.items()
+    }
 
 
 def hash_path(path: Path) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.checks import check_weights
 from trce_cli.checkpoint.copy import check_output
-from trce_cli.checkpoint.provenance import CARD, provenance_files
+from trce_cli.checkpoint.measured import CARD
+from trce_cli.checkpoint.provenance import provenance_files
 from trce_cli.checkpoint.push import handed_out
 from trce_cli.edits.edit import EDIT_DTYPES
 from trce_cli.edits.forms import FORMS, Edited, Form, How

@@ -90,6 +90,10 @@ class Checks(Settings):
     compared: Annotated[tuple[Path, ...], Flag(("--compare",), metavar="RESULTS.json")] = Field(
         (), description="Results of other evaluations, for one table and one plot; may be repeated."
     )
+    card: bool = Field(
+        False,
+        description="Write figures, pictures and what still gets through into CHECKPOINT's own model card.",
+    )
 
 
 class Tried(Settings):

@@ -116,3 +116,15 @@ def sentence(
     unsure = [each["total"] for each in (gone, kept) if each and not each["sure"]]
     few = f", as far as {min(unsure)} pictures a suite can tell" if unsure else ""
     return f"{first}, {second}{few}."
+
+
+def share(told: Mapping[str, Any]) -> str:
+    """`3.5 %`"""
+    return "none" if told["share"] is None else f"{100 * told['share']:.1f} %"
+
+
+def bounded(told: Mapping[str, Any]) -> str:
+    """`3.5 % [1.7, 7.0]`; without an interval where the share is known for certain."""
+    if told["share"] is None or told["low"] == told["high"]:
+        return share(told)
+    return f"{share(told)} [{100 * told['low']:.1f}, {100 * told['high']:.1f}]"
