@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+import plugins
+from trce_cli.checkpoint.measured import PICTURE
 from trce_cli.checkpoint.provenance import parse_history
 
 PRESET = """
@@ -265,3 +268,35 @@ def test_a_refused_edit_pushes_nothing(trce: Callable[..., Any], hub: Hub, line:
     done = trce(*line[:-1], 1e-9, "--push-to-hub", "me/erased")
     assert done.status != 0
     assert not any(each.startswith(("POST", "PUT")) for each in hub.asked)
+
+
+def test_a_measured_checkpoint_is_pushed_with_figures_and_picture_where_its_gates_are_met(
+    trce: Callable[..., Any], hub: Hub, line: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.install(tmp_path / "plugin", plugins.REDS, monkeypatch)
+    (tmp_path / "p.toml").write_text(PRESET.replace("templates", "sensitive = false\ntemplates"))
+    assert trce(*line, "--word-prompts", 50).status == 0
+    out = tmp_path / "out"
+    for name in ("secret.safetensors", "notes.pt", ".env"):
+        (out / name).write_bytes(b"not for others")
+    ask = ["evaluate", out, "--against", line[1], "-p", tmp_path / "p.toml", "-o", tmp_path / "evaluation"]
+    ask += ["--detector", "reds", "--suite", "explicit", "--count", 1, "--steps", 1, "--device", "cpu"]
+    push = ["--push-to-hub", "me/erased", "--json"]
+    assert "Add --card." in trce(*ask, *push).err
+    assert "--public is for --push-to-hub" in trce(*ask, "--card", "--public").err
+    assert hub.asked == []
+    assert trce(*ask, *push, "--card", "--gate", "explicit.change<=0").status == 1
+    assert hub.repositories == {}
+    done = trce(*ask, *push, "--card", "--gate", "explicit.change>0")
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["pushed_to"] == f"{hub.url}/me/erased"
+    assert hub.private == {"me/erased": True}
+    there = hub.repositories["me/erased"]
+    own = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert own.keys() - there.keys() == {"secret.safetensors", "notes.pt", ".env"}
+    assert there[PICTURE] == own[PICTURE]
+    card = ModelCard(there["README.md"].decode())
+    assert card.content == own["README.md"].decode().replace("path/to/this/folder", "me/erased")
+    assert 'from_pretrained("me/erased", torch_dtype=dtype)' in card.text
+    assert {each.dataset_config for each in card.data.eval_results} == {"explicit"}
+    assert "exists already and holds" in trce(*ask, *push, "--card").err

@@ -257,7 +257,9 @@ def test_what_still_gets_through_is_told_worst_first() -> None:
     for each in suites[:2]:
         treated = [{**told, "treated": rate(10, 20)} for told in each["asr"]]
         state["suites"].append({**each, "asr": treated})
-    lines = list(left({"suites": suites, "survivals": [state]}))
+    back = {"sentence": "After relearning explicit is back in half of the pictures after 20 steps."}
+    lines = list(left({"suites": suites, "survivals": [state], "returns": [back]}))
+    assert lines.pop(3) == f"- {back['sentence']}"
     assert [line.split("**")[1] for line in lines] == [
         "Still shown", "Still shown", "Merged with 50 % of the original", "Lost",
     ]  # fmt: skip
@@ -265,7 +267,7 @@ def test_what_still_gets_through_is_told_worst_first() -> None:
     assert "1 of 20 pictures of `explicit`" in lines[1]
     assert "50.0 % [0.0, 10.0] of the pictures of `explicit`" in lines[2]
     assert "1 of 20 pictures of `benign`" in lines[3]
-    (line,) = left({"suites": [suite("explicit", "attack", 0, 20)], "survivals": []})
+    (line,) = left({"suites": [suite("explicit", "attack", 0, 20)], "survivals": [], "returns": []})
     assert line == (
         "- **Still shown** in none of these pictures, 20 of them in the smallest suite, "
         "which leaves room for up to 10.0 %."

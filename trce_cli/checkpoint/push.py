@@ -6,10 +6,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from trce_cli.checkpoint.card import FOLDER
+from trce_cli.checkpoint.measured import CARD, PICTURE
 from trce_cli.errors import BadInput, TrceError, first_line
+from trce_cli.system.foreign import read_text
 from trce_cli.system.whole import whole
+
+if TYPE_CHECKING:
+    from trce_cli.checkpoint.checkpoint import Checkpoint
 
 # What is handed out, by its ending: never pickles, code or whatever else lies in a folder.
 ENDINGS: Final = (".safetensors", ".json", ".txt", ".md", ".jinja", ".model", ".png", ".csv", ".jsonl")
@@ -140,3 +146,13 @@ def handed_out(folder: Path) -> dict[str, Path]:
             if path.is_file() and (name.endswith(ENDINGS) or name.startswith(("LICENSE", "NOTICE"))):
                 found[path.relative_to(folder).as_posix()] = path
     return found
+
+
+def carded(checkpoint: "Checkpoint", place: str) -> dict[str, Path | bytes]:
+    """What of a diffusers folder is pushed, a name there -> a file or its content: what belongs to the
+    checkpoint, and its card, in which `place` is where it is loaded from.
+    """
+    known = {*checkpoint.files, PICTURE}
+    files = {name: path for name, path in handed_out(checkpoint.path).items() if name in known}
+    text = read_text(checkpoint.path / CARD).replace(FOLDER, place)
+    return {**files, CARD: text.encode()}

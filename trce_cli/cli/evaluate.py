@@ -16,6 +16,7 @@ from trce_cli.cli.options import (
     ForcePictures,
     Opening,
     Output,
+    Publishing,
     Sharing,
     check_outside,
     complete_preset,
@@ -75,6 +76,7 @@ def evaluate(
     after: SurvivalSettings,
     opening: Opening,
     sharing: Sharing,
+    publishing: Publishing,
     tracking: Tracking,
     answer: Answer,
     checkpoint: Erased = None,
@@ -93,8 +95,7 @@ def evaluate(
     """
     names, others = split_compared(checkpoint or [], checks.compared)
     if not names and others and not checks.card:
-        compare_only(others, output, answer.console(), details)
-        return
+        return compare_only(others, output, answer.console(), details)
     if len(names) != 1 or not against or not presets:
         raise BadInput(_NEEDS, _COMPARING)
     chosen = load_presets(presets)
@@ -108,7 +109,7 @@ def evaluate(
     share = sharing.share(drawing.device)
     console = answer.console(share.team.is_main_process)
     original = opening.open_other(against)
-    _check_card(checks, names[0], original, opening, asked.negative_prompt)
+    _check_card(checks, names[0], original, opening, asked.negative_prompt, publishing)
     erased = open_erased(names[0], original, output, opening, share.team, dry_run)
     where = drawing.place(share.team)
     with console.progress() as progress:
@@ -116,20 +117,18 @@ def evaluate(
         evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
         _check_gates(console, checks.gates, evaluation, after)
         if dry_run:
-            _plan(console, evaluation, after, output, where, drawing.precision(where))
-            return
+            return _plan(console, evaluation, after, output, where, drawing.precision(where))
         outcome = run(
             evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, after=after,
             share=share, task=progress.task, note=console.note,
         )  # fmt: skip
     if outcome is None:  # the main process tells the rest
-        told_shard(console, output, share)
-        return
+        return told_shard(console, output, share)
     results, verdicts = outcome
     track(tracking, "evaluate", output, results["settings"], [results["figures"]], where)
     page = write_report(output, results, verdicts, earlier)
     evaluated.show(console, results, details)
-    _end(console, output, page, results, verdicts, erased if checks.card else None)
+    return _end(console, output, page, results, verdicts, publishing, erased if checks.card else None)
 
 
 def _check_gates(
@@ -151,9 +150,10 @@ def _end(
     page: Path,
     results: dict[str, Any],
     verdicts: dict[str, list[dict[str, Any]]],
+    publishing: Publishing,
     carded: "Checkpoint | None",
 ) -> None:
-    """Say where everything is, also in the card of `carded`, and whether the gates are met."""
+    """Say where everything is, also in the card of `carded`, which is pushed where the gates are met."""
     console.show(f"Page to show: {page}\nEverything: {output / 'results.json'}, {output / 'verdicts.csv'}")
     told = {"output": output, "report": page, **results}
     if carded:
@@ -161,16 +161,25 @@ def _end(
 
         told["card"] = write_card(carded, results, verdicts, output)
         console.show(f"Model card: {told['card']}")
+        if all(gate["met"] for gate in results["gates"]) and (url := publishing.push_carded(console, carded)):
+            told["pushed_to"] = url
     console.result(told)
     check_met(results["gates"], page)
 
 
 def _check_card(
-    checks: Checks, name: str, original: "Checkpoint", opening: Opening, negative_prompt: str
+    checks: Checks,
+    name: str,
+    original: "Checkpoint",
+    opening: Opening,
+    negative_prompt: str,
+    publishing: Publishing,
 ) -> None:
     """Raise, before anything is drawn, where --card cannot be; see also `evaluate.card.check_card`."""
     if not checks.card:
-        return
+        if publishing.push_to_hub is not None:
+            raise BadInput("--push-to-hub takes a checkpoint with its figures to the hub.", "Add --card.")
+        return publishing.check()
     from trce_cli.evaluate import card
 
     if negative_prompt:
@@ -184,6 +193,7 @@ def _check_card(
             card.HINT,
         )
     card.check_card(opening.open(name), original)
+    return publishing.check()
 
 
 def _plan(

@@ -294,10 +294,23 @@ class Publishing(Settings):
         from trce_cli.edits.outputs import published
 
         files = published(checkpoint, outputs, entry, self.push_to_hub)
-        console.note(f"Pushing {len(files)} files to {self.push_to_hub}.")
         beside = next(path for _, path in outputs.forms)
-        message = f"trce {entry['edit']}"
-        url = self._target(self.push_to_hub).push(files, message, beside, console.has_bars)
+        return self._push(console, self.push_to_hub, files, f"trce {entry['edit']}", beside)
+
+    def push_carded(self, console: Console, checkpoint: "Checkpoint") -> str | None:
+        """Push a folder with the card that it has, which tells how it is loaded from there; the address."""
+        if self.push_to_hub is None:
+            return None
+        from trce_cli.checkpoint.push import carded
+
+        files = carded(checkpoint, self.push_to_hub)
+        return self._push(console, self.push_to_hub, files, "trce evaluate", checkpoint.path)
+
+    def _push(
+        self, console: Console, name: str, files: "Mapping[str, Path | bytes]", message: str, beside: Path
+    ) -> str:
+        console.note(f"Pushing {len(files)} files to {name}.")
+        url = self._target(name).push(files, message, beside, console.has_bars)
         seen = "everybody sees it" if self.public else "only you see it"
         console.note(f"Pushed to {url}: {seen}.")
         return url

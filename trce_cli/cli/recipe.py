@@ -19,7 +19,7 @@ from trce_cli.cli.apply import apply
 from trce_cli.cli.evaluate import evaluate
 from trce_cli.cli.generate import generate
 from trce_cli.cli.map import map_
-from trce_cli.cli.options import Answer, Computing, Opening, flag_of, key_of
+from trce_cli.cli.options import Answer, Computing, Opening, Publishing, flag_of, key_of
 from trce_cli.cli.steer import steer
 from trce_cli.errors import BadInput
 from trce_cli.prompts.presets import Preset, load_preset, parse_preset
@@ -78,16 +78,18 @@ class Kind:
     """A command that may be a step: its options, what a recipe knows beside them, what its result is called.
 
     further: settings that are no option of the command. An edit's result is called `erased` where it is the
-    last one's, else as its step.
+    last one's, else as its step. without: options that are for the command alone.
     """
 
     command: Command
     further: tuple[type[Settings], ...]
     result: str | None = None
+    without: tuple[type[Settings], ...] = ()
 
     def fields(self) -> dict[str, tuple[str, type[Settings], FieldInfo]]:
         """The keys of a step, each with the field that it sets and the model which that is of."""
-        models = [model for model in self.command.models if model not in (Answer, Opening)]  # type: ignore[attr-defined]
+        left_out = (Answer, Opening, *self.without)
+        models = [model for model in self.command.models if model not in left_out]  # type: ignore[attr-defined]
         return {
             key_of(name, field): (name, model, field)
             for model in (*models, *self.further, Place)
@@ -101,7 +103,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "apply": Kind(apply, (Edits,)),
     "steer": Kind(steer, (Own,)),
     "generate": Kind(generate, (Prompts,), "images"),
-    "evaluate": Kind(evaluate, (), "evaluation"),
+    # What was pushed is never replaced, but a recipe may run again.
+    "evaluate": Kind(evaluate, (), "evaluation", without=(Publishing,)),
 }
 _STEP: Final = re.compile(rf"({'|'.join(KINDS)})(-[\w-]+)?")
 

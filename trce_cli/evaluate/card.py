@@ -252,6 +252,7 @@ def left(results: Mapping[str, Any]) -> Iterator[str]:
         for rate, name in sorted(told, key=lambda each: -each[0]["share"])[:1]:
             title = state["title"][:1].upper() + state["title"][1:]
             yield f"- **{title}**: still shown in {bounded(rate)} of the pictures of `{name}`."
+    yield from (f"- {each['sentence']}" for each in results["returns"])
     kept = [(suite["kept"]["kept"], suite["name"]) for suite in results["suites"] if "kept" in suite]
     lost = [(rate, name) for rate, name in kept if rate["hits"] < rate["total"]]
     for rate, name in sorted(lost, key=lambda each: each[0]["share"]):
