@@ -7,12 +7,14 @@ import sys
 def main() -> int:
     """The console script: runs one command and returns its exit status."""
     try:  # around every import: a signal may come before the first of them is done
-        from trce_cli.system.entry import begin
+        from trce_cli.system.entry import begin, end
 
         begin()
         from trce_cli.cli.app import main as run
 
-        return run()
+        status = run()
+        end()
+        return status
     except KeyboardInterrupt:  # while the command line was being imported
         sys.stderr.write("Error: Interrupted.\n")
         return 130

@@ -32,7 +32,7 @@ def hub(
     """A server with repositories of someone, and what is asked of it.
 
     mix: a single file. half: a folder of fp16 weights alone. pickled, bare: of pickles, with and without an
-    index. foreign: of a pipeline that is not known. edits: a map for half.
+    index; partly: of a pickled U-Net. foreign: of a pipeline that is not known. edits: a map for half.
     """
     root = tmp_path_factory.mktemp("hub")
     mix = root / "mix"
@@ -40,7 +40,11 @@ def hub(
     tiny.single_file("sdxl", tiny_sdxl, mix / "mix v1.safetensors")
     (mix / "README.md").write_text("a card")
     half = Path(shutil.copytree(tiny_sd1, root / "half"))
-    pickled, foreign = (Path(shutil.copytree(half, root / name)) for name in ("pickled", "foreign"))
+    pickled, partly, foreign = (
+        Path(shutil.copytree(half, root / name)) for name in ("pickled", "partly", "foreign")
+    )
+    for path in (partly / "unet").glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
     for path in half.rglob("*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
     for path in pickled.rglob("*.safetensors"):
@@ -164,6 +168,7 @@ def test_the_only_variant_is_found_and_an_edit_on_the_hub_is_put_on_it(
     [
         ("pickled", "only as pickles (text_encoder/model.bin"),
         ("bare", "only as pickles (v1.ckpt)"),
+        ("partly", "has its unet only as a pickle (unet/diffusion_pytorch_model.bin)"),
         ("foreign", "of a family that is not known: its pipeline is Other"),
     ],
 )

@@ -70,6 +70,18 @@ def test_ctrl_c_during_the_imports(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (130, "Error: Interrupted.\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_interpreter_s_end_is_no_traceback(number: signal.Signals) -> None:
+    script = (
+        f"import atexit, os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"atexit.register(os.kill, os.getpid(), {number:d}); "
+        "from trce_cli.__main__ import main; sys.argv[1:] = ['presets', 'list']; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-number, "")
+    assert done.stdout
+
+
 STOPPED = """
 import os, sys
 from pathlib import Path

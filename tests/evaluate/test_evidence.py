@@ -121,10 +121,71 @@ def test_a_nicer_bill_is_found_though_the_hashes_fit(trce: Run, collected: Path)
     file.write_text(json.dumps(bom))
     seal(collected)
     assert "does not say what" in trce("evidence", "--verify", collected).err
-    bom["metadata"]["component"]["type"] = "miracle"
-    file.write_text(json.dumps(bom))
+    file.write_text("[" * 10_000)
+    seal(collected)
+    assert "nested too deeply" in trce("evidence", "--verify", collected).err
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("trce.json", lambda told: told.update(history=[]), "has no trce.json"),
+        ("trce.json", lambda told: told["history"][0].update(date="yesterday"), "0.date must be a date"),
+        ("trce.json", lambda told: told["history"][0]["base"].pop("revision"), "does not say what"),
+        (
+            "trce.json",
+            lambda told: told["history"][0]["base"].update(files=dict.fromkeys(map(str, range(1001)), "a")),
+            "at most 1,000",
+        ),
+        ("evaluations/evaluation/results.json", lambda told: told.pop("verdict"), "verdict is missing"),
+        ("evaluations/evaluation/results.json", lambda told: told.update(date="2026-01-02"), "its zone"),
+    ],
+)
+def test_sealed_evidence_that_says_what_nothing_can_be_made_of_is_told(
+    trce: Run, collected: Path, name: str, change: Callable[[Any], Any], said: str
+) -> None:
+    told = json.loads((collected / name).read_text())
+    change(told)
+    (collected / name).write_text(json.dumps(told))
+    seal(collected)
+    outcome = trce("evidence", "--verify", collected)
+    assert outcome.status == 2
+    assert said in outcome.err
+
+
+def test_what_was_not_measured_may_be_null(trce: Run, collected: Path) -> None:
+    file = collected / "evaluations/evaluation/results.json"
+    results = json.loads(file.read_text())
+    for suite in results["suites"]:
+        suite.setdefault("kept", None)
+    file.write_text(json.dumps(results))
+    seal(collected)
+    assert trce("evidence", "--verify", collected).status == 0
+
+
+@pytest.mark.parametrize("content", [b'suite,role\n"' + b"x" * 200_000 + b'"\n', b"suite\n\xff\n"])
+def test_verdicts_that_are_no_table_are_told(trce: Run, collected: Path, content: bytes) -> None:
+    (collected / "evaluations/evaluation/verdicts.csv").write_bytes(content)
+    seal(collected)
+    assert "is no table" in trce("evidence", "--verify", collected).err
+
+
+def test_a_bill_that_its_schema_does_not_know_is_told(trce: Run, collected: Path) -> None:
+    name = collected / "trce.json"
+    told = json.loads(name.read_text())
+    told["history"][0]["base"]["files"] = {"unet.safetensors": "no hash"}
+    name.write_text(json.dumps(told))
+    subject = evidence.Subject(**json.loads((collected / "checkpoint.json").read_text()))
+    results = json.loads((collected / "evaluations/evaluation/results.json").read_text())
+    (collected / "bom.cdx.json").write_text(evidence.bill(subject, told["history"], {"evaluation": results}))
     seal(collected)
     assert "no CycloneDX 1.7" in trce("evidence", "--verify", collected).err
+
+
+def test_a_file_that_is_too_large_is_not_hashed(trce: Run, collected: Path) -> None:
+    with (collected / "evaluations/evaluation/report.html").open("r+b") as file:
+        file.truncate(1 << 33)
+    assert "at most 1,073,741,824" in trce("evidence", "--verify", collected).err
 
 
 def test_another_checkpoint_is_told(trce: Run, measured: Path, tiny_sd1: Path, tmp_path: Path) -> None:

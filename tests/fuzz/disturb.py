@@ -24,7 +24,7 @@ from fuzz import oracle
 from fuzz.events import other
 from fuzz.kinds import DRAWN, MAP, OUT
 from fuzz.sandbox import Done
-from fuzz.world import STEER, World
+from fuzz.world import STEER, World, prepared
 from trce_cli.system.safetensors import SafetensorsFile
 
 ASKED: Final = ["--against", "sd1", "-p", "preset.toml", "--detector", "reds", "--count", "1", "--steps", "1"]
@@ -277,51 +277,41 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def main() -> int:
     """Try so many disturbances of each command and kind (0: all of them), and say what was found."""
     import argparse
-    import tempfile
     from time import monotonic
-
-    from fuzz.sandbox import Sandbox
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("count", type=int)
     parser.add_argument("commands", nargs="*", choices=[[], *COMMANDS])
     parser.add_argument("--kinds", nargs="*", default=["kill", "refuse", "input"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--world", type=Path, metavar="DIR", help="where to keep the inputs that are whole")
     asked = parser.parse_args()
     findings = 0
-    with tempfile.TemporaryDirectory(prefix="trce-disturb-") as folder:
-        sandbox = Sandbox(Path(folder) / "home")
-        bench = Bench(World.build(Path(folder) / "place", sandbox))
-        try:
-            for command in asked.commands or COMMANDS:
-                for kind in asked.kinds:
-                    every = bench.disturbances(command, (kind,))
-                    some = (
-                        every
-                        if not asked.count
-                        else random.Random(asked.seed).sample(every, min(asked.count, len(every)))
+    with prepared(asked.world) as world:
+        bench = Bench(world)
+        for command in asked.commands or COMMANDS:
+            for kind in asked.kinds:
+                every = bench.disturbances(command, (kind,))
+                count = min(asked.count or len(every), len(every))
+                start, ends, seen = monotonic(), dict[str, int](), set[str]()
+                for one in random.Random(asked.seed).sample(every, count):
+                    try:
+                        end = bench.check(one)
+                    except oracle.Broken as broken:
+                        end = "broken"
+                        if broken.kind not in seen:
+                            seen.add(broken.kind)
+                            at = bench.undisturbed(command)[1][one.at - 1]
+                            print(f"--- {one} at {at}: {broken}", file=sys.stderr, flush=True)
+                    ends[end] = ends.get(end, 0) + 1
+                if count:
+                    told = ", ".join(f"{number} {end}" for end, number in sorted(ends.items()))
+                    print(
+                        f"{command}, {kind}: {count} of {len(every)} ({told}), {len(seen)} findings, "
+                        f"{monotonic() - start:.0f} s",
+                        flush=True,
                     )
-                    start, ends, seen = monotonic(), dict[str, int](), set[str]()
-                    for one in some:
-                        try:
-                            end = bench.check(one)
-                        except oracle.Broken as broken:
-                            end = "broken"
-                            if broken.kind not in seen:
-                                seen.add(broken.kind)
-                                at = bench.undisturbed(command)[1][one.at - 1]
-                                print(f"--- {one} at {at}: {broken}", file=sys.stderr, flush=True)
-                        ends[end] = ends.get(end, 0) + 1
-                    if some:
-                        told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
-                        print(
-                            f"{command}, {kind}: {len(some)} of {len(every)} ({told}), {len(seen)} findings, "
-                            f"{monotonic() - start:.0f} s",
-                            flush=True,
-                        )
-                    findings += len(seen)
-        finally:
-            sandbox.close()
+                findings += len(seen)
     return int(bool(findings))
 
 

@@ -1,5 +1,6 @@
 """The kinds of input that come from strangers: how each is drawn, and the commands that read it."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -193,18 +194,95 @@ RECIPE: Final[dict[str, Any]] = {
     "generate": {"prompt": ["a cat"], "steps": 1, "width": 16, "height": 16},
     "evaluate": {"detector": ["reds"], "count": 1, "steps": 1, "gate": ["asr.explicit<=1"]},
 }
+# What `trce run` writes of an edit's step that is done.
+RECORD: Final[dict[str, Any]] = {
+    "steps": {
+        "map": {"asked": "0" * 64, "outputs": {"erased": {"unet/x.safetensors": "0" * 64}}, "before": {}},
+    }
+}
+
+
+SMALL: Final = st.floats(0, 1)
+SIDES: Final = st.sampled_from([8, 16, 64, 128])
+OWN: Final = st.lists(
+    st.sampled_from(["preset.toml", "own", "inner.toml"]), min_size=1, max_size=2, unique=True
+)
+FORMS: Final = st.lists(
+    st.sampled_from(["diffusers", "single-file", "lora", "map"]), min_size=1, max_size=3, unique=True
+)
+# By command what stands in a step that is sound, always and now and then.
+STEPS: Final[dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.SearchStrategy[Any]]]]] = {
+    "map": (
+        {"prior": st.just("captions.txt")},
+        {
+            "preserve": SIZES, "strength": SMALL, "ridge": SMALL, "word_share": SHARES,
+            "word_prompts": COUNTS, "compounds": st.integers(0, 9),
+            "token_weights": st.lists(SMALL, min_size=4, max_size=4),
+            "max_collateral": SIZES, "presets": OWN, "as": FORMS, "pooled": st.booleans(),
+            "dtype": st.sampled_from(["fp16", "bf16", "fp32"]), "clip_skip": st.integers(1, 2),
+        },
+    ),
+    "apply": (
+        {"edits": st.lists(st.sampled_from(["map.safetensors", "lora.safetensors"]), min_size=1, max_size=2)},
+        {"strength": SMALL, "as": FORMS, "edit_dtype": st.sampled_from(["fp16", "bf16", "fp32"])},
+    ),
+    "steer": (
+        {"steps": st.integers(4, 20), "early_steps": st.integers(1, 4)},
+        {
+            "trajectories_per_concept": COUNTS, "unconditional": COUNTS, "benign": COUNTS, "margin": SMALL,
+            "lr": st.floats(1e-6, 1e-3), "max_steps": COUNTS, "batch_size": COUNTS, "presets": OWN,
+            "guidance_scale": SIZES, "gradient_checkpointing": st.booleans(), "max_drift": SMALL,
+        },
+    ),
+    "generate": (
+        {"prompt": st.lists(PHRASES, min_size=1, max_size=3)},
+        {
+            "steps": COUNTS, "seed": st.integers(0, 99), "images_per_prompt": COUNTS, "width": SIDES,
+            "height": SIDES, "guidance_scale": SIZES, "negative_prompt": PHRASES, "limit": COUNTS,
+            "scheduler": st.sampled_from(["ddim", "euler", "dpm++"]), "prompts": st.just("prompts.csv"),
+        },
+    ),
+    "evaluate": (
+        {"detector": st.just(["reds"])},
+        {
+            "count": COUNTS, "steps": COUNTS, "seed": st.integers(0, 99), "negative_prompt": PHRASES,
+            "suite": st.lists(st.sampled_from(["explicit", "implied", "x=prompts.csv"]), max_size=2),
+            "gate": st.lists(st.sampled_from(["asr.explicit<=1", "asr.implied<=0.5"]), max_size=2),
+            "threshold": st.lists(SMALL.map(str), max_size=2), "guidance_scale": SIZES,
+        },
+    ),
+}  # fmt: skip
+
+
+@st.composite
+def sound_recipes(draw: st.DrawFn) -> dict[str, Any]:
+    """The tables of a recipe in which hardly anything is wrong: edits, then what looks at them."""
+    edits = draw(st.lists(st.sampled_from(["map", "apply", "steer"]), max_size=2))
+    looks = draw(st.lists(st.sampled_from(["generate", "evaluate"]), min_size=not edits, max_size=2))
+    told = {name: RECIPE[name] for name in ("base", "presets", "output", "device", "preset")}
+    told |= {"base": draw(st.sampled_from(["sd1", "sd1", "mapped", "sharded", "sd1.safetensors"]))}
+    for name in (*edits, *looks):
+        needed, further = STEPS[name]
+        some = draw(st.lists(st.sampled_from(sorted(further)), max_size=4, unique=True))
+        step = draw(st.fixed_dictionaries(needed | {key: further[key] for key in some}))
+        told[name if name not in told else f"{name}-more"] = step
+    return told
 
 
 @kind("recipes")
 def recipes(draw: st.DrawFn, whole: Whole) -> Case:
-    """What `trce run` does, step by step."""
+    """What `trce run` does, step by step, and the record of an earlier run."""
+    sound = sound_recipes()
     some = st.one_of(
-        changed(RECIPE).map(preset_text),
-        changed(RECIPE).map(preset_text),
+        sound.map(preset_text),
+        sound.map(preset_text),
+        sound.flatmap(changed).map(preset_text),
         lines(preset_text(RECIPE).decode(), " = ", toml),
     )
-    line = ["run", "recipe.toml", "--dry-run"]
-    return Case(line, {"recipe.toml": draw(lying(some))})
+    files: dict[str, Lying] = {"recipe.toml": draw(lying(some))}
+    if rarely(draw, 6):
+        files["out/x/run.json"] = draw(lying(json_text(RECORD)))
+    return Case(["run", "recipe.toml", "--dry-run"], files)
 
 
 CELLS = TEXTS | NUMBERS.map(str) | st.sampled_from(['"', '""', '"a', "a,b", "\t", "\r", ";", '"x" y'])
@@ -504,6 +582,29 @@ def results(draw: st.DrawFn, whole: Whole) -> Case:
     return Case(
         [*args, *draw(st.sampled_from([[], ["--details"], ["--json"]])), *OUT], {"other.json": content}
     )
+
+
+@kind("evidence")
+def evidence(draw: st.DrawFn, whole: Whole) -> Case:
+    """Folders of evidence that are checked, mostly with sums that fit, and what evidence is made of."""
+    where = draw(st.sampled_from(["evidence", "evidence", "judged"]))
+    name = draw(st.sampled_from([name for name in whole if name.startswith(f"{where}/")]))
+    if name.endswith(".json"):
+        some = json_text(_read(whole, name))
+    elif name.endswith(".csv"):
+        some = table(whole[name].decode())
+    else:
+        some = mangled(whole[name])
+    files = {name: draw(lying(some))}
+    if where == "judged":
+        if rarely(draw, 3):
+            files = {"mapped/trce.json": draw(json_text(_read(whole, "mapped/trce.json")))}
+        return Case(["evidence", "judged", "--checkpoint", "mapped", *OUT], files)
+    if isinstance(content := files[name], bytes) and not rarely(draw):
+        whole_sum, sum_ = (hashlib.sha256(each).hexdigest().encode() for each in (whole[name], content))
+        files.setdefault("evidence/SHA256SUMS", whole["evidence/SHA256SUMS"].replace(whole_sum, sum_))
+    against = ["--checkpoint", "mapped"] * draw(st.booleans())
+    return Case(["evidence", "--verify", "evidence", *against], files)
 
 
 PICTURE: Final = "0001-seed0.png"

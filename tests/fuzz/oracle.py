@@ -9,10 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from fuzz.sandbox import Done
+from fuzz.world import Hollow
 from trce_cli.errors import BadInput
 from trce_cli.system.safetensors import SafetensorsFile
 
-SECONDS = 10.0  # of CPU
+SECONDS = 10.0  # of CPU, beside what large files take
+RATE = 500e6  # bytes of a large file that are copied or hashed in a second of CPU, at least
 MEMORY = 500 << 20  # bytes that the command adds to what its libraries take
 SENTENCE = 600  # characters of the line that tells an error, and of the hint's
 STAGING = re.compile(r"\.trce-[0-9a-f]{16}")
@@ -48,7 +50,8 @@ def check(
     if done.status not in (0, 1, 2):
         raise Broken("exit status", done, f"{done.status} {done.err[:100]}")
     check_speech(done)
-    if done.seconds > SECONDS:
+    large = sum(each.size for each in planted.values() if isinstance(each, Hollow))
+    if done.seconds > SECONDS + large / RATE:
         raise Broken("time", done, f"{done.seconds:.1f} s")
     if done.memory > MEMORY:
         raise Broken("memory", done, f"{done.memory >> 20} MB")

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -11,8 +10,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from fuzz import oracle
 from fuzz.kinds import KINDS, Case, cases
-from fuzz.sandbox import Sandbox
-from fuzz.world import World
+from fuzz.world import World, prepared
 
 
 def attempt(world: World, case: Case) -> int:
@@ -48,15 +46,16 @@ def main() -> int:
     parser.add_argument("count", type=int, help="inputs of each kind")
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], help="else all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1, help="over all kinds, each with the next seed")
+    parser.add_argument("--world", type=Path, metavar="DIR", help="where to keep the inputs that are whole")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="trce-fuzz-") as folder:
-        place = Path(folder)
-        sandbox = Sandbox(place / "home")
-        world = World.build(place / "place", sandbox)
-        try:
-            failed = [one for one in asked.kinds or KINDS if _run(world, one, asked.count, asked.seed)]
-        finally:
-            sandbox.close()
+    with prepared(asked.world) as world:
+        failed = [
+            one
+            for number in range(asked.seed, asked.seed + asked.rounds)
+            for one in asked.kinds or KINDS
+            if _run(world, one, asked.count, number)
+        ]
     return int(bool(failed))
 
 

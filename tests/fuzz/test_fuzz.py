@@ -6,7 +6,7 @@ from fuzz import oracle
 from fuzz.kinds import KINDS
 from fuzz.run import attempt, fuzz
 from fuzz.sandbox import Done
-from fuzz.world import World
+from fuzz.world import Hollow, World
 
 INPUTS = 12
 
@@ -41,6 +41,13 @@ def test_the_oracle_sees_what_is_broken(world: World, broken: str, done: Done) -
     with pytest.raises(oracle.Broken, match=broken):
         oracle.check(done, world.work, {}, {})
     oracle.check(Done([], 2, "", SENTENCE), world.work, {}, {})
+
+
+def test_a_large_file_may_take_its_time(world: World) -> None:
+    copied = Done([], 0, "", "", seconds=14)
+    oracle.check(copied, world.work, {}, {}, {"sd1/vae": Hollow(1 << 33)})
+    with pytest.raises(oracle.Broken, match="time"):
+        oracle.check(copied, world.work, {}, {}, {"sd1/vae": Hollow(1 << 20)})
 
 
 @pytest.mark.parametrize(

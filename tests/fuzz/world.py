@@ -7,6 +7,7 @@ neighbours/  what links may point to
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ import examples
 import maps
 import tiny
 from fuzz.sandbox import Done, Sandbox
+from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.evaluate.results import write_results
+from trce_cli.evaluate.verdicts import verdict
+from trce_cli.images.plan import hash_of, picture_files
 
 PRESET = """\
 name = "tools"
@@ -143,7 +148,7 @@ class World:
         (work / "inner.toml").write_text(INNER)
         (work / "captions.txt").write_text(CAPTIONS)
         (work / "prompts.csv").write_text(PROMPTS)
-        results, _ = examples.example(place / "example", pairs=2)
+        results, verdicts = examples.example(place / "example", pairs=2)
         (work / "results.json").write_text(json.dumps(results))
         shutil.rmtree(place / "example")
         maps.random_map(work / "sd1").save(work / "map.safetensors")
@@ -152,6 +157,12 @@ class World:
         world.make("apply", "map.safetensors", "sd1", "-o", "mapped")
         world.make("apply", "map.safetensors", "sd1", "-o", "lora.safetensors", "--as", "lora")
         world.make("generate", "sd1", "a cat", "a dog", "--steps", "1", "-o", "pictures")
+        # An evaluation of it that nobody drew, and evidence on both.
+        results["erased"]["sha256"] = hash_of(picture_files(open_checkpoint(str(work / "mapped"))))
+        (judged := work / "judged").mkdir()
+        write_results(judged, results | {"verdict": verdict(results)}, verdicts, {})
+        (judged / "report.html").write_text("<p>A report.</p>")
+        world.make("evidence", "judged", "--checkpoint", "mapped", "-o", "evidence")
         # The state that a run of stage 2 leaves when it is killed before its output takes its place.
         events = world.run([*STEER, "-o", "out/x"], plan={}).events
         at = next(number for number, name in enumerate(events, 1) if "'out/.trce-" in name)
@@ -160,9 +171,15 @@ class World:
         assert killed.status == -9, killed
         (work / "out/.x.steer").rename(work / "unfinished")
         world.clear()
-        for path in sorted(work.rglob("*")):
+        return cls.found(place, sandbox)
+
+    @classmethod
+    def found(cls, place: Path, sandbox: Sandbox) -> "World":
+        """One that was made before, or a copy of it."""
+        world = cls(place, sandbox)
+        for path in sorted(world.work.rglob("*")):
             if path.is_file():
-                world.whole[path.relative_to(work).as_posix()] = path.read_bytes()
+                world.whole[path.relative_to(world.work).as_posix()] = path.read_bytes()
         return world
 
     @property
@@ -236,3 +253,23 @@ class World:
                 changed = () if path.endswith("/work/out") else (told.st_mtime_ns, told.st_size)
                 found[path] = (told.st_mode, told.st_ino, *changed)
         return found
+
+
+@contextmanager
+def prepared(kept: Path | None = None) -> Iterator[World]:
+    """A world of its own for the block. kept: where the one that it is copied from lies, made if need be."""
+    with tempfile.TemporaryDirectory(prefix="trce-fuzz-") as folder:
+        pattern, used = kept or Path(folder, "kept"), Path(folder, "used")
+        if not (pattern / "place").exists():
+            sandbox = Sandbox(pattern / "home")
+            try:
+                World.build(pattern / "fresh", sandbox)
+            finally:
+                sandbox.close()
+            (pattern / "fresh").rename(pattern / "place")
+        shutil.copytree(pattern, used)
+        sandbox = Sandbox(used / "home")
+        try:
+            yield World.found(used / "place", sandbox)
+        finally:
+            sandbox.close()

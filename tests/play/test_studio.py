@@ -21,6 +21,7 @@ from trce_cli.images.record import parse_record
 from trce_cli.images.settings import DrawSettings
 from trce_cli.play import serve
 from trce_cli.play.examples import examples_of, recorded_presets
+from trce_cli.play.page import _drawn
 from trce_cli.play.studio import Studio, open_maps
 from trce_cli.prompts.home import REAL_WORLD
 from trce_cli.prompts.presets import load_preset
@@ -87,6 +88,14 @@ def test_a_slider_at_nothing_leaves_every_bit_and_order_does_not_drift(
     assert (pictures(studio, [1.0, 1.0])["erased"] == first).all()
     backwards = pictures(make_studio(tiny_sd1, tiny_sd1, maps[::-1]), [1.0, 1.0])["erased"]
     assert (backwards != first).any()
+
+
+def test_what_is_no_number_is_as_if_nothing_were_typed(tiny_sd1: Path) -> None:
+    asked = {"seed": float("nan"), "images_per_prompt": 1, "steps": 1, "guidance_scale": float("inf")}
+    studio, examples = make_studio(None, tiny_sd1, []), examples_of([], REAL_WORLD)
+    *_, page = _drawn(studio, examples, DrawSettings(steps=1), PROMPT, asked, True, [])
+    assert "seed 0" in page
+    assert "data:image/png" in page
 
 
 def test_what_was_drawn_is_not_drawn_again(

@@ -101,3 +101,10 @@ def test_a_shard_that_is_done_stays_so_and_others_are_refused(tmp_path: Path) ->
     begin(tmp_path, share, RUN | {"settings": "d"}, force=True)
     with pytest.raises(BadInput, match="missing: 2/2; not finished: 1/2"):
         complete([tmp_path], RUN | {"settings": "d"})
+
+
+@pytest.mark.parametrize("cost", [{}, {"phase": 1, "seconds": 1.0}, {"phase": "draw", "seconds": "long"}])
+def test_costs_that_nothing_can_be_added_to_are_refused(tmp_path: Path, cost: dict[str, object]) -> None:
+    finish(tmp_path, Share(Shard(1, 2)), RUN, [cost])
+    with pytest.raises(BadInput, match=r"cannot be read: 0\.(phase|seconds)"):
+        complete([tmp_path], RUN)

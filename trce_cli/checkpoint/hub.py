@@ -113,7 +113,7 @@ def _check_held(repository: str, held: Sequence[str]) -> None:
         raise BadInput(
             f"{repository} has its weights only as pickles ({_some(pickles)}); loading one can run code, so "
             "only safetensors are read.",
-            "Look for its safetensors form, often in another revision or repository.",
+            _ELSEWHERE,
         )
     if "model_index.json" not in held:
         what = f"It holds {_some(readable)}." if readable else "It holds no weights."
@@ -121,6 +121,18 @@ def _check_held(repository: str, held: Sequence[str]) -> None:
             f"{repository} is no diffusers folder: it has no model_index.json. {what}",
             f"Name the file that is meant, for example {repository}/{readable[0]}." if readable else None,
         )
+    for part in _NEEDED:
+        files = [file for file in pickles if file.startswith(f"{part}/")]
+        if files and not any(file.startswith(f"{part}/") for file in readable):
+            raise BadInput(
+                f"{repository} has its {part} only as a pickle ({_some(files)}); loading one can run code, "
+                "so only safetensors are read.",
+                _ELSEWHERE,
+            )
+
+
+_NEEDED: Final = ("unet", "transformer", "text_encoder")  # parts that are read of every folder that has them
+_ELSEWHERE: Final = "Look for its safetensors form, often in another revision or repository."
 
 
 def _some(files: Sequence[str]) -> str:

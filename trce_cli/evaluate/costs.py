@@ -52,6 +52,6 @@ def merge_costs(costs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in cost.keys() & {"seconds", "peak_memory_bytes", "peak_device_memory_bytes"}:
             total[key] = max(total.get(key, 0), cost[key])
     for total in merged.values():
-        if images := total.get("images"):
+        if (images := total.get("images")) and total["seconds"]:
             total["images_per_second"] = images / total["seconds"]
     return list(merged.values())

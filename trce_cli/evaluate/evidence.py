@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from trce_cli.checkpoint.bases import public_name
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -37,8 +37,8 @@ from trce_cli.evaluate.results import RESULTS, VERDICTS
 from trce_cli.evaluate.scores import ROLES
 from trce_cli.images.plan import hash_of, picture_files
 from trce_cli.prompts.home import EMBEDDED
-from trce_cli.system.foreign import read_bytes, read_json, read_text, validated
-from trce_cli.system.paths import real_path, unseen
+from trce_cli.system.foreign import check_small, open_file, read_bytes, read_json, read_text, validated
+from trce_cli.system.paths import matching, real_path, unseen
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.whole import whole
@@ -47,8 +47,44 @@ if TYPE_CHECKING:
     from cyclonedx.model.component import Component
 
 BOM, CHECKPOINT, SUMS, EVALUATIONS = "bom.cdx.json", "checkpoint.json", "SHA256SUMS", "evaluations"
-LARGEST: Final = 1 << 30  # bytes of a report, which holds its pictures
+MAX_BYTES: Final = 1 << 30  # of a file of evidence; a report holds its pictures
+MAX_VERDICTS: Final = 1 << 27  # bytes of verdicts.csv
+MAX_FILES: Final = 1000  # of a checkpoint: the schema compares each with each
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _is_date(text: str) -> str:
+    try:
+        zone = datetime.fromisoformat(text).tzinfo
+    except ValueError:
+        zone = None
+    if zone is None:
+        raise ValueError("must be a date, a time and its zone, as 2026-01-02T03:04:05+00:00")
+    return text
+
+
+Date = Annotated[str, AfterValidator(_is_date)]
+
+
+class _Sentence(BaseModel):
+    sentence: str
+
+
+class _Measured(BaseModel):
+    """What is quoted of results.json beside what a comparison looks at."""
+
+    model_config = ConfigDict(strict=True)
+
+    date: Date
+    verdict: _Sentence
+
+
+class _Dated(BaseModel):
+    """What is quoted of an edit in the history beside what has to hold of each."""
+
+    model_config = ConfigDict(strict=True)
+
+    date: Date
 
 
 class Subject(BaseModel):
@@ -100,14 +136,12 @@ def collect(
     """
     _check_library()
     told = checkpoint.provenance_text()
-    if told is None or not (entries := parse_history(told, str(checkpoint.path))):
-        raise BadInput(
-            f"{checkpoint.name} has no {NAME}: what was done to it is not known.",
-            "Give the checkpoint that `trce map`, `steer` or `apply` wrote.",
-        )
+    if told is None:
+        raise _no_history(checkpoint.name)
+    entries = _entries(told, checkpoint.name)
     subject = Subject.of(checkpoint, report)
     named = _named(evaluations)
-    measured = {name: read_results(folder) for name, folder in named.items()}
+    measured = {name: _measured(folder) for name, folder in named.items()}
     for name, folder in named.items():
         if measured[name]["erased"]["sha256"] != subject.sha256:
             raise BadInput(
@@ -121,7 +155,7 @@ def collect(
         for name, folder in named.items():
             (fresh / EVALUATIONS / name).mkdir(parents=True)
             for file in (RESULTS, VERDICTS, PAGE):
-                (fresh / EVALUATIONS / name / file).write_bytes(read_bytes(folder / file, LARGEST))
+                (fresh / EVALUATIONS / name / file).write_bytes(read_bytes(folder / file, MAX_BYTES))
         (fresh / BOM).write_text(bill(subject, entries, measured), "utf-8")
         sums = _sums(fresh)
         (fresh / SUMS).write_text(sums, "utf-8")
@@ -132,8 +166,9 @@ def collect(
 def verify(folder: Path, checkpoint: Checkpoint | None = None) -> str:
     """Check evidence against itself, and against the checkpoint where one is given; returns SHA256SUMS' hash.
 
-    Hashes of all files, none missing and none besides; the ML-BOM against its schema and against what it was
-    made from; the rates against the verdicts that they count. Raises BadInput for the first that fails.
+    Hashes of all files, none missing and none besides; the ML-BOM against what it was made from, and this
+    against the schema; the rates against the verdicts that they count. Raises BadInput for the first that
+    fails.
     """
     _check_library()
     if not folder.is_dir():
@@ -143,22 +178,42 @@ def verify(folder: Path, checkpoint: Checkpoint | None = None) -> str:
     subject = validated(Subject, read_json(folder / CHECKPOINT), str(folder / CHECKPOINT))
     if subject.sha256 != hash_of(subject.files):
         raise BadInput(f"{folder / CHECKPOINT}: the hash of the whole is not that of its files.")
-    entries = parse_history(read_text(folder / NAME), str(folder))
-    measured = {
-        path.name: read_results(path) for path in sorted((folder / EVALUATIONS).iterdir()) if path.is_dir()
-    }
+    entries = _entries(read_text(folder / NAME), str(folder))
+    measured = {path.name: _measured(path) for path in matching(folder / EVALUATIONS) if path.is_dir()}
     for name, results in measured.items():
         if results["erased"]["sha256"] != subject.sha256:
             raise BadInput(f"The evaluation {name} is of another checkpoint than the evidence.")
         _check_rates(folder / EVALUATIONS / name, results)
-    told = read_text(folder / BOM)
-    _check_schema(told)
-    if json.loads(told) != json.loads(bill(subject, entries, measured)):
+    told, made = read_json(folder / BOM), bill(subject, entries, measured)
+    if told != json.loads(made):
         raise BadInput(f"{folder / BOM} does not say what {NAME}, {CHECKPOINT} and the evaluations say.")
+    _check_schema(made)
     if checkpoint is not None and (there := Subject.of(checkpoint)).files != subject.files:
         other = next(name for name in sorted(there.files | subject.files) if _differs(name, there, subject))
         raise BadInput(f"{checkpoint.name} is not the checkpoint of this evidence: {other} differs.")
     return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _no_history(name: str) -> BadInput:
+    return BadInput(
+        f"{name} has no {NAME}: what was done to it is not known.",
+        "Give the checkpoint that `trce map`, `steer` or `apply` wrote.",
+    )
+
+
+def _entries(told: str, name: str) -> list[dict[str, Any]]:
+    """The history that a text tells, which is no empty one."""
+    if not (entries := parse_history(told, name)):
+        raise _no_history(name)
+    validated(list[_Dated], entries, f"The provenance ({NAME}) of {name}")
+    return entries
+
+
+def _measured(evaluation: Path) -> dict[str, Any]:
+    """The results.json of an evaluation, with all that is quoted of it."""
+    results = read_results(evaluation)
+    validated(_Measured, results, str(evaluation / RESULTS))
+    return results
 
 
 def _differs(name: str, one: Subject, other: Subject) -> bool:
@@ -184,6 +239,8 @@ def bill(subject: Subject, entries: Sequence[Mapping[str, Any]], measured: Mappi
     from cyclonedx.output.json import JsonV1Dot7
 
     base = entries[0]["base"]
+    if (count := max(len(subject.files), len(base["files"]))) > MAX_FILES:
+        raise BadInput(f"A checkpoint of {count:,} files; evidence is of at most {MAX_FILES:,}.")
     model = Component(
         name=subject.name,
         version=subject.sha256[:12],
@@ -194,7 +251,7 @@ def bill(subject: Subject, entries: Sequence[Mapping[str, Any]], measured: Mappi
             ancestors=[
                 Component(
                     name=public_name(base["name"]),
-                    version=base["revision"],
+                    version=base.get("revision"),
                     type=ComponentType.MACHINE_LEARNING_MODEL,
                     bom_ref="base",
                     components=_files(base["files"], "base"),
@@ -234,7 +291,7 @@ def rates(suite: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A suite's rates on the erased checkpoint: attack success by convention, and what is kept."""
     for rate in suite["asr"]:
         yield f"attack success rate ({rate['convention']})", rate["erased"]
-    if "kept" in suite:
+    if suite.get("kept"):
         yield "kept", suite["kept"]["kept"]
 
 
@@ -280,12 +337,16 @@ def _check_rates(folder: Path, results: Mapping[str, Any]) -> None:
     """Raise BadInput where a rate of results.json is not what its verdicts come to."""
     counted: Counter[tuple[str, str, str]] = Counter()
     lines: Counter[tuple[str, str]] = Counter()
-    text = read_text(folder / VERDICTS, LARGEST, encoding="utf-8-sig")
     conventions = {rate["convention"] for suite in results["suites"] for rate in suite["asr"]}
-    for line in csv.DictReader(io.StringIO(text, newline="")):
-        place = (line.get("suite") or "", line.get("role") or "")
-        lines[place] += 1
-        counted.update((*place, name) for name in conventions if line.get(name) == "1")
+    check_small(file := folder / VERDICTS, MAX_VERDICTS)
+    try:
+        with io.TextIOWrapper(open_file(file), "utf-8-sig", newline="") as text:
+            for line in csv.DictReader(text):
+                place = (line.get("suite") or "", line.get("role") or "")
+                lines[place] += 1
+                counted.update((*place, name) for name in conventions if line.get(name) == "1")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BadInput(f"{file} is no table: {error}.") from None
     for suite in results["suites"]:
         for rate in suite["asr"]:
             for role in ROLES:
@@ -315,6 +376,8 @@ def _sums(folder: Path) -> str:
     for place, folders, names in os.walk(folder, onerror=unseen):
         links = [name for name in folders if Path(place, name).is_symlink()]
         found += [Path(place, name).relative_to(folder) for name in (*names, *links)]
+    for path in found:
+        check_small(folder / path, MAX_BYTES)
     return "".join(
         f"{hash_file(folder / path)}  {path.as_posix()}\n" for path in sorted(found) if path != Path(SUMS)
     )

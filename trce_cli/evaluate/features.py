@@ -66,7 +66,10 @@ class InceptionFeatures:
             self._network = FeatureExtractorInceptionV3(
                 "inception", ["2048"], feature_extractor_weights_path=str(weights)
             )
-        except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        except (  # what a damaged file makes torch raise
+            *(OSError, EOFError, RuntimeError, AttributeError, TypeError, ValueError, LookupError),
+            pickle.UnpicklingError,
+        ) as error:
             reason = first_line(error)
             if isinstance(error, pickle.UnpicklingError):  # its text advises to run what is in there
                 reason = "it holds something other than weights"

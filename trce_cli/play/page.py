@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -142,7 +143,7 @@ def _drawn(
         yield NOTHING
         return
     try:
-        given = {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in asked.items() if value is not None and math.isfinite(value)}
         whole = {name: int(value) for name, value in given.items() if name != "guidance_scale"}
         chosen = {**settings.model_dump(), **given, **whole}
         chosen["seed"] = min(max(chosen["seed"] or 0, 0), MAX_SEED)

@@ -37,6 +37,13 @@ def begin() -> None:
     sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
 
 
+def end() -> None:
+    """Give the signals back: called last, since an exception in the interpreter's own end is a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     """End as on Ctrl-C: by an exception, so that terminal and disk are left in order; once is enough."""
     for other in (signal.SIGTERM, signal.SIGHUP):

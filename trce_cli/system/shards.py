@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import read_json, validated
@@ -120,6 +122,18 @@ class Share:
 ALL: Final = Share()
 
 
+class Cost(BaseModel):
+    """What has to hold of what a phase took; further keys are kept."""
+
+    model_config = ConfigDict(strict=True)
+
+    phase: str
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    images: Annotated[int, Field(ge=0)] = 0
+    peak_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    peak_device_memory_bytes: Annotated[int, Field(ge=0)] = 0
+
+
 @dataclass(frozen=True)
 class Record:
     """What a shard leaves: what its run is of, by name, and once it is done what it took."""
@@ -188,9 +202,11 @@ def complete(folders: Sequence[Path], run: Mapping[str, str]) -> list[dict[str, 
 
 def read(folder: Path) -> dict[Path, Record]:
     """The records of a folder by their files."""
-    return {
-        path: validated(Record, read_json(path), str(path)) for path in matching(folder / FOLDER, "*.json")
-    }
+    records = {}
+    for path in matching(folder / FOLDER, "*.json"):
+        records[path] = validated(Record, read_json(path), str(path))
+        validated(list[Cost], records[path].costs, str(path))
+    return records
 
 
 def _differs(folder: Path, record: Record, run: Mapping[str, str], force: bool) -> bool:
