@@ -258,7 +258,8 @@ STEPS: Final[dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.Sea
 def sound_recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The tables of a recipe in which hardly anything is wrong: edits, then what looks at them."""
     edits = draw(st.lists(st.sampled_from(["map", "apply", "steer"]), max_size=2))
-    looks = draw(st.lists(st.sampled_from(["generate", "evaluate"]), min_size=not edits, max_size=2))
+    # Each once: the plan of one is made twice, and draws a picture to see how long that takes.
+    looks = draw(st.lists(st.sampled_from(["generate", "evaluate"]), min_size=not edits, unique=True))
     told = {name: RECIPE[name] for name in ("base", "presets", "output", "device", "preset")}
     told |= {"base": draw(st.sampled_from(["sd1", "sd1", "mapped", "sharded", "sd1.safetensors"]))}
     for name in (*edits, *looks):

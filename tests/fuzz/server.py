@@ -4,6 +4,7 @@ Requests and answers are lines of JSON on the streams it was started with. A com
 disturbed runs in a fork.
 """
 
+import gc
 import json
 import os
 import resource
@@ -34,6 +35,7 @@ def command(args: list[str], folder: str) -> int:
         traceback.print_exc()
         return 1
     finally:
+        gc.unfreeze()  # what `main` froze, since its process is about to end; this one is not
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
