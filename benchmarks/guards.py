@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="pictures a suite, 0: guards alone")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps")
     arguments = parser.parse_args()
+    if arguments.rows == "slots" and arguments.base != EMOJI_DIT.name:
+        parser.error(f"--rows slots is of a language model's slots: --base {EMOJI_DIT.name}")
     original = open_checkpoint(arguments.base)
     pairs, prior = prompt_pairs(load_presets(["emoji-weapons"])), choose_prior(original)
     bench = Bench(original, HOMES[arguments.base], arguments.count, arguments.steps)
