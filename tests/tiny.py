@@ -953,3 +953,20 @@ def sd3_file(
             found[f"text_encoders.{name}.logit_scale"] = torch.tensor(4.6)
     save_file({key: value.contiguous() for key, value in found.items()}, path, metadata={"format": "pt"})
     return path
+
+
+def fp8_scaled(state: dict[str, torch.Tensor], ending: str = ".scale_weight") -> dict[str, torch.Tensor]:
+    """A single file's tensors as ComfyUI keeps them in fp8: matrices with a scale each, the rest in bf16, and
+    a mark.
+    """
+    e4m3 = torch.float8_e4m3fn
+    found = {"model.diffusion_model.scaled_fp8": torch.zeros(2, dtype=e4m3)}
+    for key, value in state.items():
+        if value.ndim == 2:
+            scale = value.abs().max() / 448
+            found[key] = (value / scale).to(e4m3)
+            found[key.removesuffix(".weight") + ending] = scale
+            found[key.removesuffix(".weight") + ".scale_input"] = torch.tensor(1.0)
+        else:
+            found[key] = value.bfloat16()
+    return found

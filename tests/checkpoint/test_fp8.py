@@ -46,20 +46,6 @@ def plain(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch
     return {key: value.to(dtype) for key, value in state.items()}
 
 
-def scaled(state: dict[str, torch.Tensor], ending: str) -> dict[str, torch.Tensor]:
-    """As ComfyUI keeps them: matrices in fp8 with a scale each, the rest in bf16, and a mark."""
-    found = {f"{PREFIX}scaled_fp8": torch.zeros(2, dtype=E4M3)}
-    for key, value in state.items():
-        if value.ndim == 2:
-            scale = value.abs().max() / 448
-            found[key] = (value / scale).to(E4M3)
-            found[key.removesuffix(".weight") + ending] = scale
-            found[key.removesuffix(".weight") + ".scale_input"] = torch.tensor(1.0)
-        else:
-            found[key] = value.bfloat16()
-    return found
-
-
 def values(state: dict[str, torch.Tensor], key: str, ending: str = "") -> torch.Tensor:
     weight = state[PREFIX + key].float()
     return weight * state[PREFIX + key.removesuffix(".weight") + ending].float() if ending else weight
@@ -74,7 +60,7 @@ def test_an_edit_of_an_fp8_file_is_rounded_and_changes_nothing_else(
 ) -> None:
     whole = load_file(work / "whole.safetensors")
     dtype = torch.float8_e5m2 if form == "e5m2" else E4M3
-    before = scaled(whole, ending) if ending else plain(whole, dtype)
+    before = tiny.fp8_scaled(whole, ending) if ending else plain(whole, dtype)
     save_file(before, tmp_path / "in.safetensors", metadata={"format": "pt"})
     config = (work / "folder").resolve()
     out = tmp_path / "out.safetensors"
@@ -98,7 +84,7 @@ def test_an_edit_of_an_fp8_file_is_rounded_and_changes_nothing_else(
 def test_a_scale_grows_where_the_new_weight_asks_for_it(work: Path, tmp_path: Path) -> None:
     from trce_cli.checkpoint.scaled import scaled_edits
 
-    before = scaled(load_file(work / "whole.safetensors"), ".scale_weight")
+    before = tiny.fp8_scaled(load_file(work / "whole.safetensors"), ".scale_weight")
     save_file(before, tmp_path / "in.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(str(tmp_path / "in.safetensors"), config=(work / "folder").resolve())
     place = checkpoint.denoiser[0].tensors["context_embedder.weight"]
@@ -111,7 +97,7 @@ def test_a_scale_grows_where_the_new_weight_asks_for_it(work: Path, tmp_path: Pa
 
 def test_fp8_files_are_drawn_and_converted(work: Path, tmp_path: Path, trce: Callable[..., Any]) -> None:
     config, file = (work / "folder").resolve(), tmp_path / "in.safetensors"
-    before = scaled(load_file(work / "whole.safetensors"), ".scale_weight")
+    before = tiny.fp8_scaled(load_file(work / "whole.safetensors"), ".scale_weight")
     save_file(before, file, metadata={"format": "pt"})
     run = trce("generate", file, "a dog", "--config", config, "--steps", 2, "-o", tmp_path / "images")
     assert run.status == 0, run.err
@@ -125,7 +111,7 @@ def test_fp8_files_are_drawn_and_converted(work: Path, tmp_path: Path, trce: Cal
 
 
 def test_scales_of_blocks_are_refused(work: Path, tmp_path: Path, trce: Callable[..., Any]) -> None:
-    before = scaled(load_file(work / "whole.safetensors"), ".scale_weight")
+    before = tiny.fp8_scaled(load_file(work / "whole.safetensors"), ".scale_weight")
     name = f"{PREFIX}txt_in.scale_weight"
     before[name] = before[name].repeat(4)
     save_file(before, tmp_path / "in.safetensors", metadata={"format": "pt"})

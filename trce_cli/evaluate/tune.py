@@ -18,6 +18,7 @@ from trce_cli.checkpoint.bases import public_name
 from trce_cli.edits.edit import Made
 from trce_cli.edits.map import Map
 from trce_cli.erase.map import Solution, Statistics
+from trce_cli.erase.map_verdict import value_of
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings
 from trce_cli.errors import BadInput, TrceError
@@ -66,13 +67,9 @@ class _Changes(BaseModel):
     mean: FiniteFloat
 
 
-class _Canary(BaseModel):
-    values: _Changes
-
-
 class _Figures(BaseModel):
     moved: FiniteFloat
-    canary_change: _Canary
+    canary_change: Annotated[dict[str, _Changes], Field(min_length=1)] | FiniteFloat  # by door, or of the one
 
 
 class _Trial(BaseModel):
@@ -450,5 +447,5 @@ def figures_of(trial: Mapping[str, Any]) -> dict[str, Any]:
         told[f"asr.{suite['name']}"] = suite["asr"][0]["erased"]["share"]
         if "kept" in suite:
             told[f"{suite['name']}.kept"] = suite["kept"]["kept"]["share"]
-    change = trial["figures"]["canary_change"]["values"]["mean"]
+    change = value_of(trial["figures"]["canary_change"])
     return told | {"moved": trial["figures"]["moved"], "canary_change": change}
