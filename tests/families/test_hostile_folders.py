@@ -1,0 +1,128 @@
+"""Folders of each transformer's family that are damaged or are of something else: refused in one sentence."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from trce_cli.checkpoint.open import open_checkpoint
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+# Of each family the door, an encoder, a layer of that, and its width by the configuration.
+T5_LAYER = "encoder.block.1.layer.0.SelfAttention.q"
+FAMILIES = {
+    "z-image": ("cap_embedder.1.weight", "text_encoder", "layers.1.mlp.up_proj", "hidden_size"),
+    "qwen-image": ("txt_in.weight", "text_encoder", "layers.1.mlp.up_proj", "hidden_size"),
+    "flux": ("context_embedder.weight", "text_encoder_2", T5_LAYER, "d_model"),
+    "chroma": ("context_embedder.weight", "text_encoder", T5_LAYER, "d_model"),
+    "sd3": ("context_embedder.weight", "text_encoder_3", T5_LAYER, "d_model"),
+    "flux2-klein": ("context_embedder.weight", "text_encoder", "layers.20.mlp.up_proj", "hidden_size"),
+}  # fmt: skip
+PRESET = (
+    'name = "blades"\ndescription = "blades"\nkind = "object"\n'
+    '[[concepts]]\nunsafe = "a knife"\nsafe = "a cup"\n'
+)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def copy(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "blades.toml").write_text(PRESET)
+    (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES[:3]))
+    yield Path(shutil.copytree(request.getfixturevalue(f"tiny_{family}"), tmp_path / "copy"))
+    shutil.rmtree(tmp_path / "copy")
+
+
+def say(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    state = load_file(path)
+    edit(state)
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def shard(path: Path) -> Path:
+    """Split a file in two with an index; returns the second."""
+    state = load_file(path)
+    names = sorted(state)
+    stem, parts = path.name.removesuffix(".safetensors"), (names[::2], names[1::2])
+    files = [path.with_name(f"{stem}-0000{n}-of-00002.safetensors") for n in (1, 2)]
+    for file, part in zip(files, parts, strict=True):
+        save_file({name: state[name] for name in part}, file, metadata={"format": "pt"})
+    told = {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+    index = {"metadata": {"total_size": 0}, "weight_map": told}
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps(index))
+    path.unlink()
+    return files[1]
+
+
+def refused(trce: Callable[..., Any], copy: Path, said: str, *command: Any) -> None:
+    """The command ends with a sentence that says so, and with nothing written."""
+    work = copy.parent
+    line = command or ("map", copy, "-p", work / "blades.toml", "--prior", work / "prior.txt")
+    done = trce(*line, "-o", work / "out", "--device", "cpu")
+    assert done.status in (1, 2), done.err
+    assert said in done.err
+    assert "Traceback" not in done.err
+    message = next(text for text in done.err.splitlines() if said in text)
+    assert len(message) < 500
+    assert not list(work.glob("*out*"))
+
+
+@pytest.mark.parametrize("part", ["transformer", "encoder"])
+def test_a_shard_that_is_missing(family: str, copy: Path, part: str, trce: Callable[..., Any]) -> None:
+    encoder = FAMILIES[family][1]
+    missing = shard(copy / (WEIGHTS if part == "transformer" else f"{encoder}/model.safetensors"))
+    open_checkpoint(str(copy))  # as whole it is read
+    missing.unlink()
+    refused(trce, copy, "00002-of-00002" if part == "transformer" else "lacks the weight")
+
+
+def test_a_door_of_another_width(family: str, copy: Path, trce: Callable[..., Any]) -> None:
+    door = FAMILIES[family][0]
+    whole = load_file(copy / WEIGHTS)[door]
+    change(copy / WEIGHTS, lambda state: state.update({door: torch.zeros(len(whole), whole.shape[1] + 8)}))
+    refused(trce, copy, "shape")
+
+
+def test_a_text_encoder_of_another_size(family: str, copy: Path, trce: Callable[..., Any]) -> None:
+    _, encoder, layer, width = FAMILIES[family]
+    path = copy / encoder / "config.json"
+    told = json.loads(path.read_text())
+    if "text_config" in told:
+        say(path, text_config=told["text_config"] | {width: told["text_config"][width] * 2})
+    else:
+        say(path, **{width: told[width] * 2})
+    refused(trce, copy, "joint_attention_dim" if width == "d_model" else "text encoder")
+    path.write_text(json.dumps(told))
+    file = path.with_name("model.safetensors")
+    name = next(key for key in load_file(file) if key.endswith(f"{layer}.weight"))
+    change(file, lambda state: state.update({name: state[name][:, 1:].clone()}))
+    refused(trce, copy, "shape")
+
+
+def test_nan_in_one_layer(family: str, copy: Path, trce: Callable[..., Any]) -> None:
+    """Of the text encoder for all; of the transformer for what computes with it."""
+    _, encoder, layer, _ = FAMILIES[family]
+    file = copy / encoder / "model.safetensors"
+    whole = load_file(file)
+    name = next(key for key in whole if key.endswith(f"{layer}.weight"))
+    change(file, lambda state: state[name][:1].fill_(torch.nan))
+    refused(trce, copy, "NaN")
+    save_file(whole, file, metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(copy))
+    tuned = next(key for key in checkpoint.keys("denoiser") if checkpoint.family.tuned(key))
+    change(copy / WEIGHTS, lambda state: state[tuned][:1].fill_(torch.nan))
+    refused(trce, copy, f"{tuned} in", "steer", copy, "-p", copy.parent / "blades.toml", "--steps", 2)
