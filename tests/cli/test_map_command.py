@@ -407,9 +407,9 @@ def test_an_output_called_safetensors_is_a_file_and_the_next_command_is_told(
 ) -> None:
     outcome = map_(tiny_sd1, files / "out.safetensors")
     assert (files / "out.safetensors").is_file()
-    assert f"trce generate {files / 'out.safetensors'} PROMPT --compare {tiny_sd1}" in outcome.err
+    assert f"trce generate {files / 'out.safetensors'} 'a knife' --compare {tiny_sd1}" in outcome.err
     outcome = map_(tiny_sd1, files / "edit.safetensors", "--as", "map")
-    assert f"trce apply {files / 'edit.safetensors'} CHECKPOINT" in outcome.err
+    assert f"trce apply {files / 'edit.safetensors'} {tiny_sd1}" in outcome.err
 
 
 def test_every_form_at_once(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:

@@ -299,13 +299,13 @@ def test_applied_files_are_named_with_their_hashes(
 
 
 def test_gates_end_it_as_they_end_an_evaluation(trce: Callable[..., Any]) -> None:
-    asked = "count = 1\nsteps = 1\nsuite = ['benign']\ngate = 'benign.kept>=1.5'"
+    asked = "count = 1\nsteps = 1\nsuite = ['benign']\ngate = 'benign.kept.low>=0.9'"
     Path("r.toml").write_text(
         f"base = 'emoji'\npresets = ['emoji-weapons']\noutput = 'out'\n[evaluate]\n{asked}\n[map]\n"
     )
     outcome = trce("run", "r.toml", "--json")
     assert outcome.status == 1
-    assert "benign.kept>=1.5 is not met" in outcome.err
+    assert "benign.kept.low>=0.9 is not met" in outcome.err
     told = json.loads(outcome.out)
     assert told["steps"]["evaluate"]["gates"][0]["met"] is False
     assert "map" not in told["steps"]

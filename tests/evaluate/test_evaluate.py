@@ -273,9 +273,9 @@ def test_pictures_of_other_settings_are_replaced_by_force_alone(evaluate: Run) -
 
 
 def test_gates_decide_the_exit_status_after_all_is_written(evaluate: Run, tmp_path: Path) -> None:
-    told = evaluate("--suite", "explicit", "--gate", "explicit.change>=2", "--gate", "asr.explicit<=1")
+    told = evaluate("--suite", "explicit", "--gate", "explicit.change>=1", "--gate", "asr.explicit<=1")
     assert told.status == 1
-    assert "explicit.change>=2 is not met: it is" in told.err
+    assert "explicit.change>=1 is not met: it is" in told.err
     assert [gate["met"] for gate in json.loads(told.out)["gates"]] == [False, True]
     assert (tmp_path / "out" / "report.html").exists()
     named = evaluate("--suite", "explicit", "--gate", "asr.explicit[reds/any@0.6]<=100%")

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from trce_cli.evaluate.detectors.base import Loaded
 from trce_cli.evaluate.features import Extractor
 from trce_cli.evaluate.question import Evaluation
-from trce_cli.evaluate.scores import BATCH, ROLES, Pair, ScoreStore, batches, load_image, real_images
+from trce_cli.evaluate.scores import BATCH, ROLES, Pair, ScoreStore, batches, load_image
+from trce_cli.images.given import pictures_in
 from trce_cli.images.record import ImageRecord, load
 from trce_cli.maths.statistics import Change, Rate, frechet_distance, mean_change, similarity
 from trce_cli.prompts.home import Clip
@@ -209,7 +210,7 @@ def frechet(
 def real_features(folder: Path, extractor: Extractor, size: tuple[int, int]) -> np.ndarray:
     """Features of the real pictures in a folder, cut to the middle and scaled to the size that was drawn."""
     found = []
-    paths = real_images(folder)
+    paths = pictures_in(folder, "real pictures", fewest=2)
     for start in range(0, len(paths), BATCH):
         images = []
         for path in paths[start : start + BATCH]:

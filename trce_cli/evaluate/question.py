@@ -15,8 +15,8 @@ from trce_cli.evaluate.detectors.registry import load_detectors
 from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeatures
 from trce_cli.evaluate.gates import BOUNDS
 from trce_cli.evaluate.nearness import near_and_far
-from trce_cli.evaluate.scores import real_images
 from trce_cli.evaluate.settings import EvaluationSettings
+from trce_cli.images.given import pictures_in
 from trce_cli.images.settings import STEPS, DrawSettings
 from trce_cli.prompts.bystanders import Split
 from trce_cli.prompts.home import Clip, Home
@@ -114,7 +114,7 @@ def prepare(
             f"There are no images of an evaluation in {asked.reuse}.", "Give --reuse what --output was there."
         )
     if asked.real is not None:
-        real_images(asked.real)
+        pictures_in(asked.real, "real pictures", fewest=2)
     home = home_of(original)
     chosen = choose_suites(asked.suites, presets, home, asked.count, asked.seed, note, split)
     chosen = [near_and_far(each, presets, original) if each.subjects else each for each in chosen]

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ROLES = ("original", "erased")
 BATCH = 32  # pictures a detector sees at once
 MAX_SCORES = 1 << 28  # bytes of a file of them
-REAL_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 Scores = list[FiniteFloat]
 
@@ -141,16 +140,3 @@ def is_torn(path: Path) -> bool:
     """Whether the last line of a file has no end, as a kill leaves it."""
     with open_file(path) as file:
         return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read() != b"\n"
-
-
-def real_images(folder: Path) -> list[Path]:
-    """The picture files in a folder, sorted; BadInput where there are fewer than two."""
-    if not folder.is_dir():
-        raise BadInput(f"There is no folder {folder} of real images.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in REAL_SUFFIXES)
-    if len(paths) < 2:
-        raise BadInput(
-            f"{folder} holds {len(paths)} pictures; a distance needs at least 2.",
-            f"They end in {', '.join(sorted(REAL_SUFFIXES))}.",
-        )
-    return paths

@@ -7,8 +7,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.errors import BadInput
-from trce_cli.evaluate.scores import REAL_SUFFIXES
 from trce_cli.evaluate.survivals.base import State
+from trce_cli.images.given import pictures_in
 from trce_cli.system.foreign import read_text
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.shards import digest
@@ -168,13 +168,7 @@ class FineTuning:
 
 def captioned(folder: Path) -> list[tuple[Path, str]]:
     """The pictures in a folder, sorted, each with its caption; BadInput where one lacks it, and for none."""
-    if not folder.is_dir():
-        raise BadInput(f"There is no folder {folder} of pictures to tune on.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in REAL_SUFFIXES)
-    if not paths:
-        raise BadInput(
-            f"{folder} holds no pictures to tune on.", f"They end in {', '.join(sorted(REAL_SUFFIXES))}."
-        )
+    paths = pictures_in(folder, "pictures to tune on")
     for path in paths:
         if not path.with_suffix(".txt").exists():
             raise BadInput(

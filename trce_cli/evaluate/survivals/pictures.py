@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from PIL import Image
-
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.survivals.base import Artist, State, Subject
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from trce_cli.evaluate.question import Evaluation
     from trce_cli.evaluate.scores import Pair
 
@@ -72,7 +72,7 @@ class FromPictures:
         for state in states:
             share = int(state.name.rpartition("-")[2])
 
-            def artist(pairs: Sequence["Pair"], share: int = share) -> Iterator[tuple["Pair", Image.Image]]:
+            def artist(pairs: Sequence["Pair"], share: int = share) -> Iterator[tuple["Pair", "Image.Image"]]:
                 for pair in pairs:
                     record, picture = pair.records["erased"], originals.of(pair)
                     mask = middle(picture, share) if self.painted else None
@@ -90,7 +90,7 @@ class Originals:
 
     subject: Subject
 
-    def of(self, pair: "Pair") -> Image.Image:
+    def of(self, pair: "Pair") -> "Image.Image":
         """The original's picture of a pair."""
         from trce_cli.images.draw import draw
         from trce_cli.images.record import load
@@ -105,8 +105,10 @@ class Originals:
         return self.subject.pipe("original")
 
 
-def middle(picture: Image.Image, share: int) -> Image.Image:
+def middle(picture: "Image.Image", share: int) -> "Image.Image":
     """A mask that is white in the middle of the picture, in so many per cent of it."""
+    from PIL import Image
+
     mask = Image.new("L", picture.size)
     sides = [round(side * (share / 100) ** 0.5) for side in picture.size]
     corner = [(side - white) // 2 for side, white in zip(picture.size, sides, strict=True)]
