@@ -455,3 +455,13 @@ def test_a_clip_skip_that_a_family_is_not_read_with_is_refused(
     assert (told.status, (tmp_path / "out").exists()) == (2, False)
     assert "is not read with a clip skip of 2" in told.err
     assert "one layer alone" in told.err
+
+
+def test_presets_of_the_embedded_world_are_named_where_only_others_were_chosen(
+    trce: Callable[..., Any], files: Path
+) -> None:
+    for preset, is_told in (("weapons", True), ("emoji-weapons", False)):
+        outcome = trce("map", "emoji-dit", "-p", preset, "-o", files / "out", "--dry-run")
+        assert outcome.status == 0, outcome.err
+        assert ("made for it: emoji-substances, emoji-weapons." in outcome.err) is is_told
+        assert ("made for it" in outcome.err) is is_told

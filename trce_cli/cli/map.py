@@ -139,12 +139,10 @@ def _hint(source: "Checkpoint", chosen: Sequence[Preset]) -> list[str]:
     """On presets made for an embedded checkpoint, where only others were chosen, shipped too."""
     from trce_cli.checkpoint.home import home_of
 
-    home = home_of(source)
-    if home.folder is None:
+    if home_of(source).folder is None:
         return []
-    longer = tuple(f"{other.name}-" for other in EMBEDDED if len(other.name) > len(home.name))
-    shipped, begin = preset_names(), f"{home.name}-"
-    own = [name for name in shipped if name.startswith(begin) and not name.startswith(longer)]
+    shipped = preset_names()
+    own = [name for name in shipped if name.startswith(tuple(f"{home.name}-" for home in EMBEDDED))]
     if any(preset.name not in shipped or preset.name in own for preset in chosen):
         return []
     return [f"{source.name} draws little that other presets name; made for it: {', '.join(own)}."]

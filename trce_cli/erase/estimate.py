@@ -34,7 +34,7 @@ def solving_seconds(
     found = sum(each * len({*some}) for some in captions if some and not is_cached(text, some))
     if words := asked_words(text, word_prompts).prompts if word_prompts else []:
         each = seconds_each(text, words)
-        found += 0.0 if is_cached(text, words, family.defaults.slots) else each * len(words)
+        found += 0.0 if is_cached(text, words, family.defaults.meaning) else each * len(words)
     return found + each * prompts
 
 
