@@ -97,9 +97,13 @@ def main() -> None:
     every = [MapSettings(**row.settings) for row in ROWS[arguments.rows]]
     statistics = Statistics.of(original, pairs, prior, every)
     text, (reading,) = original.family.text(original, "cpu", torch.float32), statistics.readings
+    preserved = {
+        count: second_moments(text, prior.captions[:count])
+        for count in {row.captions for row in ROWS[arguments.rows]}
+    }
     for row, settings in zip(ROWS[arguments.rows], every, strict=True):
-        P = second_moments(text, prior.captions[: row.captions])
-        solution = replace(statistics, readings=[replace(reading, P=P)]).solve(settings)
+        given = replace(reading, P=preserved[row.captions])
+        solution = replace(statistics, readings=[given]).solve(settings)
         figures = solution.figures
         changes = [value_of(figures[name]) for name in ("canary_change", "word_change")]
         told = [*(f"{value:.2f}" for value in (figures["moved"], *changes)), f"{figures['norm']:.0f}"]

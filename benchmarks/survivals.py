@@ -8,16 +8,13 @@ again, so a stopped run goes on; another count or number of steps needs another 
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.erasure import PRESET, run
 from trce_cli.prompts.suites import BUILT_IN
-
-PRESET: Final = "emoji-weapons"
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def checkpoint(row: str, work: Path) -> str:
         return row  # the original's name
     source, (command, *options) = ROWS[row]
     if not (work / row).exists():
-        trce(command, checkpoint(source, work), "-p", PRESET, "-o", str(work / row), *options)
+        run(command, checkpoint(source, work), "-p", PRESET, "-o", str(work / row), *options)
     return str(work / row)
 
 
@@ -84,7 +81,7 @@ def measured(row: str, part: str, work: Path, count: int, steps: int) -> dict[st
         drawn = [file.parent for file in sorted(work.glob("*/results.json"))]
         drawn.sort(key=lambda folder: not folder.name.startswith(f"{row}-"))
         words += ["--reuse", str(drawn[0])] if drawn else []
-        trce(*words)
+        run(*words)
     found: dict[str, Any] = json.loads((output / "results.json").read_text("utf-8"))
     return found
 
@@ -112,11 +109,6 @@ def table(row: str, results: Mapping[str, Any]) -> list[str]:
 def cell(rate: Mapping[str, Any]) -> str:
     """A share in per cent with its Wilson 95 % interval."""
     return f"{rate['share']:.1%} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
-
-
-def trce(*words: str) -> None:
-    """Run `trce`; what it says goes where the tables do not."""
-    subprocess.run([sys.executable, "-m", "trce_cli", *words], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import toy
 from trce_cli.system.safetensors import SafetensorsFile
 
-PRESET = """
-name = "toy"
-description = "For tests"
-kind = "object"
-[[concepts]]
-unsafe = "a knife"
-safe = "a tulip"
-[[concepts]]
-unsafe = "a pistol"
-safe = "an apple"
-[steer]
+STEER = """
 steps = 4
 trajectories_per_concept = 5
 unconditional = 18
@@ -42,7 +33,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     path = tmp_path_factory.mktemp("preset") / "toy.toml"
-    path.write_text(PRESET)
+    path.write_text(toy.preset(STEER))
     return path
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+import toy
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.forms import How
 from trce_cli.edits.outputs import Outputs
@@ -31,23 +32,12 @@ PRIOR = Prior("test", ("a fish", "a pig"), ("a dog in the garden", "two red appl
 RECIPE = Recipe(steps=4, early_steps=2, trajectories_per_concept=1, unconditional=3, benign=3)
 TRAINING = Training(lr=1e-3, batch_size=2, epochs=None, max_steps=4)
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-PRESET = """
-name = "toy"
-description = "For tests"
-kind = "object"
-[[concepts]]
-unsafe = "a knife"
-safe = "a tulip"
-[[concepts]]
-unsafe = "a pistol"
-safe = "an apple"
-"""
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     path = tmp_path_factory.mktemp("preset") / "toy.toml"
-    path.write_text(PRESET)
+    path.write_text(toy.preset())
     return load_preset(path)
 
 

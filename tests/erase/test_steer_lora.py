@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+import toy
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.edit import LowRank
 from trce_cli.edits.outputs import choose_outputs
@@ -33,17 +34,7 @@ from trce_cli.maths.low_rank import Size, cut
 from trce_cli.prompts.presets import Preset, load_preset
 
 FAMILIES = ("sd1", "sdxl", "z-image", "qwen-image", "flux", "chroma", "flux2-klein", "sd3", "sd3-clip")
-PRESET = """
-name = "toy"
-description = "For tests"
-kind = "object"
-[[concepts]]
-unsafe = "a knife"
-safe = "a tulip"
-[[concepts]]
-unsafe = "a pistol"
-safe = "an apple"
-[steer]
+STEER = """
 steps = 4
 trajectories_per_concept = 2
 unconditional = 4
@@ -64,7 +55,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("preset") / "toy.toml"
-    path.write_text(PRESET)
+    path.write_text(toy.preset(STEER))
     return path
 
 

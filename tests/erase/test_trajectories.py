@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import toy
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.erase import sampling
 from trce_cli.erase.prepare import prepare
@@ -37,24 +38,13 @@ PRIOR = Prior(
     ("a dog in the garden", "two red apples on a plate", "a cat on a chair"),
 )
 WORDS = ("harbour", "lamp")
-PRESET = """
-name = "toy"
-description = "For tests"
-kind = "object"
-templates = ["{}", "a photo of {}", "{} on the kitchen table"]
-[[concepts]]
-unsafe = "a knife"
-safe = "a tulip"
-[[concepts]]
-unsafe = "a pistol"
-safe = "an apple"
-"""
+TEMPLATES = 'templates = ["{}", "a photo of {}", "{} on the kitchen table"]\n'
 
 
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     path = tmp_path_factory.mktemp("preset") / "toy.toml"
-    path.write_text(PRESET)
+    path.write_text(toy.preset(head=TEMPLATES))
     return load_preset(path)
 
 

@@ -110,11 +110,7 @@ def _check_held(repository: str, held: Sequence[str]) -> None:
     readable = [file for file in held if file.endswith(".safetensors")]
     pickles = [file for file in held if PurePosixPath(file).suffix in PICKLE_SUFFIXES]
     if not readable and pickles:
-        raise BadInput(
-            f"{repository} has its weights only as pickles ({_some(pickles)}); loading one can run code, so "
-            "only safetensors are read.",
-            _ELSEWHERE,
-        )
+        raise _pickled(f"{repository} has its weights only as pickles", pickles)
     if "model_index.json" not in held:
         what = f"It holds {_some(readable)}." if readable else "It holds no weights."
         raise BadInput(
@@ -124,15 +120,17 @@ def _check_held(repository: str, held: Sequence[str]) -> None:
     for part in _NEEDED:
         files = [file for file in pickles if file.startswith(f"{part}/")]
         if files and not any(file.startswith(f"{part}/") for file in readable):
-            raise BadInput(
-                f"{repository} has its {part} only as a pickle ({_some(files)}); loading one can run code, "
-                "so only safetensors are read.",
-                _ELSEWHERE,
-            )
+            raise _pickled(f"{repository} has its {part} only as a pickle", files)
 
 
 _NEEDED: Final = ("unet", "transformer", "text_encoder")  # parts that are read of every folder that has them
-_ELSEWHERE: Final = "Look for its safetensors form, often in another revision or repository."
+
+
+def _pickled(what: str, files: Sequence[str]) -> BadInput:
+    return BadInput(
+        f"{what} ({_some(files)}); loading one can run code, so only safetensors are read.",
+        "Look for its safetensors form, often in another revision or repository.",
+    )
 
 
 def _some(files: Sequence[str]) -> str:

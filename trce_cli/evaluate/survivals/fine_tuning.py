@@ -94,7 +94,7 @@ class FineTuning:
         trained = adapted(module) if self.lora else every(module)
         optimizer = torch.optim.AdamW(trained, lr=LR)
         generator = torch.Generator().manual_seed(SEED)
-        wanted = {int(state.name.rpartition("-")[2]): state for state in states}
+        wanted = {state.steps: state for state in states if state.steps}
         report = subject.task(f"Tuning ({self.name})", max(wanted), "steps")
         for step in range(1, max(wanted) + 1):
             batch = torch.randint(len(latents), (BATCH,), generator=generator)
