@@ -2,9 +2,10 @@
 
     python benchmarks/map.py                  # SD 1.x: 300 prompt pairs, and many more
     python benchmarks/map.py --family sdxl    # trce alone: the plain version would need 20 GB
-    python benchmarks/map.py --family sd2
+    python benchmarks/map.py --family z-image --captions 100     # a transformer: 20 GB, of which 8 on disk
+    python benchmarks/map.py --family flux --captions 5 --layers 3
 
-Checkpoints have the true shapes, random weights in fp16 and the real tokenizers; they are built in --scratch,
+Checkpoints have the true shapes and random weights in fp16 (`true_shapes.py`); they are built in --scratch,
 which should be in memory, and removed in the end. The plain version is written here from the paper alone and
 shares no code with the package: the whole pipeline loaded in fp32, each prompt of a pair and each caption
 encoded on its own at 77 positions, every layer's sums and inverse separately, the U-Net saved. Both
@@ -12,7 +13,9 @@ versions run in processes of their own, one after the other, on the same pairs a
 the kernel's figure for the process, libraries included.
 
 For SDXL the tensors that are neither a text encoder's nor changed are holes in a sparse file, and the output
-goes to --output-folder, because two whole copies would need 14 GB of memory.
+goes to --output-folder, because two whole copies would need 14 GB of memory. Families of transformers are
+mapped to a LoRA. There encoding dominates, and its time goes with the tokens: the limit beside it is what
+their products of matrices take at this machine's measured rate.
 """
 
 import argparse
@@ -31,7 +34,10 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.true_shapes import TRANSFORMERS, U_NETS, build
+
 PRESERVE = 1.0
+INDEX = "model_index.json"
 GOALS = {"whole command, s": 15, "solve alone, s": 100, "peak memory, MB": 5}
 
 COLOURS = ["red", "blue", "green", "black", "white", "golden", "silver", "wooden", "broken", "rusty"]
@@ -67,73 +73,6 @@ def as_toml(table: Mapping[str, Any]) -> str:
     for concept in table["concepts"]:
         lines += ["[[concepts]]", *(f"{key} = {json.dumps(value)}" for key, value in concept.items())]
     return "\n".join(lines) + "\n"
-
-
-# Checkpoints
-
-
-def build(folder: Path, family: str) -> None:
-    """A diffusers folder in fp16 with the true shapes and random weights."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    from trce_cli.families.sd import configs
-
-    shutil.copytree(configs.folder(family), folder)
-    torch.manual_seed(0)
-    parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    for name, kind in parts.items():
-        with torch.device("meta"):
-            model = kind.from_config(kind.load_config(folder / name))
-        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        wanted = (".attn2.to_k.", ".attn2.to_v.", "add_embedding.linear_1.weight")
-        sparse = wanted if family == "sdxl" else ("",)
-        write(folder / name / "diffusion_pytorch_model.safetensors", shapes, sparse)
-    for name in sorted(path.parent.name for path in folder.glob("text_encoder*/config.json")):
-        config = CLIPTextConfig.from_pretrained(folder / name)
-        kind = CLIPTextModelWithProjection if name.endswith("2") else CLIPTextModel
-        with torch.device("meta"):
-            model = kind(config)
-        shapes = {
-            key if key.startswith("text_") else f"text_model.{key}": tuple(value.shape)
-            for key, value in model.state_dict().items()
-            if "position_ids" not in key
-        }
-        write(folder / name / "model.safetensors", shapes, ("",))
-
-
-def write(path: Path, shapes: Mapping[str, tuple[int, ...]], wanted: tuple[str, ...]) -> None:
-    """A safetensors file in fp16: random where a name holds one of `wanted`, holes elsewhere."""
-
-    import torch
-
-    position, header = 0, {}
-    for name, shape in sorted(shapes.items()):
-        end = position + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)
-    noise = torch.randn(1 << 22)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, shape in sorted(shapes.items()):
-            if not any(part in name for part in wanted):
-                continue
-            file.seek(8 + len(text) + header[name]["data_offsets"][0])
-            # Gains near 1 and variances of 1 / inputs keep what flows through the layers alive; embeddings
-            # are as large as what is added to them.
-            gain = 1.0 if len(shape) < 2 or "embedding." in name else (1 / math.prod(shape[1:])) ** 0.5
-            offset = float("norm" in name and name.endswith("weight"))
-            gain *= 0.1 if len(shape) < 2 else 1.0
-            begin = torch.randint(len(noise), ()).item()
-            count = math.prod(shape)
-            while count:
-                part = noise[begin : begin + count]
-                file.write((offset + gain * part).half().numpy().data)
-                count, begin = count - len(part), 0
-        file.truncate(8 + len(text) + position)
 
 
 # The plain version
@@ -246,6 +185,45 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def encoding(folder: Path, toml: Path, captions: Path) -> dict[str, float]:
+    """Of a transformer's family: the checkpoint's bytes, the positions that the map encodes, and the
+    operations that this takes at least.
+
+    A causal encoder reads every distinct prefix once; T5 reads each prompt whole, with its padding.
+    """
+    import torch
+
+    from trce_cli.checkpoint.open import open_checkpoint
+    from trce_cli.erase.map_plan import distinct_prompts
+    from trce_cli.erase.prior import choose_prior
+    from trce_cli.erase.settings import MapSettings
+    from trce_cli.erase.vocabulary import asked_words
+    from trce_cli.prompts.pairs import prompt_pairs
+    from trce_cli.prompts.presets import load_presets
+
+    checkpoint = open_checkpoint(str(folder))
+    prior = choose_prior(checkpoint, captions)
+    text: Any = checkpoint.family.text(checkpoint, "cpu", torch.float32)
+    prompts = distinct_prompts(prompt_pairs(load_presets([str(toml)])))
+    prompts |= {*prior.captions, *prior.canaries, *prior.bystanders}
+    prompts |= {*asked_words(text, MapSettings().words_asked).prompts}
+    shapes = next(each for each in TRANSFORMERS.values() if each.pipeline in (folder / INDEX).read_text())
+    if shapes.positions:
+        positions = shapes.positions * len(prompts)
+    else:
+        tokens = text.tokenizer.tokens(prompts)
+        positions = len({t.ids[:end] for t in tokens for end in range(1, len(t.ids) + 1)})
+    encoder = list(shapes.encoders)[-1]  # beside which CLIP costs little
+    weights = checkpoint.family.text_weights(checkpoint.config)[encoder]
+    products = [math.prod(shape) for key, shape in weights.items() if len(shape) == 2 and "embed" not in key]
+    return {
+        "prompts": len(prompts),
+        "positions": positions,
+        "flops": 2 * sum(products) * positions,
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+    }
+
+
 def machine(scratch: Path) -> dict[str, float]:
     """This machine's rates: fp32 operations a second in a large matrix product, bytes a second copied."""
     import torch
@@ -290,7 +268,7 @@ def child(command: list[str], **environment: str) -> tuple[dict[str, float], flo
     return json.loads(text), time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
-def part(name: str, *args: Path) -> tuple[dict[str, float], float, int]:
+def part(name: str, *args: object) -> tuple[dict[str, float], float, int]:
     """Run one of `PARTS` in a process of its own."""
     return child([sys.executable, __file__, "--part", name, *map(str, args)])
 
@@ -300,28 +278,39 @@ def as_part(name: str, *args: str) -> None:
 
     warnings.filterwarnings("ignore")
     paths = [Path(arg) for arg in args]
-    if name in ("plain", "parts"):
-        table = json.loads(paths[1].read_text())
-        if name == "plain":
-            print(json.dumps(plain(paths[0], paths[2], table, json.loads(paths[3].read_text()))))
-        else:
-            print(json.dumps(parts(paths[0], table)))
-    elif name == "build":
-        build(paths[0], args[1])
-        print("{}")
+    found: dict[str, float] = {}
+    if name == "build":
+        build(paths[0], args[1], int(args[2]))
+    elif name == "plain":
+        table, captions = json.loads(paths[1].read_text()), json.loads(paths[3].read_text())
+        found = plain(paths[0], paths[2], table, captions)
+    elif name == "parts":
+        found = parts(paths[0], json.loads(paths[1].read_text()))
+    elif name == "encoding":
+        found = encoding(*paths)
     else:
-        print(json.dumps(machine(paths[0])))
+        found = machine(paths[0])
+    print(json.dumps(found))
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--part"]:
         return as_part(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=("sd1", "sd2", "sdxl"), default="sd1")
+    parser.add_argument("--family", choices=(*U_NETS, *TRANSFORMERS), default="sd1")
     parser.add_argument(
-        "--sizes", default="20x15,100x15,1000x15", help="concepts x templates, the first compared"
+        "--sizes", default="20x15,100x15,1000x15", help="of a U-Net: concepts x templates, the first compared"
     )
     parser.add_argument("--no-plain", action="store_true", help="leave the plain version out")
+    parser.add_argument(
+        "--captions", type=int, default=100, help="of a transformer: of the built-in prior, the first so many"
+    )
+    parser.add_argument(
+        "--concepts", type=int, default=12, help="of a transformer: concepts, in three templates"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=0, help="of a transformer: of its text encoder, 0 for all"
+    )
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--output-folder", type=Path, help="where outputs go; else --scratch")
     options = parser.parse_args()
@@ -329,16 +318,44 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=options.scratch) as scratch,
         tempfile.TemporaryDirectory(dir=options.output_folder or options.scratch) as outputs,
     ):
-        compare(Path(scratch), Path(outputs), options)
+        (compare if options.family in U_NETS else measure)(Path(scratch), Path(outputs), options)
     return None
 
 
+def measure(scratch: Path, outputs: Path, options: argparse.Namespace) -> None:
+    """Map a transformer's family to a LoRA and print a Markdown table."""
+    from trce_cli.prompts.captions import prior_captions
+
+    folder, toml, captions = scratch / "checkpoint", scratch / "preset.toml", scratch / "captions.txt"
+    toml.write_text(as_toml(preset(options.concepts, 3)))
+    captions.write_text("\n".join(prior_captions()[: options.captions]))
+    part("build", folder, options.family, options.layers)
+    known, _, _ = part("encoding", folder, toml, captions)
+    rates, _, _ = part("machine", outputs)
+    command = [sys.executable, "-m", "trce_cli", "map", folder, "--preset", toml, "--prior", captions]
+    command += ["--output", outputs / "out.safetensors", "--as", "lora", "--device", "cpu"]
+    # Random weights are erased well or badly by chance: what it costs is the same.
+    command += ["--max-collateral", "99", "--json", "--quiet"]
+    _, seconds, peak = child(list(map(str, command)), TRCE_CACHE=str(scratch / "cache"))
+    print("| family | checkpoint, GB | peak memory, GB | prompts | positions | s | limit of encoding, s |")
+    print("| --- " + "| ---: " * 6 + "|")
+    print(
+        f"| {options.family} | {known['bytes'] / 1e9:.1f} | {peak / 1e9:.2f} | {known['prompts']:,.0f} "
+        f"| {known['positions']:,.0f} | {seconds:.0f} | {known['flops'] / rates['flops']:.0f} |"
+    )
+    print(
+        f"\nfp16, {f'{options.layers} layers' if options.layers else 'all layers'} of the text encoder; "
+        f"{os.cpu_count()} cores, {rates['flops'] / 1e9:.0f} GFLOP/s in fp32. Who loads the pipeline needs "
+        "as much memory as the checkpoint has bytes, and more."
+    )
+
+
 def compare(scratch: Path, outputs: Path, options: argparse.Namespace) -> None:
-    """Run everything and print Markdown tables."""
+    """Run everything of a U-Net's family and print Markdown tables."""
     from trce_cli.prompts.captions import prior_captions
 
     folder, output, cache = scratch / "checkpoint", outputs / "out", scratch / "cache"
-    part("build", folder, Path(options.family))
+    part("build", folder, options.family, 0)
     (scratch / "captions.json").write_text(json.dumps(prior_captions()))
     rates, _, _ = part("machine", outputs)
 
