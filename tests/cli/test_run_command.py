@@ -19,6 +19,7 @@ import plugins
 from trce_cli.checkpoint.measured import PICTURE
 from trce_cli.cli.recipe import read_recipe
 from trce_cli.cli.recipe_start import start
+from trce_cli.cli.steps import Link, Work
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 PRESET = """
@@ -265,6 +266,28 @@ def test_a_plan_writes_nothing(trce: Callable[..., Any], recipe: Callable[..., P
     assert told["memory_bytes"] > 0
     assert told["free_disk_bytes"] > told["disk_bytes"] > 0
     assert not Path("out").exists()
+
+
+def test_a_step_is_planned_once_and_its_remarks_are_told_once(
+    trce: Callable[..., Any], recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[str] = []
+    call = Work._call
+
+    def counted(work: Work, link: Link, *args: Any, **how: Any) -> None:
+        planned.append(link.step.name)
+        call(work, link, *args, **how)
+
+    monkeypatch.setattr(Work, "_call", counted)
+    long = MAP + "[map-2]\n" + "[generate]\nprompt = ['a knife']\nsteps = 1\n"
+    outcome = trce("run", recipe(long), "--dry-run")
+    assert outcome.status == 0
+    assert planned == ["map", "map-2", "generate"]
+    assert [line for line in outcome.err.splitlines() if line.startswith("[")] == [
+        f"[{name}]:" for name in planned
+    ]
+    assert outcome.out.count(" about ") == 4  # each plan, and all together
+    assert trce("run", recipe(long, name="quiet.toml"), "--dry-run", "--quiet").err == ""
 
 
 def test_the_history_is_a_recipe_again(trce: Callable[..., Any], recipe: Callable[..., Path]) -> None:

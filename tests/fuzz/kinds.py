@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -258,7 +259,7 @@ STEPS: Final[dict[str, tuple[dict[str, st.SearchStrategy[Any]], dict[str, st.Sea
 def sound_recipes(draw: st.DrawFn) -> dict[str, Any]:
     """The tables of a recipe in which hardly anything is wrong: edits, then what looks at them."""
     edits = draw(st.lists(st.sampled_from(["map", "apply", "steer"]), max_size=2))
-    # Each once: the plan of one is made twice, and draws a picture to see how long that takes.
+    # Each once: its plan draws a picture to see how long that takes.
     looks = draw(st.lists(st.sampled_from(["generate", "evaluate"]), min_size=not edits, unique=True))
     told = {name: RECIPE[name] for name in ("base", "presets", "output", "device", "preset")}
     told |= {"base": draw(st.sampled_from(["sd1", "sd1", "mapped", "sharded", "sd1.safetensors"]))}
@@ -712,14 +713,19 @@ WRITTEN: Final = ("-o", "--output", "--trajectories")  # what is there already m
 
 def options_of(command: list[str]) -> list[str]:
     """The options of a command, as its help has them."""
+    found = _commands()
+    for word in command[: 2 if command[:1] == ["presets"] else 1]:
+        found = found.commands[word]
+    return [name for each in found.params for name in each.opts if name.startswith("-")]
+
+
+@cache
+def _commands() -> Any:
     import typer
 
     from trce_cli.cli.app import app
 
-    found: Any = typer.main.get_command(app)
-    for word in command[: 2 if command[:1] == ["presets"] else 1]:
-        found = found.commands[word]
-    return [name for each in found.params for name in each.opts if name.startswith("-")]
+    return typer.main.get_command(app)
 
 
 @kind("option values")

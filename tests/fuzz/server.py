@@ -4,6 +4,7 @@ Requests and answers are lines of JSON on the streams it was started with. A com
 disturbed runs in a fork.
 """
 
+import functools
 import gc
 import json
 import os
@@ -109,6 +110,8 @@ def main() -> None:
     import diffusers.pipelines.stable_diffusion_xl  # noqa: F401
     from transformers import CLIPTextModel, CLIPTokenizerFast  # noqa: F401
 
+    import typer.main
+
     import trce_cli.cli.app
     import trce_cli.edits.files
     import trce_cli.erase.map
@@ -117,6 +120,8 @@ def main() -> None:
     import trce_cli.evaluate.report
     import trce_cli.evaluate.tune  # noqa: F401
 
+    # Built anew for each command it would be half of what a quick one takes.
+    typer.main.get_command = functools.cache(typer.main.get_command)
     limit = _status("VmSize") + MARGIN
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -121,25 +121,44 @@ class Console:
     """The one output sink of a command.
 
     `json`: one JSON value on stdout, human output on stderr. `quiet`: only warnings and errors, and what was
-    asked for. `has_told`: whether this process has written its JSON value. `is_checking`: whether a plan is
-    wanted for its errors alone, see `gathered`. begun: when the command began, or what a plan is to tell of.
+    asked for. `has_told`: whether this process has written its JSON value. begun: when the command began, or
+    what a plan is to tell of.
     """
 
     has_told: ClassVar[bool] = False
-    is_checking: ClassVar[bool] = False
     begun: ClassVar[float] = monotonic()
     _gathered: ClassVar[list[Any] | None] = None
+    _held: ClassVar[list[Callable[[], None]] | None] = None
 
     @classmethod
     @contextmanager
-    def gathered(cls, is_checking: bool = False) -> Iterator[list[Any]]:
+    def gathered(cls) -> Iterator[list[Any]]:
         """The results of the commands that are run in the block, in a list and not on stdout."""
         results: list[Any] = []
-        cls._gathered, cls.is_checking = results, is_checking
+        cls._gathered = results
         try:
             yield results
         finally:
-            cls._gathered, cls.is_checking = None, False
+            cls._gathered = None
+
+    @classmethod
+    @contextmanager
+    def held(cls) -> Iterator[list[Callable[[], None]]]:
+        """All that is told in the block, as calls that tell it when it is wanted after all."""
+        calls: list[Callable[[], None]] = []
+        cls._held = calls
+        try:
+            yield calls
+        finally:
+            cls._held = None
+
+    @classmethod
+    def tell(cls, call: Callable[[], None]) -> None:
+        """Make a call that tells something, at once or where output is held when it is wanted."""
+        if cls._held is None:
+            call()
+        else:
+            cls._held.append(call)
 
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
@@ -153,16 +172,14 @@ class Console:
     def note(self, text: str) -> None:
         """A line on stderr on what is done or worth knowing; silent with `quiet`."""
         if not self.quiet:
-            _rich(sys.stderr).print(one_line(text), markup=False, soft_wrap=True)
+            self.tell(lambda: _rich(sys.stderr).print(one_line(text), markup=False, soft_wrap=True))
 
     def warn(self, text: str) -> None:
         """A line on stderr that even `quiet` lets through."""
         from rich.text import Text
 
-        if Console.is_checking:
-            return
         line = Text.assemble(("Warning: ", "bold yellow"), one_line(text))
-        _rich(sys.stderr).print(line, soft_wrap=True)
+        self.tell(lambda: _rich(sys.stderr).print(line, soft_wrap=True))
 
     def answer(self, renderable: "RenderableType") -> None:
         """What a command is there to tell, which `quiet` does not silence either; else as `show`."""
@@ -171,13 +188,19 @@ class Console:
     def show(self, renderable: "RenderableType", is_asked_for: bool = False) -> None:
         """The human form of the result, a literal text or a rich table: stdout, or stderr with `json`."""
         if is_asked_for or not self.quiet:
-            soft_wrap = isinstance(renderable, str)
-            _rich(sys.stderr if self.json else sys.stdout).print(
-                _shown(renderable), markup=False, soft_wrap=soft_wrap
-            )
+            self.tell(lambda: self._print(renderable))
+
+    def _print(self, renderable: "RenderableType") -> None:
+        soft_wrap = isinstance(renderable, str)
+        _rich(sys.stderr if self.json else sys.stdout).print(
+            _shown(renderable), markup=False, soft_wrap=soft_wrap
+        )
 
     def result(self, result: Mapping[str, Any] | Sequence[Any]) -> None:
         """The machine's form of the result: one JSON value on stdout with `json`, nothing otherwise."""
+        self.tell(lambda: self._result(result))
+
+    def _result(self, result: Mapping[str, Any] | Sequence[Any]) -> None:
         if Console._gathered is not None:
             Console._gathered.append(result)
         elif self.json:
@@ -187,8 +210,9 @@ class Console:
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """How far it is, on stderr while the block runs: bars on a terminal, else now and then a line."""
-        if not self.has_bars:
-            yield Progress(Silence() if self.quiet else Lines(self.note))
+        if not self.has_bars or Console._held is not None:
+            is_silent = self.quiet or Console._held is not None
+            yield Progress(Silence() if is_silent else Lines(self.note))
             return
         with bars(_rich(sys.stderr)) as shown:
             yield Progress(shown)

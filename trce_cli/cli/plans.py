@@ -21,13 +21,23 @@ def show_plan(
     """Tell the plan, for people and as JSON.
 
     planned: figures by name; those that end in `_bytes` are sizes. seconds: measures about how long it would
-    take, by a short piece of the real work; it is left out where only a check is wanted.
+    take, by a short piece of the real work, only when the plan is told.
     """
+    spent = monotonic() - Console.begun  # on libraries and checkpoints, which the work itself needs too
+    Console.begun = monotonic()
+    console.tell(lambda: _show(console, output, planned, spent, seconds))
+
+
+def _show(
+    console: Console,
+    output: Path,
+    planned: Mapping[str, Any],
+    spent: float,
+    seconds: Callable[[], float] | None,
+) -> None:
     told = dict(planned)
-    if seconds is not None and not Console.is_checking:
-        spent = monotonic() - Console.begun  # on libraries and checkpoints, which the work itself needs too
+    if seconds is not None:
         told["estimated_seconds"] = float(f"{spent + seconds():.3g}")
-        Console.begun = monotonic()
     console.answer(plan_table(told))
     console.result({"dry_run": True, "output": output, **told})
     lack = told.get("disk_bytes", 0) - told.get("free_disk_bytes", told.get("disk_bytes", 0))

@@ -93,6 +93,7 @@ class Work:
         if head.base_sha256 and not set(head.base_sha256) & set(self._base_files.values()):
             raise BadInput(f"{where}: {head.base} is not the checkpoint that base_sha256 speaks of.")
         self._record = self._read()
+        self._plans: dict[str, list[Callable[[], None]]] = {}
 
     # --- what follows what
 
@@ -296,7 +297,10 @@ class Work:
     # --- run
 
     def check(self) -> None:
-        """Raise what any step would refuse, before one begins; the base stands for what is yet to be made."""
+        """Raise what any step would refuse, before one begins; the base stands for what is yet to be made.
+
+        What the plans tell is kept for `show_plans`.
+        """
         place = self.recipe.head.output / NAME
         if place.exists() and not (self._record or self.force or real_path(place) == real_path(self.where)):
             raise BadInput(f"{place} is there already, and of no run like this.", "Choose another output.")
@@ -304,10 +308,10 @@ class Work:
             self._check_files(link.step)
             if not self.done(link):
                 self._refuse_other(link)
-                self.plan(link, is_checking=True)
+                self._plans[link.step.name] = self._plan(link)
 
-    def plan(self, link: Link, is_checking: bool = False) -> dict[str, Any]:
-        """What the command's `--dry-run` tells of a step."""
+    def _plan(self, link: Link) -> list[Callable[[], None]]:
+        """What the command's `--dry-run` tells of a step, as calls that tell it."""
         arguments = dict(link.arguments)
         if link.source is not None:
             arguments.pop("card", None)  # the base has none of ours
@@ -317,12 +321,11 @@ class Work:
                 arguments[name] = (
                     [self.recipe.head.base] if isinstance(given, list) else self.recipe.head.base
                 )
-        silent: dict[str, Any] = {"as_json": True, "quiet": True} if is_checking else {}
         if link.step.is_edit:
             arguments |= {name: getattr(self.recipe.head, name) for name in Opening.model_fields}
-        with Console.gathered(is_checking) as results, _naming(self.where, link.step.name):
-            self._call(link, arguments, dry_run=True, **silent)
-        return dict(results[0])
+        with Console.held() as calls, _naming(self.where, link.step.name):
+            self._call(link, arguments, dry_run=True)
+        return calls
 
     def run(self, link: Link, told: dict[str, Any]) -> None:
         """Run a step, unless it is done; `told` receives what its command tells, also of gates not met."""
@@ -339,16 +342,19 @@ class Work:
         self._keep(link.step.name, _Done(asked=asked, outputs=self._hashes(link), before={}))
 
     def show_plans(self, console: Console) -> dict[str, Any]:
-        """Tell what each step would do and take, and all of them together."""
+        """Tell what each step that was checked would do and take, and all of them together."""
         plans: dict[str, dict[str, Any]] = {}
         for link in self.links:
             name = link.step.name
-            if self.done(link):
+            if name not in self._plans:
                 console.note(f"[{name}] is done and whole.")
                 plans[name] = {"kept": True}
-            else:
-                console.note(f"[{name}]:")
-                plans[name] = self.plan(link)
+                continue
+            console.note(f"[{name}]:")
+            with Console.gathered() as results, _naming(self.where, name):
+                for call in self._plans[name]:
+                    call()
+            plans[name] = dict(results[0])
         figures = {key: [plan[key] for plan in plans.values() if key in plan] for key in _TOTALS}
         told = {key: _TOTALS[key](found) for key, found in figures.items() if found}
         with Console.gathered():
