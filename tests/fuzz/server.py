@@ -36,7 +36,6 @@ def command(args: list[str], folder: str) -> int:
         traceback.print_exc()
         return 1
     finally:
-        gc.unfreeze()  # what `main` froze, since its process is about to end; this one is not
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -108,9 +107,8 @@ def main() -> None:
     os.dup2(nothing, 0)
     import diffusers.pipelines.stable_diffusion
     import diffusers.pipelines.stable_diffusion_xl  # noqa: F401
-    from transformers import CLIPTextModel, CLIPTokenizerFast  # noqa: F401
-
     import typer.main
+    from transformers import CLIPTextModel, CLIPTokenizerFast  # noqa: F401
 
     import trce_cli.cli.app
     import trce_cli.edits.files
@@ -120,6 +118,11 @@ def main() -> None:
     import trce_cli.evaluate.report
     import trce_cli.evaluate.tune  # noqa: F401
 
+    # What is imported is collected by no command, and what `main` freezes, since its process is about to end,
+    # has to be collected here.
+    gc.collect()
+    gc.freeze()
+    gc.freeze = lambda: None
     # Built anew for each command it would be half of what a quick one takes.
     typer.main.get_command = functools.cache(typer.main.get_command)
     limit = _status("VmSize") + MARGIN
