@@ -43,6 +43,7 @@ def test_failures_come_first_and_long_suites_are_cut(tmp_path: Path) -> None:
     assert len(shown) == SHOWN
     assert shown[:4] == [str(SHOWN + 8), str(SHOWN + 9), "0", "1"]
     benign = page[page.index('id="suite-benign"') :]
+    assert f"1 failure of {SHOWN + 10};" in benign
     assert re.findall(r"seed (\d+)", benign)[:2] == ["2", "0"]
     assert "something else was lost" in benign
 
@@ -241,6 +242,29 @@ def test_a_narrow_screen_shows_both_columns_and_gates_early(page: Any) -> None:
         both = [page.locator(f"{inside} {one}").first.bounding_box() for one in pair]
         assert both[0]["y"] == both[1]["y"]
         assert both[0]["x"] + both[0]["width"] <= both[1]["x"] < 420
+
+
+def test_a_narrow_first_screen_has_pictures_behind_many_gates(browser: Any, tmp_path: Path) -> None:
+    results, verdicts = example(tmp_path, left=2)
+    results["gates"] *= 2
+    results["gates"] += [{"gate": "asr.implied.high<=0.05", "value": 0.3, "met": False, "needed": 73}] * 2
+    opened = browser.new_page(viewport={"width": 420, "height": 900})
+    opened.goto(write_report(tmp_path, results, verdicts).as_uri())
+    assert opened.locator("#gates li").count() == 4
+    assert opened.locator("#first .frame").first.bounding_box()["y"] < 900 - 100
+    opened.close()
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 1400, "height": 900}}], indirect=True)
+def test_names_of_suites_are_not_broken_and_rulers_run_through(page: Any) -> None:
+    lines = page.evaluate("""[...document.querySelectorAll('#kept .title:first-child')].map(cell => {
+        cell.innerHTML = '<span>bystanders</span>';
+        return cell.firstChild.getClientRects().length; })""")
+    assert set(lines) == {1}
+    page.evaluate("document.querySelector('.plot .name').append(' and a name of three lines'.repeat(9))")
+    tracks = [track.bounding_box() for track in page.locator(".plot.gone .track").all()]
+    ends = [box["y"] + box["height"] for box in tracks]
+    assert [round(box["y"]) for box in tracks[1:]] == [round(end) for end in ends[:-1]]
 
 
 def test_a_comparison_fits_without_scrolling(browser: Any, tmp_path: Path) -> None:
