@@ -375,6 +375,10 @@ def test_what_a_misspelt_name_may_have_meant_is_said(tmp_path: Path, monkeypatch
     with pytest.raises(BadInput) as refused:
         open_checkpoint("quite-another")
     assert "Did you mean" not in str(refused.value.hint)
+    for name, meant in (("weapons", "give it with --preset"), ("a cat", "prompts behind it")):
+        with pytest.raises(BadInput) as refused:
+            open_checkpoint(name)
+        assert meant in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("name", ["./missing", "/missing", "a/b/c", "model.safetensors", "~/missing"])

@@ -325,3 +325,18 @@ def test_an_edit_that_is_there_already_is_said(
     twice = trce("apply", saved["a"], tmp_path / "once", "-o", tmp_path / "twice", "--quiet")
     assert twice.status == 0
     assert f"Warning: {tmp_path / 'once'} carries a.safetensors already" in twice.err
+
+
+def test_an_edit_that_was_solved_twice_is_there_already(
+    trce: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("map", "emoji", "-p", "emoji-substances", "--word-share", "0", "--quiet")
+    assert trce(*few, "-o", "erased").status == 0
+    assert trce(*few, "-o", "again.safetensors", "--as", "map").status == 0
+    entries = json.loads((tmp_path / "erased/trce.json").read_text())["history"]
+    entries[0] |= {"date": "2020-01-01T00:00:00+00:00", "seconds": 1.0}  # whatever this machine's pace is
+    (tmp_path / "erased/trce.json").write_text(json.dumps({"schema": 1, "history": entries}))
+    applied = trce("apply", "again.safetensors", "erased", "-o", "twice", "--dry-run")
+    assert "Warning: erased carries again.safetensors already" in applied.err
+    assert "already" not in trce("apply", "again.safetensors", "emoji", "-o", "once", "--dry-run").err

@@ -203,6 +203,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
     assert "self-harm" in refusal.value.hint
 
 
+def test_a_checkpoint_in_place_of_a_preset_is_told_its_place():
+    with pytest.raises(BadInput) as refusal:
+        load_preset("emoji")
+    assert refusal.value.hint.startswith("emoji is a checkpoint, which stands first")
+
+
 @pytest.mark.parametrize("name", ["missing.toml", "some/where", "", "../x"])
 def test_a_missing_file_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

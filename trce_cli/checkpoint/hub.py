@@ -180,8 +180,9 @@ def _asked(name: str, function: str, *args: Any, **options: Any) -> Path:
     try:
         return Path(getattr(huggingface_hub, function)(*args, **options))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        why = first_line(error).removeprefix("Got: ")
         raise BadInput(
-            f"{name} is no local path, and cannot be had from the hub: {first_line(error)}",
+            f"{name} is no local path, and cannot be had from the hub: {why}",
             "Check the name, the network, HF_TOKEN for gated repositories, and HF_HUB_OFFLINE.",
         ) from error
 

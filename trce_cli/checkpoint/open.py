@@ -15,6 +15,7 @@ from trce_cli.checkpoint.single_file import open_single_file
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import FAMILIES, family_of_folder
 from trce_cli.prompts.home import EMBEDDED
+from trce_cli.prompts.presets import preset_names
 from trce_cli.system.paths import expanded
 
 
@@ -82,7 +83,8 @@ def _resolve(
             )
     if asked is None:
         raise BadInput(
-            f"{name!r} is neither an existing path nor a hub id.", "A hub id has the form owner/name."
+            f"{name!r} is neither an existing path nor a hub id.",
+            "The checkpoint stands first, prompts behind it; a hub id has the form owner/name.",
         )
     try:
         return hub.fetched(name, asked, revision, variant, partial(_check_family, name), without)
@@ -93,7 +95,9 @@ def _resolve(
 
 
 def _guess(name: str) -> str:
-    """What a misspelt name may mean: an embedded checkpoint, or what lies where it points."""
+    """What a misspelt name may mean: an embedded checkpoint, what lies where it points, or a preset."""
+    if name in preset_names():
+        return f"{name} is a preset: give it with --preset, behind the checkpoint. "
     path = expanded(name)
     try:
         known = [each.name for each in islice(path.parent.iterdir(), 1000)]

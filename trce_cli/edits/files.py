@@ -72,7 +72,10 @@ def open_edit(path: str | Path) -> Edit:
         raise BadInput(f"There is no file {path}.", "The edits come first, the checkpoint last.")
     if path.is_dir() or path.suffix in PICKLE_SUFFIXES:
         what = "a folder" if path.is_dir() else "a PyTorch pickle, which can run code when it is loaded"
-        raise BadInput(f"{path} is {what}, not an edit in a .safetensors file.")
+        raise BadInput(
+            f"{path} is {what}, not an edit in a .safetensors file.",
+            "The edits come first, the checkpoint last.",
+        )
     file = SafetensorsFile.open(path)
     if any(name.startswith(MAP) for name in file.tensors):
         return open_map(file)
@@ -151,13 +154,18 @@ def carried(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]
     entries = history(checkpoint)
     applied = [one for entry in entries for one in entry.get("edits", ())]
     entries += [entry for one in applied for entry in one["history"]]
-    hashes = {one["sha256"] for one in applied}
+    hashes, made_so = {one["sha256"] for one in applied}, [_deed(entry) for entry in entries]
     return [
         path.name
         for path, edit in zip(paths, edits, strict=True)
         if (hashes and hash_file(path) in hashes)
-        or (edit.made and any(made in entries for made in edit.made.history))
+        or (edit.made and any(_deed(entry) in made_so for entry in edit.made.history))
     ]
+
+
+def _deed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry of a history says that is so again whenever the same edit is made once more."""
+    return {key: entry.get(key) for key in ("edit", "presets", "settings", "seeds", "edits")}
 
 
 def cautions(checkpoint: Checkpoint, paths: Sequence[Path], edits: Sequence[Edit]) -> list[str]:

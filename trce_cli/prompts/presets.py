@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from trce_cli.emoji.home import EMOJI, EMOJI_DIT
 from trce_cli.errors import BadInput, what_is_wrong
 from trce_cli.prompts.settings import MapTable, SteerTable
 from trce_cli.prompts.templates import TEMPLATES
@@ -186,6 +187,8 @@ def _find(name_or_path: str | Path, folder: Path) -> Path:
         raise BadInput(f"There is no preset file {str(path)!r}.", "Start one with `trce presets new FILE`.")
     close = difflib.get_close_matches(name, shipped, n=1)
     guess = f"Did you mean {close[0]!r}? " if close else ""
+    if name in (EMOJI.name, EMOJI_DIT.name):
+        guess = f"{name} is a checkpoint, which stands first, without --preset. "
     raise BadInput(
         f"There is no preset {name!r}.",
         f"{guess}Shipped: {', '.join(shipped)}; or give a path to a TOML file.",
