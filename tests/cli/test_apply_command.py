@@ -72,7 +72,7 @@ def test_where_a_map_fits_its_own_guards_are_shown(
     text_map.save(tmp_path / "weak.safetensors")
     outcome = trce("apply", tmp_path / "weak.safetensors", tiny_sd1, "-o", tmp_path / "out")
     assert outcome.status == 0
-    assert "bad (good from 0.7)" in outcome.out
+    assert "Way to the safe prompts, done │        │ 40.0% │ bad (good from 70%)" in outcome.out
     assert "Warning: Bad: much of what is to be erased will still be drawn" in outcome.err
 
 

@@ -92,7 +92,9 @@ def test_a_failure_is_told_as_json_where_that_is_asked_for(capsys):
     assert run_app(app, ["--json", "--late"]) == 1
     assert json.loads(capsys.readouterr().out) == {"figure": 1}  # one value, and it stands there already
     assert run_app(app, ["--json", "--no-such-option"]) == 2
-    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+    wrong = json.loads(capsys.readouterr().out)["error"]
+    assert wrong["exit_code"] == 2
+    assert wrong["message"].startswith("No such option: --no-such-option")
     assert run_app(app, []) == 1
     assert capsys.readouterr().out == ""
 

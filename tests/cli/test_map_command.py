@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli import load_map
+from trce_cli.cli.map import _guard_table
+from trce_cli.cli.written import NO_LIMIT
 from trce_cli.erase import map as mapping
 from trce_cli.maths.linear_map import LinearMap
 
@@ -331,6 +333,11 @@ def test_a_ruinous_edit_is_judged_and_refused_unless_it_is_asked_for(
     assert "Warning: Bad: " in written.err  # one sentence for all, and in the table each with its limit
     assert all(f"{verdicts[name]['verdict']} (" in written.err for name in verdicts)
     assert "Next: trce generate" in written.err
+    table = _guard_table(json.loads(written.out)["figures"])
+    told = list(zip(*(column.cells for column in table.columns), strict=True))
+    judged = {row[0]: row[3] for row in told if row[3] != NO_LIMIT}
+    assert all(word in ("good", "weak", "bad") for word in (told.split(" (")[0] for told in judged.values()))
+    assert {"Change of keys, 200 canary captions"} < judged.keys() < {row[0] for row in told}
 
 
 def test_what_is_read_is_not_replaced(map_: Callable[..., Any], tiny_sd1: Path, files: Path) -> None:

@@ -55,6 +55,10 @@ def test_the_first_item_already_has_a_rate():
     meter.advance(1)
     assert meter.speed() == "20 s each"
     assert meter.sentence("Drawing") == "Drawing: 1/10 images, 20 s each, 3 min left"
+    meter = Meter(None, "prompts", now)
+    now.now += 2
+    meter.advance(3821)
+    assert meter.speed() == "1,910 prompts/s"
 
 
 @pytest.mark.parametrize(

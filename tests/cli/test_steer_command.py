@@ -119,6 +119,7 @@ def test_both_stages_are_in_the_history_and_the_guard_is_shown(trce, mapped, pre
     lines = told.err.splitlines()
     assert lines[0].startswith("20 unsafe, 18 unconditional and 17 benign states: ")  # the size comes first
     assert "from reject (0) to prefer (1)" in told.err
+    assert told.err.count("good (up to 20%)") == 2
     history = json.loads((tmp_path / "out/trce.json").read_text())["history"]
     assert [entry["edit"] for entry in history] == ["map", "steer"]
     erased, steered = load_file(mapped / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)

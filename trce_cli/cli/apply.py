@@ -24,10 +24,11 @@ from trce_cli.cli.options import (
 )
 from trce_cli.cli.plans import show_plan
 from trce_cli.cli.written import (
+    NO_LIMIT,
     add_changes,
     guard_table,
     hash_original,
-    judged,
+    recorded_table,
     show_verdict,
     show_written,
     write,
@@ -143,17 +144,11 @@ def _show_guards(
 
 def _show_recorded(console: Console, path: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """The guards of `trce map` as a file has them, which hold for every checkpoint of its text encoder."""
-    from rich.table import Table
-
     from trce_cli.erase.map_verdict import recorded
 
     if verdicts := recorded(history):
-        figures = {"verdicts": verdicts}
-        table = Table("Guard", "", "Verdict", title=f"What {path.name} does, by its own record")
-        for name, told in verdicts.items():
-            table.add_row(name.replace("_", " "), f"{told['value']:.3g}", judged(figures, name, "g"))
-        console.show(table)
-        show_verdict(console, figures)
+        console.show(recorded_table(verdicts, f"What {path.name} does, by its own record"))
+        show_verdict(console, {"verdicts": verdicts})
 
 
 def _guard_table(figures: dict[str, Any]) -> "Table":
@@ -161,10 +156,9 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     if "projected_cosine_to_safe" in figures:
         before, after = (figures["projected_cosine_to_safe"][when] for when in ("before", "after"))
         row = "Cosine of unsafe to safe where prompts enter"
-        table.add_row(f"{row}, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}")
-        table.add_row(
-            f"... lowest of {figures['pairs']} pairs", f"{before['min']:.3f}", f"{after['min']:.3f}"
-        )
+        lowest = f"... lowest of {figures['pairs']} pairs"
+        for name, which in ((f"{row}, mean", "mean"), (lowest, "min")):
+            table.add_row(name, f"{before[which]:.3f}", f"{after[which]:.3f}", NO_LIMIT)
     captions = f"{figures['canaries']} canary captions"
-    add_changes(table, figures["canary_change"], captions, judged(figures, "canary_change"))
+    add_changes(table, figures["canary_change"], captions, figures, "canary_change")
     return table

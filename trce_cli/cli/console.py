@@ -270,7 +270,7 @@ def _run(app: Callable[..., object], args: Sequence[str] | None) -> tuple[int, T
         if (usage := _usage_error(error)) is not None:
             with suppress(OSError):
                 sys.stderr.write(_lines(usage[0], MESSAGE))
-            return usage[1], BadInput("The command line is wrong; stderr says how.", "trce COMMAND --help")
+            return usage[1], BadInput(usage[2], "See trce COMMAND --help.")
         if (told := explain(error)) is None:
             raise
         return told.exit_code, _tell(told)
@@ -284,8 +284,8 @@ def _tell(error: TrceError) -> TrceError:
     return error
 
 
-def _usage_error(error: BaseException) -> tuple[str, int] | None:
-    """What Typer says of wrong usage, and its exit status; its errors' class has no public name.
+def _usage_error(error: BaseException) -> tuple[str, int, str] | None:
+    """What Typer says of wrong usage, its exit status, and the error alone; its class has no public name.
 
     Of a value that is none pydantic says why, in words that change from release to release: ours stand there.
     """
@@ -296,7 +296,7 @@ def _usage_error(error: BaseException) -> tuple[str, int] | None:
         vars(error)["message"] = what_is_wrong(errors(include_url=False)[0])
     said = io.StringIO()
     show(file=said)
-    return said.getvalue(), status
+    return said.getvalue(), status, said.getvalue().rpartition("\nError: ")[2].strip()
 
 
 def explain(error: BaseException) -> TrceError | None:

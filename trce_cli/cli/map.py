@@ -25,6 +25,7 @@ from trce_cli.cli.options import (
 )
 from trce_cli.cli.plans import show_plan
 from trce_cli.cli.written import (
+    NO_LIMIT,
     add_changes,
     guard_table,
     hash_original,
@@ -158,18 +159,19 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
     table = guard_table("What the edit does")
     _add_way(table, figures, figures, "", "Cosine of unsafe to safe prompts", "Way to the safe prompts")
     captions = f"{figures['canaries']} canary captions"
-    add_changes(table, figures["canary_change"], captions, judged(figures, "canary_change"))
+    add_changes(table, figures["canary_change"], captions, figures, "canary_change")
     if "bystander_change" in figures:
-        add_changes(table, figures["bystander_change"], f"{figures['bystanders']} captions of bystanders")
+        bystanders = f"{figures['bystanders']} captions of bystanders"
+        add_changes(table, figures["bystander_change"], bystanders, figures, "bystander_change")
     if "word_change" in figures:
         words = f"{figures['held_out_words']} words of no prior"
-        add_changes(table, figures["word_change"], words, judged(figures, "word_change"))
+        add_changes(table, figures["word_change"], words, figures, "word_change")
     _add_size(table, figures, figures, "")
     for name in (name for name in figures if name.startswith("clip_skip_")):
         title = name.replace("_", " ").capitalize()
         _add_way(table, figures, figures[name], f"{name}.", f"{title}: cosine of unsafe to safe", "... way")
-        verdict = judged(figures, f"{name}.canary_change")
-        add_changes(table, figures[name]["canary_change"], f"{captions} so read", verdict)
+        changes = figures[name]["canary_change"]
+        add_changes(table, changes, f"{captions} so read", figures, f"{name}.canary_change")
     for stream in figures.keys() & set(FURTHER_STREAMS):
         further, of = figures[stream], f"{stream}."
         _add_way(table, figures, further, of, f"{stream.capitalize()}: cosine of unsafe to safe", "... way")
@@ -182,9 +184,9 @@ def _guard_table(figures: dict[str, Any]) -> "Table":
 def _add_way(table: "Table", figures: dict[str, Any], part: dict[str, Any], of: str, *names: str) -> None:
     """Rows on how far what is to be erased is moved. part: of figures what `of` stands before."""
     before, after = (part["cosine_to_safe"][when] for when in ("before", "after"))
-    table.add_row(f"{names[0]}, mean", f"{before['mean']:.3f}", f"{after['mean']:.3f}", "")
     lowest = "... lowest" if of else f"... lowest of {figures['pairs']} pairs"
-    table.add_row(lowest, f"{before['min']:.3f}", f"{after['min']:.3f}", "")
+    for row, which in ((f"{names[0]}, mean", "mean"), (lowest, "min")):
+        table.add_row(row, f"{before[which]:.3f}", f"{after[which]:.3f}", NO_LIMIT)
     table.add_row(f"{names[1]}, done", "", f"{part['moved']:.1%}", judged(figures, f"{of}moved"))
     for name, what in (("padding_moved", "padding"), ("eot_padding_moved", "padding with EoT")):
         if name in part:
@@ -197,4 +199,4 @@ def _add_size(table: "Table", figures: dict[str, Any], part: dict[str, Any], of:
     verdict = judged(figures, f"{of}norm", "g")
     table.add_row(f"{begin}pectral norm of the change", "", f"{part['norm']:.3g}", verdict)
     row = f"{'... c' if of else 'C'}ondition number, within rank {part['rank']} of {part['dim']}"
-    table.add_row(row, "", f"{part['condition']:.2g}", "")
+    table.add_row(row, "", f"{part['condition']:.2g}", NO_LIMIT)

@@ -67,7 +67,9 @@ class Meter:
         """`0.35 images/s`, or `12 s each` where that reads better."""
         if not self.rate or not self.unit:
             return ""
-        return f"{self.rate:.3g} {self.unit}/s" if self.rate >= 0.1 else f"{1 / self.rate:.3g} s each"
+        if self.rate < 0.1:
+            return f"{1 / self.rate:.3g} s each"
+        return f"{self.rate:{',.0f' if self.rate >= 100 else '.3g'}} {self.unit}/s"
 
     def sentence(self, text: str) -> str:
         """`Drawing: 12/200 images, 0.35 images/s, 9 min left`"""

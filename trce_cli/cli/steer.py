@@ -25,7 +25,7 @@ from trce_cli.cli.options import (
 )
 from trce_cli.cli.plans import show_plan, size
 from trce_cli.cli.tracking import logs_of
-from trce_cli.cli.written import show_written
+from trce_cli.cli.written import NO_LIMIT, guard_table, show_written
 from trce_cli.erase.settings import Running, SteerSettings, Training, choose_steer_settings
 from trce_cli.prompts.pairs import pair_prompts
 from trce_cli.prompts.presets import load_presets, recommended
@@ -148,7 +148,7 @@ def _show(
     publishing: Publishing,
     source: "Checkpoint",
 ) -> None:
-    console.show(_guard_table(entry["figures"]))
+    console.show(_guard_table(entry["figures"], entry["settings"]["max_drift"]))
     moved = entry["figures"]["unsafe"]
     if moved["prompt_after"] <= moved["prompt_before"]:
         console.warn("On held-out states the predictions did not move toward the safe concepts.")
@@ -166,20 +166,23 @@ def _in_short(planned: dict[str, Any], trajectories: Path | None) -> str:
     )
 
 
-def _guard_table(figures: dict[str, Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table("Guard", "Before", "After", title="What the edit does")
+def _guard_table(figures: dict[str, Any], max_drift: float) -> "Table":
+    table = guard_table("What the edit does")
     unsafe, training, weights = figures["unsafe"], figures["training"], figures["weights"]
     for name, where in (("prompt", "Unsafe prompts"), ("empty", "... the same states, empty prompt")):
         row = f"{where}, from reject (0) to prefer (1), {unsafe['states']} held-out states"
-        table.add_row(row, f"{unsafe[f'{name}_before']:.3f}", f"{unsafe[f'{name}_after']:.3f}")
+        before, after = (unsafe[f"{name}_{when}"] for when in ("before", "after"))
+        verdict = NO_LIMIT if name == "empty" else f"{'good' if after > before else 'bad'} (above before)"
+        table.add_row(row, f"{before:.3f}", f"{after:.3f}", verdict)
     for name in ("unconditional", "benign"):
         row = f"Change of {name} predictions, {figures[name]['states']} held-out states"
-        table.add_row(row, "", f"{figures[name]['drift']:.2%}")
+        # beyond it nothing is written
+        table.add_row(row, "", f"{figures[name]['drift']:.2%}", f"good (up to {max_drift:.0%})")
     before, after = (f"{figures['benign'][f'from_original_{when}']:.2%}" for when in ("before", "after"))
-    table.add_row("Distance of benign predictions from the original's", before, after)
-    table.add_row("Tuned weights that changed, as they are saved", "", f"{weights['changed_share']:.1%}")
+    table.add_row("Distance of benign predictions from the original's", before, after, NO_LIMIT)
+    changed = f"{weights['changed_share']:.1%}"
+    table.add_row("Tuned weights that changed, as they are saved", "", changed, NO_LIMIT)
     first, last = (training[when]["loss"] for when in ("first", "last"))
-    table.add_row(f"Loss over the first and last of {training['steps']} steps", f"{first:.4g}", f"{last:.4g}")
+    row = f"Loss over the first and last of {training['steps']} steps"
+    table.add_row(row, f"{first:.4g}", f"{last:.4g}", NO_LIMIT)
     return table

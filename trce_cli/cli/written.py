@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trce_cli.cli.console import Console
 from trce_cli.cli.options import Publishing
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
     from trce_cli.edits.forms import Edited
     from trce_cli.edits.outputs import Outputs
+
+NO_LIMIT: Final = "(no limit)"  # of a guard's figure that nothing is known to follow from
 
 
 def hash_original(source: "Checkpoint", progress: Progress, text_encoder: str | None = None) -> "Hashes":
@@ -47,30 +49,55 @@ def guard_table(title: str) -> "Table":
     return Table("Guard", "Before", "After", "Verdict", title=title)
 
 
-def judged(figures: Mapping[str, Any], name: str, limit: str = ".0%") -> str:
-    """The verdict on a guard with its limit: `good (from 70%)`, `weak (good from 70%)`; else nothing.
+def judged(figures: Mapping[str, Any], name: str, limit: str = ".0%", value: float | None = None) -> str:
+    """The verdict on a guard with its limit: `good (from 70%)`, `weak (good from 70%)`; else `NO_LIMIT`.
 
-    limit: how it is written.
+    limit: how it is written. value: what is judged by the guard's limits, in place of its own figure.
     """
+    from trce_cli.maths.verdict import Limits
+
     if (told := figures.get("verdicts", {}).get(name)) is None:
-        return ""
-    sign = "up to" if told["good"] < told["weak"] else "from"
-    of_good = "" if told["verdict"] == "good" else "good "
-    return f"{told['verdict']} ({of_good}{sign} {told['good']:{limit}})"
+        return NO_LIMIT
+    limits = Limits(told["good"], told["weak"])
+    word = told["verdict"] if value is None else limits.word(value)
+    sign = "up to" if limits.less_is_better else "from"
+    return f"{word} ({'' if word == 'good' else 'good '}{sign} {limits.good:{limit}})"
 
 
-def add_changes(table: "Table", change: Any, on: str, verdict: str = "") -> None:
+def add_changes(table: "Table", change: Any, on: str, figures: Mapping[str, Any], guard: str) -> None:
     """Rows on how much the weights of a stream's doors change, as `erase.map.door_changes` has it.
 
-    verdict: on the largest of the doors' means.
+    guard: of figures, the one whose limits judge each door's mean.
     """
     if isinstance(change, float):  # there is one door of one layer
-        table.add_row(f"Change of what enters, {on}", "", f"{change:.1%}", verdict)
+        table.add_row(f"Change of what enters, {on}", "", f"{change:.1%}", judged(figures, guard))
         return
-    largest = max(change, key=lambda name: change[name]["mean"])
     for name, layers in change.items():
         after = f"{layers['mean']:.1%} (layers up to {layers['max']:.1%})"
-        table.add_row(f"Change of {name}, {on}", "", after, verdict if name == largest else "")
+        table.add_row(f"Change of {name}, {on}", "", after, judged(figures, guard, value=layers["mean"]))
+
+
+# The guards that `trce map` judges, by the words of its table: those of recorded figures, too.
+_ROWS: Final = {
+    "moved": "Way to the safe prompts, done",
+    "padding_moved": "... by padding",
+    "eot_padding_moved": "... by padding with EoT",
+    "canary_change": "Change, canary captions",
+    "word_change": "Change, words of no prior",
+    "norm": "Spectral norm of the change",
+}
+
+
+def recorded_table(verdicts: Mapping[str, Any], title: str) -> "Table":
+    """The guards of a map as it has them on record; verdicts: as `erase.map_verdict.recorded` has them."""
+    table = guard_table(title)
+    for name, told in verdicts.items():
+        part, _, guard = name.rpartition(".")
+        row, is_size = _ROWS.get(guard, guard.replace("_", " ")), guard == "norm"
+        after = f"{told['value']:.3g}" if is_size else f"{told['value']:.1%}"
+        verdict = judged({"verdicts": verdicts}, name, "g" if is_size else ".0%")
+        table.add_row(f"{part.replace('_', ' ').capitalize()}: {row}" if part else row, "", after, verdict)
+    return table
 
 
 def show_verdict(console: Console, figures: Mapping[str, Any]) -> None:

@@ -157,7 +157,7 @@ class Statistics:
         skip. Raises TrceError or BadInput where weights or embeddings are not finite, and BadInput for a clip
         skip that the checkpoint does not have.
         """
-        task("Checking the text encoder", None, "")
+        task("Checking the encoder", None, "")
         family = checkpoint.family
         texts = [
             family.skipped_text(checkpoint, device, dtype, skip)

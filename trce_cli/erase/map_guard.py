@@ -44,7 +44,7 @@ def measure(
     doors, then mean and minimum of the slots; absent without pairs. canary_change: rms |W' c - W c| / rms
     |W c| over canary captions, mean and maximum by door. verdicts: see `map_verdict.judge`.
     """
-    task("Checking the text encoder", None, "")
+    task("Checking the encoder", None, "")
     family = checkpoint.family
     text, stream = family.text(checkpoint, "cpu", torch.float32), family.streams[0]
     text.check()
