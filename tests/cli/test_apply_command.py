@@ -303,6 +303,22 @@ def test_what_fp16_cannot_hold_fails_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_a_form_that_fails_leaves_none_of_the_others(
+    trce: Callable[..., Any], tiny_sd1: Path, tmp_path: Path
+) -> None:
+    place = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora"
+    width, wide = load_file(tiny_sd1 / UNET)[
+        "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    ].shape
+    nothing = {f"{place}_down.weight": torch.ones(1, wide), f"{place}_up.weight": torch.zeros(width, 1)}
+    save_file(nothing, tmp_path / "nothing.safetensors")
+    line = ("apply", tmp_path / "nothing.safetensors", tiny_sd1, "--allow-other-text-encoder")
+    outcome = trce(*line, "-o", tmp_path / "out", "--as", "single-file", "--as", "lora")
+    assert outcome.status == 1
+    assert "changes no weight" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["nothing.safetensors"]
+
+
 def test_every_copy_of_the_unet_is_edited(
     trce: Callable[..., Any], saved: dict[str, Path], tiny_sd1: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import pytest
 
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system import whole as module
-from trce_cli.system.whole import appending, clear_stale, make_inside, whole, write_bytes, write_text
+from trce_cli.system.whole import (
+    appending,
+    clear_stale,
+    make_inside,
+    together,
+    whole,
+    write_bytes,
+    write_text,
+)
 
 
 def write(output: Path, replace: bool) -> None:
@@ -204,3 +213,39 @@ def test_a_name_that_is_too_long_is_told_before_the_work(tmp_path: Path) -> None
     with pytest.raises(TrceError, match="name too long"), whole(tmp_path / ("x" * 300)):
         pytest.fail("the work was begun")
     assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("system")
+def test_outputs_take_their_places_together_or_none_does(tmp_path: Path) -> None:
+    old, file, folder, beside = (tmp_path / name for name in ("old", "file", "folder", "beside"))
+    write_text(old, "old")
+    targets = [old, file, folder]
+
+    def changed() -> None:
+        raise TrceError("It changed.")
+
+    def make(replace: bool = True, unchanged: Callable[[], None] = lambda: None) -> None:
+        with together(targets):
+            write_text(old, "new")
+            write_folder(folder, "new")
+            with whole(file, replace, unchanged) as fresh:
+                fresh.write_text("new")
+                write_text(beside, "at once")  # none of them
+                assert beside.exists()
+                assert old.read_text() == "old"
+            clear_stale(tmp_path)  # what waits is no other run's to remove
+
+    with suppress(ZeroDivisionError), together(targets):
+        write_text(old, "new")
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["old"]
+    with pytest.raises(TrceError, match="It changed"):
+        make(unchanged=changed)
+    file.write_text("a user's")
+    with pytest.raises(TrceError, match="appeared while"):
+        make(replace=False)
+    assert names(tmp_path) == ["beside", "file", "old"]
+    assert (old.read_text(), file.read_text()) == ("old", "a user's")
+    make()
+    assert names(tmp_path) == ["beside", "file", "folder", "folder/file", "old"]
+    assert {path.read_text() for path in (old, file, folder / "file")} == {"new"}

@@ -18,6 +18,7 @@ from trce_cli.errors import BadInput
 from trce_cli.maths.low_rank import Size
 from trce_cli.system.paths import real_path
 from trce_cli.system.progress import Report, no_report
+from trce_cli.system.whole import together
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,16 @@ def notes(checkpoint: Checkpoint, outputs: Outputs) -> list[str]:
 
 
 def write_outputs(edited: Edited, outputs: Outputs, report: Report = no_report) -> dict[str, Any]:
-    """Write the edited checkpoint, or the edit, in every form, each whole or not at all.
+    """Write the edited checkpoint, or the edit, in every form, all of them whole or none at all.
 
     report: called with bytes written, `total_bytes` in all. Returns the figures of the forms that keep only a
     part of the edit. Errors are those of `write_patched`, and BadInput for a form that cannot hold the edit.
     """
     outputs.refuse(edited.is_map)
     figures: dict[str, Any] = {}
-    for form, path in outputs.forms:
-        figures |= form.write(edited, path, outputs.how, report)
+    with together({real_path(path) for path in outputs.paths.values()}):
+        for form, path in outputs.forms:
+            figures |= form.write(edited, path, outputs.how, report)
     return figures
 
 

@@ -16,9 +16,10 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -48,25 +49,92 @@ def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = la
         with suppress(FileNotFoundError):
             os.lstat(target)  # a name that the file system does not take is told before the work
         clear_stale(target.parent)
-        staging, handle = _make_staging(target)
-        try:
+        together = _TOGETHER.get()
+        together = together if together and target in together.targets else None
+        with ExitStack() as stack:
+            staging, handle = _make_staging(target)
+            stack.callback(os.close, handle)
+            stack.callback(_clear, staging, target)
+            made = _Made(staging, target, replace, unchanged)
             yield staging / _NEW
-            unchanged()
-            if tell := _TELL.get():
-                tell(target, staging / _NEW)
-            _put(staging, target, replace)
-        finally:
-            try:
-                _clear(staging, target)
-            finally:
-                os.close(handle)
+            if together is None:
+                made.check()
+                made.put()
+            else:
+                together.made.append(made)
+                together.kept.push(stack.pop_all())
     except OSError as error:
-        hint = "Make space, or choose a place on another disk." if error.errno in _FULL else None
-        raise TrceError(f"Cannot write {target}: {error.strerror or error}.", hint) from error
+        raise _cannot_write(target, error) from error
+
+
+@contextmanager
+def together(targets: Collection[Path]) -> Iterator[None]:
+    """Of these outputs those that `whole` makes in the block take their places when it ends well, or none.
+
+    targets: as `whole` is given them.
+    """
+    with ExitStack() as kept:
+        these = _Together(targets, kept)
+        token = _TOGETHER.set(these)
+        try:
+            yield
+        finally:
+            _TOGETHER.reset(token)
+        for each in these.made:
+            each.check()
+        for each in these.made:
+            try:
+                each.put()
+            except OSError as error:
+                raise _cannot_write(each.target, error) from error
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An output that is whole in its staging folder; see `whole`."""
+
+    staging: Path
+    target: Path
+    replace: bool
+    unchanged: Callable[[], None]
+
+    def check(self) -> None:
+        """Raise where it may not take its place."""
+        self.unchanged()
+        if not self.replace and os.path.lexists(self.target):
+            raise _appeared(self.target)
+
+    def put(self) -> None:
+        """Rename it into its place."""
+        if tell := _TELL.get():
+            tell(self.target, self.staging / _NEW)
+        _put(self.staging, self.target, self.replace)
+
+
+@dataclass
+class _Together:
+    """Outputs that take their places together, those that are made, and what keeps their staging folders."""
+
+    targets: Collection[Path]
+    kept: ExitStack
+    made: list[_Made] = field(default_factory=list)
+
+
+def _cannot_write(target: Path, error: OSError) -> TrceError:
+    hint = "Make space, or choose a place on another disk." if error.errno in _FULL else None
+    return TrceError(f"Cannot write {target}: {error.strerror or error}.", hint)
+
+
+def _appeared(target: Path) -> TrceError:
+    return TrceError(
+        f"The output {target} appeared while it was being written, and is not replaced.",
+        "Choose another --output, or add --force.",
+    )
 
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _TELL: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("tell", default=None)
+_TOGETHER: ContextVar["_Together | None"] = ContextVar("together", default=None)
 
 
 @contextmanager
@@ -243,10 +311,7 @@ def _put(staging: Path, target: Path, replace: bool) -> None:
             return _rename_to_nothing(fresh, target)
         except FileExistsError:
             if not replace:
-                raise TrceError(
-                    f"The output {target} appeared while it was being written, and is not replaced.",
-                    "Choose another --output, or add --force.",
-                ) from None
+                raise _appeared(target) from None
         with suppress(FileNotFoundError):  # another run has just taken it away
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
