@@ -8,7 +8,10 @@ from time import monotonic
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import oracle
+from fuzz import (
+    further,  # noqa: F401 - registers its kinds
+    oracle,
+)
 from fuzz.kinds import KINDS, Case, cases
 from fuzz.world import World, prepared
 

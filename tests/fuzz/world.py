@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 import examples
 import maps
 import tiny
@@ -89,6 +91,44 @@ widget:
 """
 CAPTIONS = "a dog in the garden\na red apple on a plate\na quiet street in the rain\ntwo chairs\n" * 3
 STEER = ["steer", "mapped", "--preset", "preset.toml", "--device", "cpu"]
+MEASURED = ["-p", "preset.toml", "--detector", "reds", "--count", "1", "--steps", "1", "--device", "cpu"]
+# By command how it is run, before which event it is killed (None: it ends), and what it leaves to go on with.
+STOPPED: dict[str, tuple[list[str], str | None, str]] = {
+    "evaluate": (
+        ["evaluate", "mapped", "--against", "sd1", *MEASURED, "--suite", "explicit", "-o", "out/x"],
+        "'out/x/results.json'",
+        "out/x",
+    ),
+    "tune": (
+        [
+            *("tune", "sd1", *MEASURED, "--clip", "clip", "--trials", "2", "--prior", "captions.txt"),
+            *("-o", "out/x"),
+        ],
+        "'out/x/trials.csv'",
+        "out/x",
+    ),
+    "attack": (
+        [
+            *("attack", "mapped", "--against", "sd1", *MEASURED, "--suite", "explicit", "-o", "out/x.csv"),
+            *("--attack", "unlearn-diff", "--prefix-iterations", "1", "--prefix-length", "1"),
+            *("--prefix-timesteps", "1"),
+        ],
+        "'out/x.csv'",
+        "out/.x.csv.attack",
+    ),
+    "generate": (
+        ["generate", "sd1", "a cat", "a dog", "--steps", "1", "-o", "out/x", "--merge", "out/x"],
+        None,
+        "out/x",
+    ),
+}
+# Families beside those of SD: how their folder is made, and the file of its denoiser.
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "qwen": (tiny.build_qwen_image, tiny.qwen_image_file),
+    "flux": (tiny.build_flux, tiny.flux_file),
+    "flux2": (tiny.build_flux2_klein, tiny.flux2_file),
+    "sd3": (tiny.build_sd3, tiny.sd3_file),
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +194,11 @@ class World:
         maps.random_map(work / "sd1").save(work / "map.safetensors")
         maps.random_map(work / "sdxl").save(work / "map-xl.safetensors")
         maps.random_map(work / "z").save(work / "map-z.safetensors")
+        for name, (build, as_file) in FAMILIES.items():
+            build(work / name, seed=5)
+            as_file(work / name, work / f"{name}.safetensors")
+            maps.random_map(work / name).save(work / f"map-{name}.safetensors")
+        save_file(tiny.fp8_scaled(load_file(work / "flux.safetensors")), work / "fp8.safetensors")
         world.make("apply", "map.safetensors", "sd1", "-o", "mapped")
         world.make("apply", "map.safetensors", "sd1", "-o", "lora.safetensors", "--as", "lora")
         world.make("generate", "sd1", "a cat", "a dog", "--steps", "1", "-o", "pictures")
@@ -164,13 +209,11 @@ class World:
         (judged / "report.html").write_text("<p>A report.</p>")
         world.make("evidence", "judged", "--checkpoint", "mapped", "-o", "evidence")
         # The state that a run of stage 2 leaves when it is killed before its output takes its place.
-        events = world.run([*STEER, "-o", "out/x"], plan={}).events
-        at = next(number for number, name in enumerate(events, 1) if "'out/.trce-" in name)
-        world.clear()
-        killed = world.run([*STEER, "-o", "out/x"], plan={"at": at, "do": "kill"})
-        assert killed.status == -9, killed
-        (work / "out/.x.steer").rename(work / "unfinished")
-        world.clear()
+        world.stop([*STEER, "-o", "out/x"], "'out/.trce-", "out/.x.steer", "unfinished")
+        for command, (args, event, left) in STOPPED.items():
+            for number in (1, 2) if event is None else ():
+                world.make(*args[: args.index("--merge")], "--shard", f"{number}/2")
+            world.stop(args, event, left, f"stopped/{command}")
         return cls.found(place, sandbox)
 
     @classmethod
@@ -195,6 +238,22 @@ class World:
         """Run a command that has to end well."""
         done = self.run(list(args))
         assert done.status == 0, done
+
+    def stop(self, args: list[str], event: str | None, left: str, kept: str) -> None:
+        """Keep what lies at `left` when a command is killed before the first event that names this.
+
+        event: None where what is there already is kept.
+        """
+        if event is not None:
+            done = self.run(args, plan={})
+            assert done.status == 0, done
+            at = next(number for number, name in enumerate(done.events, 1) if event in name)
+            self.clear()
+            killed = self.run(args, plan={"at": at, "do": "kill"})
+            assert killed.status == -9, killed
+        (self.work / kept).parent.mkdir(exist_ok=True)
+        (self.work / left).rename(self.work / kept)
+        self.clear()
 
     def clear(self) -> None:
         """Take all outputs away."""
