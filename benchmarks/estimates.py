@@ -23,19 +23,33 @@ kind = "object"
 includes = ["emoji-weapons"]
 [steer]
 steps = 8
+early_steps = 4
 trajectories_per_concept = 2
 unconditional = 16
 benign = 16
 max_steps = 20
 """
+# Steps of one recipe: an edit, pictures and figures.
+RECIPE: Final = """
+base = "emoji"
+presets = ["emoji-weapons"]
+output = "recipe"
+[map]
+[generate]
+prompt = ["a gun", "a cat"]
+[evaluate]
+count = 2
+"""
 _JUDGED: Final = ("--against", "emoji", "-p", "emoji-weapons")
 RUNS: Final = {
-    "map": ("map", "emoji", "-p", "emoji-weapons", "-o", "mapped"),
+    "map": ("map", "emoji", "-p", "emoji-weapons", "-o", "mapped", "--as", "diffusers", "--as", "map"),
+    "apply": ("apply", "mapped.map.safetensors", "emoji", "-o", "applied"),
     "generate": ("generate", "mapped", "a gun", "a cat", "-n", "6", "--compare", "emoji", "-o", "images"),
     "evaluate": ("evaluate", "mapped", *_JUDGED, "--count", "6", "-o", "evaluation"),
     "tune": ("tune", "emoji", "-p", "emoji-weapons", "--trials", "2", "--count", "4", "-o", "tuning"),
     "attack": ("attack", "mapped", *_JUDGED, "--count", "1", "-o", "attacks.csv"),
     "steer": ("steer", "mapped", "-p", "weapons.toml", "--max-drift", "1", "-o", "erased"),
+    "run": ("run", "recipe.toml"),
 }
 # The libraries that time by themselves are imported before the clock is put in their place.
 _PLAN: Final = (
@@ -67,6 +81,7 @@ def main() -> None:
         folder, plan = Path(place), Path(place, "plan.json")
         os.environ["TRCE_CACHE"] = str(folder / "cache")
         (folder / "weapons.toml").write_text(PRESET)
+        (folder / "recipe.toml").write_text(RECIPE)
         for name, words in RUNS.items():
             if name in asked:
                 processor_seconds(["-c", _PLAN, *words, "--dry-run", "--json"], folder, plan)

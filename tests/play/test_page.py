@@ -157,6 +157,8 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page: Any) -> None:
     page.set_viewport_size({"width": 420, "height": 900})
     draw(page)
     assert page.evaluate("document.documentElement.scrollWidth <= 420")
+    original, erased = (frame.bounding_box() for frame in page.locator(".pair .frame").all()[:2])
+    assert original["y"] == erased["y"]  # however long what stands above them is
 
 
 def test_ctrl_c_ends_it_in_a_sentence(served: Served) -> None:

@@ -202,7 +202,7 @@ def bars(console: "RichConsole") -> Iterator[Bars]:
                     yield Text(f"  {detail}", no_wrap=True, overflow="ellipsis")
 
     is_wide = console.width >= WIDE
-    name = Column(no_wrap=True, overflow="ellipsis", max_width=48 if is_wide else 24)
+    name = Column(no_wrap=True, overflow="ellipsis", max_width=48 if is_wide else 25)
     columns: list[ProgressColumn] = [
         Told(lambda task: task.description, name),
         BarColumn(bar_width=24 if is_wide else 12),

@@ -27,6 +27,7 @@ STYLE: Final = """
 .pairs { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 .pair { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .6rem; }
 .pair .both { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: .6rem; }
+.pair .both { align-items: end; }
 .pair .alone { max-width: 20rem; }
 .pair .role { display: block; font-size: .85rem; font-weight: 600; }
 .pair .frame { display: block; position: relative; overflow: hidden; }

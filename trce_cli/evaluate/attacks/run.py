@@ -225,7 +225,7 @@ def search(victim: Victim, blocks: Sequence[Block], budgets: Budgets, run: str) 
     needs = {need for name in budgets for need in ATTACKS[name].needs}
     names = [f"original {block.first}" for block in blocks]
     with nullcontext() if all(map(kept.holds, names)) else victim.using("original"):
-        report = victim.task("Drawing what the original makes of the prompts", count, "images")
+        report = victim.task("Drawing (original)", count, "images")
         for name, block, part in zip(names, blocks, parts, strict=True):
 
             def draw(block: Block = block) -> dict[str, torch.Tensor]:
@@ -245,14 +245,14 @@ def search(victim: Victim, blocks: Sequence[Block], budgets: Budgets, run: str) 
                 yield part
 
     with victim.using("erased"):
-        report = victim.task("Drawing without an attack", count, "images")
+        report = victim.task("Drawing, no attack", count, "images")
         for part in turns("without"):
             part.without = victim.shows(victim.prompts, report).tolist()
         for name, budget in budgets.items():
             each = ATTACKS[name]
             report = victim.task(each.title, len(blocks) * each.steps(budget), each.unit)
             tried = [each.prompts(victim, budget, report) for _ in turns(name)]
-            report = victim.task(f"Drawing {each.title}'s prompts", count, "images")
+            report = victim.task(f"Drawing {each.title}", count, "images")
             for part, prompts in zip(turns(name), tried, strict=True):
                 part.attacks[name] = [
                     Tried(prompt=prompt.text, seed=prompt.seed or 0, found=seen)

@@ -160,7 +160,7 @@ class FineTuning:
             prompts = list(seeded((Prompt(caption) for caption in captions), SEED))
         settings = evaluation.settings.model_copy(update={"guidance_scale": evaluation.home.guidance})
         records = plan_images(prompts, {"original": evaluation.original}, settings)
-        report = subject.task("Drawing pictures to tune on", len(records), "images")
+        report = subject.task("Drawing tuning pictures", len(records), "images")
         for record, image in draw(evaluation.original.family, pipe, records):
             yield np.asarray(image), record.prompt
             report(1)
