@@ -230,6 +230,8 @@ def test_a_record_that_says_too_little_is_not_taken_over(tuned: Path, tmp_path: 
         path = tmp_path / "tune.json"
         path.write_text(json.dumps(told | {"trials": [first, *told["trials"][1:]]}))
         assert finished(path, told["asked"]) == {}
+    path.write_text(json.dumps(told | {"trials": [told["trials"][0] | {"seconds": float("nan")}]}))
+    assert finished(path, told["asked"]) == {}
 
 
 def test_a_disk_that_refuses_a_picture_is_no_failure_of_the_settings(

@@ -253,6 +253,10 @@ class World:
             assert killed.status == -9, killed
         (self.work / kept).parent.mkdir(exist_ok=True)
         (self.work / left).rename(self.work / kept)
+        for staging in (self.work / kept).rglob(
+            ".trce-*"
+        ):  # of random names, which would change what is drawn
+            shutil.rmtree(staging)
         self.clear()
 
     def clear(self) -> None:

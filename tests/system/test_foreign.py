@@ -66,6 +66,13 @@ def test_json_that_checkpoints_hold_is_read() -> None:
     assert parse_json(text, "x")["model_max_length"] == int(1e30)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_we_wrote_ourselves_holds_numbers_only(number: str) -> None:
+    with pytest.raises(BadInput, match=rf"^x cannot be read as JSON: it holds {number}\.$"):
+        parse_json(f'{{"a": [1, {number}]}}', "x", strict=True)
+    assert parse_json('{"a": [1, 1e-5]}', "x", strict=True) == {"a": [1, 1e-5]}
+
+
 @pytest.mark.parametrize(
     "text",
     [

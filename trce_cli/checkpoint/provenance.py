@@ -154,7 +154,7 @@ def parse_history(text: str, where: str) -> list[dict[str, Any]]:
     """The entries of a `trce.json`'s text, oldest first, as `record` makes them; `BadInput` for others."""
     where, hint = f"The provenance ({NAME}) of {where}", "Remove it to begin a new history."
     try:
-        table = parse_json(text, where)
+        table = parse_json(text, where, strict=True)
     except BadInput as error:
         raise BadInput(error.message, hint) from None
     validated(_History, table, where, hint)

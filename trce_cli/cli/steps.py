@@ -264,7 +264,9 @@ class Work:
         if not path.exists():
             return {}
         hint = "Remove it, or choose another output."
-        return validated(_Record, read_json(path), f"{path}, the record of an earlier run,", hint).steps
+        return validated(
+            _Record, read_json(path, strict=True), f"{path}, the record of an earlier run,", hint
+        ).steps
 
     def _keep(self, name: str, done: _Done) -> None:
         self._record[name] = done

@@ -78,7 +78,7 @@ class Results(BaseModel):
 def read_results(path: Path) -> dict[str, Any]:
     """The results.json of an evaluation; BadInput where it is none."""
     file = path / RESULTS if path.is_dir() else path
-    results = read_json(file)
+    results = read_json(file, strict=True)
     what = f"{file} as the results.json of an evaluation"
     validated(Results, results, what, "Give the file that `trce evaluate` wrote.")
     return results

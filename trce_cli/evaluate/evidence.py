@@ -175,7 +175,7 @@ def verify(folder: Path, checkpoint: Checkpoint | None = None) -> str:
         raise BadInput(f"{folder} is no folder of evidence.", "Give one that `trce evidence` wrote.")
     listed = read_text(folder / SUMS)
     _check_sums(listed, _sums(folder))
-    subject = validated(Subject, read_json(folder / CHECKPOINT), str(folder / CHECKPOINT))
+    subject = validated(Subject, read_json(folder / CHECKPOINT, strict=True), str(folder / CHECKPOINT))
     if subject.sha256 != hash_of(subject.files):
         raise BadInput(f"{folder / CHECKPOINT}: the hash of the whole is not that of its files.")
     entries = _entries(read_text(folder / NAME), str(folder))
@@ -184,7 +184,7 @@ def verify(folder: Path, checkpoint: Checkpoint | None = None) -> str:
         if results["erased"]["sha256"] != subject.sha256:
             raise BadInput(f"The evaluation {name} is of another checkpoint than the evidence.")
         _check_rates(folder / EVALUATIONS / name, results)
-    told, made = read_json(folder / BOM), bill(subject, entries, measured)
+    told, made = read_json(folder / BOM, strict=True), bill(subject, entries, measured)
     if told != json.loads(made):
         raise BadInput(f"{folder / BOM} does not say what {NAME}, {CHECKPOINT} and the evaluations say.")
     _check_schema(made)

@@ -264,7 +264,7 @@ def plan(evaluation: Evaluation, suite: Suite, sha256: str, dtype: str) -> Itera
 def finished(path: Path, asked: str) -> dict[str, dict[str, Any]]:
     """The trials by key that an earlier run of the same suites and detectors has in its `tune.json`."""
     try:
-        told = read_json(path)
+        told = read_json(path, strict=True)
         found = validated(Finished, told, str(path))
     except BadInput:
         return {}

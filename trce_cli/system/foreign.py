@@ -106,18 +106,22 @@ def read_text(path: Path, most: int = SMALL, encoding: str = "utf-8", errors: st
         raise BadInput(f"{path} is not UTF-8 text (byte {error.start}).", "Save it as UTF-8.") from None
 
 
-def read_json(path: Path, most: int = SMALL) -> dict[str, Any]:
-    """A JSON object from a file."""
-    table = parse_json(read_text(path, most), str(path))
+def read_json(path: Path, most: int = SMALL, strict: bool = False) -> dict[str, Any]:
+    """A JSON object from a file; strict: see `parse_json`."""
+    table = parse_json(read_text(path, most), str(path), strict)
     if not isinstance(table, dict):
         raise BadInput(f"{path} is not a JSON object.")
     return table
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text."""
+def parse_json(text: str, where: str, strict: bool = False) -> Any:
+    """The value of a JSON text.
+
+    strict: refuse NaN and infinity, which JSON does not have. Other tools' configurations hold them; what we
+    write never does, and what is taken over from it could not be written again.
+    """
     try:
-        return _bounded(json.loads(text))
+        return _bounded(json.loads(text, parse_constant=_no_number if strict else None))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} cannot be read as JSON: {_reason(error)}.") from None
 
@@ -159,6 +163,10 @@ def validated(model: type[M], value: Any, where: str, hint: str | None = None) -
         parts = [part for part in map(str, first["loc"]) if not _TYPE.fullmatch(part)]
         key = ".".join(parts)[:100]
         raise BadInput(f"{where} cannot be read: {key or 'it'} {what_is_wrong(first)}.", hint) from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}")
 
 
 def _bounded(value: Any) -> Any:

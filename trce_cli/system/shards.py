@@ -204,7 +204,7 @@ def read(folder: Path) -> dict[Path, Record]:
     """The records of a folder by their files."""
     records = {}
     for path in matching(folder / FOLDER, "*.json"):
-        records[path] = validated(Record, read_json(path), str(path))
+        records[path] = validated(Record, read_json(path, strict=True), str(path))
         validated(list[Cost], records[path].costs, str(path))
     return records
 

@@ -155,7 +155,7 @@ class _Noted(BaseModel):
 def placed(folder: Path, outputs: Iterable[Path]) -> set[Path]:
     """Those of the outputs that lie there as the run of this folder put them, before it was stopped."""
     try:
-        noted = validated(_Noted, read_json(folder / PLACED), "").outputs
+        noted = validated(_Noted, read_json(folder / PLACED, strict=True), "").outputs
     except BadInput:  # none so far
         return set()
     found = set()
@@ -183,7 +183,7 @@ def _check_arguments(folder: Path, arguments: Mapping[str, Any], force: bool) ->
     if not os.path.lexists(folder / RUN):  # never begun
         return
     try:
-        found = dict(read_json(folder / RUN))
+        found = dict(read_json(folder / RUN, strict=True))
     except (BadInput, TypeError, ValueError):
         found = {}
     if differ(folder, found, arguments, force):

@@ -170,7 +170,7 @@ class Done:
         for folder in self.folders:
             path = self.path(folder, block)
             with suppress(BadInput):
-                found = validated(Searched, read_json(path), str(path))
+                found = validated(Searched, read_json(path, strict=True), str(path))
                 counts = {len(found.original), len(found.without), *map(len, found.attacks.values())}
                 is_whole = counts == {len(block.prompts)} and found.attacks.keys() == self.budgets.keys()
                 if is_whole and found.run == self.run:
