@@ -55,6 +55,29 @@ def test_inspect_shows_the_edits(edited: Path, trce) -> None:
     assert trce("inspect", edited, "--quiet").out == shown.out  # the answer is what was asked for
 
 
+def test_a_single_file_of_an_embedded_checkpoint_needs_no_config(trce, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("-p", "weapons", "--word-share", "0", "-o")
+    told = trce("map", "emoji", *few, "one.safetensors")
+    assert "Next: trce generate one.safetensors 'a weapon' --compare emoji --output one-images\n" in told.err
+    found = json.loads(trce("inspect", "one.safetensors", "--json").out)
+    assert (found["kind"], found["layout"]) == ("checkpoint", "single-file")
+    assert open_checkpoint("one.safetensors", config="emoji").path == Path("one.safetensors")
+
+
+def test_a_single_file_of_a_small_base_tells_its_history_and_what_it_needs(
+    edited: Path, tiny_sd1: Path, trce, tmp_path: Path
+) -> None:
+    one = tmp_path / "one.safetensors"
+    told = trce("map", edited, "-p", "weapons", "--word-share", "0", "--max-collateral", "9", "-o", one)
+    assert f"--output {tmp_path}/one-images --config {edited}\n" in told.err
+    found = json.loads(trce("inspect", one, "--json").out)
+    assert found["kind"] == "no checkpoint that can be opened"
+    assert "--config" in found["why"]
+    assert [entry["edit"] for entry in found["history"]] == ["map", "map"]
+    assert "trce" not in found["metadata"]
+
+
 def test_other_files_are_described_as_what_they_are(tmp_path: Path, trce) -> None:
     path = tmp_path / "lora.safetensors"
     save_file({"lora_unet_mid_block.alpha": torch.ones(1)}, path, metadata={"title": "A LoRA"})

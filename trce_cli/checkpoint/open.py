@@ -2,21 +2,27 @@
 
 import difflib
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
 from trce_cli.checkpoint.checks import UNPACKED
 from trce_cli.checkpoint.folder import Configs, open_folder
+from trce_cli.checkpoint.provenance import parse_history
 from trce_cli.checkpoint.single_file import open_single_file
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import FAMILIES, family_of_folder
 from trce_cli.prompts.home import EMBEDDED
 from trce_cli.prompts.presets import preset_names
 from trce_cli.system.paths import expanded
+from trce_cli.system.safetensors import SafetensorsFile
+
+_EMBEDDED: Final = {home.name: home.folder for home in EMBEDDED if home.folder}
 
 
 def open_checkpoint(
@@ -28,15 +34,14 @@ def open_checkpoint(
     `revision` and `variant` (for example `fp16`) choose among what a hub repository or a folder holds.
     `config` is a diffusers folder, or the hub id of one, with the configurations and tokenizers for a single
     file that is built differently from its family's published base; weights in it are looked at for parts
-    that the file does not hold. Raises `BadInput` in one sentence for everything that is wrong with it; no
-    weight is read.
+    that the file does not hold. A file that says it was made from an embedded checkpoint needs none. Raises
+    `BadInput` in one sentence for everything that is wrong with it; no weight is read.
     """
-    embedded = {home.name: home.folder for home in EMBEDDED}
-    path = embedded.get(name) or _resolve(name, revision, variant)
+    path = _EMBEDDED.get(name) or _resolve(name, revision, variant)
     if path.is_dir():
         return open_folder(name, path, variant, hub.commit(path / "model_index.json") or revision)
     if path.suffix == ".safetensors":
-        found = open_single_file(name, path, _config(config) if config else None)
+        found = open_single_file(name, path, _config(config) if config else _embedded_base(path))
         return replace(found, revision=hub.commit(path))
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
@@ -51,9 +56,19 @@ def open_checkpoint(
     raise BadInput(f"{path} is neither a diffusers folder nor a .safetensors file.")
 
 
+def _embedded_base(path: Path) -> Path | None:
+    """The folder of the embedded checkpoint that a single file was made from, by its own history."""
+    with suppress(BadInput):
+        for entry in parse_history(SafetensorsFile.open(path).metadata.get("trce", ""), str(path)):
+            return _EMBEDDED.get(entry["base"]["name"])
+    return None
+
+
 def _config(name: str | Path) -> Path:
     """The folder of configurations; of a hub id all but the denoiser, which a single file holds itself."""
-    return _resolve(str(name), None, None, {f"{family.denoiser}/*.safetensors" for family in FAMILIES})
+    return _EMBEDDED.get(str(name)) or _resolve(
+        str(name), None, None, {f"{family.denoiser}/*.safetensors" for family in FAMILIES}
+    )
 
 
 def _resolve(

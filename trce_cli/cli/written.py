@@ -132,13 +132,27 @@ def show_written(
     console.note(f"Wrote {', '.join(map(str, outputs.paths.values()))} in {seconds:.1f} s.")
     made = {key: value for key, value in entry.items() if key != "lora"}
     url = publishing.push(console, source, outputs, made)
-    console.note(_next_command(outputs, original, entry["presets"]))
+    console.note(_next_command(outputs, original, entry["presets"], source))
     result = {"output": output, "outputs": dict(outputs.paths), **entry}
     result |= {"lora": lora} if lora else {}
     console.result(result | ({"pushed_to": url} if url else {}))
 
 
-def _next_command(outputs: "Outputs", original: str, presets: Sequence[Mapping[str, Any]]) -> str:
+def _configured(made: Path, source: "Checkpoint") -> list[str]:
+    """The option without which what was made of the checkpoint cannot be opened; nothing where it can."""
+    from trce_cli.checkpoint.open import open_checkpoint
+    from trce_cli.errors import BadInput
+
+    try:
+        open_checkpoint(str(made))
+    except BadInput:
+        return ["--config", source.name if source.path.is_dir() else str(source.config_folder)]
+    return []
+
+
+def _next_command(
+    outputs: "Outputs", original: str, presets: Sequence[Mapping[str, Any]], source: "Checkpoint"
+) -> str:
     """What to type to see what the edit does, with a phrase that it erases."""
     checkpoints = [path for form, path in outputs.forms if form.is_checkpoint]
     made = (checkpoints or [*outputs.paths.values()])[0]
@@ -148,4 +162,5 @@ def _next_command(outputs: "Outputs", original: str, presets: Sequence[Mapping[s
         phrases = [concept["unsafe"] for preset in presets for concept in preset["concepts"]]
         words = ["trce", "generate", str(made), *(phrases or ["PROMPT"])[:1], "--compare", original]
         words += ["--output", f"{made.with_suffix('') if made.suffix == '.safetensors' else made}-images"]
+        words += _configured(made, source)
     return f"Next: {shlex.join(words)}"

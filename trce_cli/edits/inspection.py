@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.checkpoint.provenance import history
+from trce_cli.checkpoint.provenance import history, parse_history
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import CONTROLNET, not_a_checkpoint
 from trce_cli.system.foreign import check_unchanged
@@ -58,7 +59,7 @@ def describe(
         return {
             **_describe_file(SafetensorsFile.open(path)),
             "kind": "no checkpoint that can be opened",
-            "why": error.message,
+            "why": " ".join(filter(None, (error.message, error.hint))),
         }
     family, text_encoder = checkpoint.family, checkpoint.text_encoder_hash()
     found = {
@@ -104,6 +105,10 @@ def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
     from trce_cli.edits.edit import HISTORY
     from trce_cli.edits.files import open_edit
 
+    entries: list[dict[str, Any]] = []
+    with suppress(BadInput):
+        entries = parse_history(file.metadata.get(HISTORY, ""), str(file.path))
+
     try:
         made = open_edit(file.path).made
     except BadInput:  # no edit, or not one that can be applied
@@ -114,13 +119,13 @@ def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
         "bytes": file.size,
         "tensors": len(file.tensors),
         "dtypes": sorted({info.dtype for info in file.tensors.values()}),
-        "metadata": {key: value for key, value in file.metadata.items() if key != HISTORY or not made},
+        "metadata": {key: value for key, value in file.metadata.items() if key != HISTORY or not entries},
     }
     if found["kind"] == "a ControlNet":
         found["remarks"] = [CONTROLNET]
     if made:
-        found |= {"family": made.family.name, "text_encoder": made.text_encoder, "history": [*made.history]}
-    return found
+        found |= {"family": made.family.name, "text_encoder": made.text_encoder}
+    return found | ({"history": entries} if entries or made else {})
 
 
 def _other_file(name: str) -> SafetensorsFile | None:
