@@ -1,6 +1,7 @@
 """Where the process begins: `trce`, `python -m trce_cli`, and what `accelerate launch -m trce_cli` starts."""
 
 import gc
+import signal
 import sys
 
 
@@ -19,6 +20,7 @@ def main() -> int:
         sys.stderr.write("Error: Interrupted.\n")
         return 130
     finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # as `heard`, which may not have been imported
         gc.freeze()  # the system takes all of it back at once; to collect it takes the interpreter seconds
 
 

@@ -103,6 +103,50 @@ sys.exit(run_app(app, []))
 """
 
 
+LOST = """
+import os, signal, sys, time
+import trce_cli.system.entry
+signal.signal(signal.SIGINT, signal.default_int_handler)
+trce_cli.system.entry.begin()
+import typer
+from trce_cli.cli.console import run_app
+app = typer.Typer()
+def work_for(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+class Gone:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        work_for(0.01)
+def caught():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        work_for(0.01)
+    except BaseException:
+        pass
+@app.command()
+def work():
+    try:
+        Gone() if sys.argv[2] == "gone" else caught()
+        work_for(20)
+        print("went on")
+    finally:
+        work_for(2)  # longer than until a signal that was lost is raised again
+        print("cleaned up")
+sys.exit(run_app(app, []))
+"""
+
+
+@pytest.mark.parametrize("where", ["gone", "caught"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_to_nothing_is_raised_again(number: signal.Signals, where: str) -> None:
+    line = [sys.executable, "-c", LOST, f"{number:d}", where]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + number, "cleaned up\n")
+    assert done.stderr == ("Error: Interrupted.\n" if number == signal.SIGINT else "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_terminal_and_disk_in_order(tmp_path: Path, number: signal.Signals) -> None:
     leader, follower = pty.openpty()

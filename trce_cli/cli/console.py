@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from trce_cli.cli.progress import Lines, Progress, Silence, bars
 from trce_cli.errors import BadInput, TrceError, first_line, is_out_of_memory, what_is_wrong
+from trce_cli.system.entry import heard
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -258,7 +259,10 @@ def run_app(app: Callable[..., object], args: Sequence[str] | None = None) -> in
 def _run(app: Callable[..., object], args: Sequence[str] | None) -> tuple[int, TrceError | None]:
     """The exit status, and what failed; told on stderr already."""
     try:
-        ended = app(args=args, prog_name="trce", standalone_mode=False)
+        try:
+            ended = app(args=args, prog_name="trce", standalone_mode=False)
+        finally:
+            heard()
     except SystemExit as stop:  # a signal
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None), None
     except KeyboardInterrupt:
