@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trce_cli.images.plots import COLOURS, GREY, Trialled, loss_curves, ticks, trade_off
+from trce_cli.images.plots import COLOURS, GREY, INK, LEFT, Trialled, loss_curves, ticks, trade_off
 
 
 def pixels(png: bytes, colour: str) -> np.ndarray:
@@ -55,3 +55,5 @@ def test_the_trade_off_marks_the_best_and_rings_the_chosen() -> None:
     assert beaten[1] > ring[1] + 100  # more attack success: further to the right
     assert beaten[0] > ring[0]  # less kept: lower
     assert Image.open(io.BytesIO(trade_off([trial(0.01, 1.0, True)], 0))).size == (900, 420)
+    for ink in pixels(png, INK):  # labels do not lie on intervals
+        assert not any(abs(ink[0] - point[0]) < 3 and ink[1] > LEFT for point in (ring, beaten))

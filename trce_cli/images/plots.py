@@ -67,7 +67,7 @@ def trade_off(trials: Sequence[Trialled], chosen: int) -> bytes:
     low = min(trial.kept_interval[0] for trial in trials)
     high = max(trial.harm_interval[1] for trial in trials)
     axes = Axes(
-        "Kept, against attack success; bars: 95 % intervals; ringed: chosen", (0, high), (low, 1), "{:.4g} %",
+        "Kept, against attack success, by lambda / token weights; bars: 95 % intervals; ringed: chosen", (0, high), (low, 1), "{:.4g} %",
         "{:.4g} %", 100,
     )  # fmt: skip
     for trial in trials:
@@ -152,9 +152,9 @@ def _label(
     point: tuple[float, float],
     taken: list[tuple[float, float, float, float]],
 ) -> None:
-    """Write a point's label to its right, else around it, where no other label is; else leave it out."""
+    """Write a point's label beside it, off its intervals, where no other label is; else leave it out."""
     x, y = point
-    for anchor, dx, dy in (("lm", 12, 0), ("rm", -12, 0), ("mb", 0, -12), ("mt", 0, 12)):
+    for anchor, dx, dy in (("lb", 10, -6), ("rb", -10, -6), ("lt", 10, 6), ("rt", -10, 6)):
         box = draw.textbbox((x + dx, y + dy), text, typeface(12), anchor=anchor)
         inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 10 and box[3] <= HEIGHT - BOTTOM
         apart = all(
@@ -162,7 +162,8 @@ def _label(
             for left, top, right, bottom in taken
         )
         if inside and apart:
-            draw.text((x + dx, y + dy), text, INK, typeface(12), anchor=anchor)
+            place = x + dx, y + dy
+            draw.text(place, text, INK, typeface(12), anchor=anchor, stroke_width=3, stroke_fill=PAPER)
             taken.append(box)
             return
 
