@@ -78,6 +78,9 @@ def test_prompts_that_are_cut_are_told(trce: Callable, tiny_sd1: Path, tmp_path:
     told = trce("presets", "check", preset)
     assert told.status == 0, told.err
     assert "are longer and cut" in told.err
-    done = trce("map", tiny_sd1, "-p", preset, "-o", tmp_path / "out", "--dry-run")
-    assert done.status == 0, done.err
-    assert "are longer and cut" in done.err
+    for command in ("map", "steer", "tune"):
+        line = (command, tiny_sd1, "-p", preset, "--device", "cpu")
+        more = ("--detector", "none") if command == "tune" else ()  # it is told before a detector is sought
+        done = trce(*line, *more, "-o", tmp_path / "out", "--dry-run")
+        assert done.status == (2 if more else 0), done.err
+        assert done.err.count("are longer and cut") == 1, command

@@ -106,13 +106,13 @@ def steer(
     words = known_words(source, chosen, recipe)
     plan = plan_trajectories(source, chosen, choose_prior(source), recipe, words)
     planned = stage2.estimate(source, plan, training, outputs)
+    for line in (*source.cut(pair_prompts(chosen)), *notes(source, outputs)):
+        console.note(line)
     if dry_run:
         told = {"teacher": original.checkpoint.name, **planned}
         show_plan(console, output, told, lambda: steer_seconds(source, planned, computing.place()))
         return
-    cut = source.cut(pair_prompts(chosen))
-    for line in (*cut, _in_short(planned, running.trajectories), *notes(source, outputs)):
-        console.note(line)
+    console.note(_in_short(planned, running.trajectories))
     with _tracked(running, computing, training, output, given) as accelerator, console.progress() as progress:
         entry = stage2.steer(
             source, original.checkpoint, chosen, plan, training, output, accelerator, force=force,
