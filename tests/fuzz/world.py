@@ -68,6 +68,21 @@ kind = "object"
 unsafe = "a hammer"
 safe = "a plate"
 """
+RECIPE = """\
+base = "sd1"
+presets = ["preset.toml"]
+output = "out/x"
+device = "cpu"
+
+[map]
+prior = "captions.txt"
+
+[generate]
+prompt = ["a cat"]
+steps = 1
+width = 16
+height = 16
+"""
 PROMPTS = """\
 prompt,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height,categories
 "a knife, on a table",1,7.5,16,16,"violence, tools"
@@ -186,6 +201,7 @@ class World:
         tiny.build_clip(work / "clip")
         (work / "preset.toml").write_text(PRESET)
         (work / "inner.toml").write_text(INNER)
+        (work / "recipe.toml").write_text(RECIPE)
         (work / "captions.txt").write_text(CAPTIONS)
         (work / "prompts.csv").write_text(PROMPTS)
         results, verdicts = examples.example(place / "example", pairs=2)
