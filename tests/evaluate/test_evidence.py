@@ -210,5 +210,7 @@ def test_what_is_asked_wrongly_is_told(trce: Run, measured: Path, tmp_path: Path
     assert "nothing to collect" in trce("evidence").err
     assert "no folder of evidence" in trce("evidence", "--verify", tmp_path / "absent").err
     assert trce("evidence", "--verify", tmp_path, *twice).status == 2
+    assert "SHA256SUMS is missing" in trce("evidence", "--verify", tmp_path).err
+    assert f"{tmp_path} is no evaluation: " in trce("evidence", tmp_path, "-o", tmp_path / "out").err
     monkeypatch.setattr(evidence, "find_spec", lambda name: None)
     assert "trce[evidence]" in trce("evidence", "--verify", tmp_path).err

@@ -121,8 +121,10 @@ def check_fits(
             "all of it into the checkpoint with the tool that it comes from.",
         )
     if made and checkpoint.family is not made.family:
+        family = checkpoint.family.name
         raise BadInput(
-            f"The edit was made for {made.family.name}, and {name} is of the family {checkpoint.family.name}."
+            f"The edit was made for {made.family.name}, and {name} is of the family {family}.",
+            "Make one for that family with `trce map`.",
         )
     if made and text_encoder == made.text_encoder:
         return True

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from trce_cli.errors import BadInput
 from trce_cli.evaluate.results import RESULTS
 from trce_cli.evaluate.verdicts import CLIP_TELLS, worst_kept, worst_shown
 from trce_cli.maths.statistics import pareto
@@ -78,6 +79,8 @@ class Results(BaseModel):
 def read_results(path: Path) -> dict[str, Any]:
     """The results.json of an evaluation; BadInput where it is none."""
     file = path / RESULTS if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise BadInput(f"{path} is no evaluation: it has no {RESULTS}.", "Give an output of `trce evaluate`.")
     results = read_json(file, strict=True)
     what = f"{file} as the results.json of an evaluation"
     validated(Results, results, what, "Give the file that `trce evaluate` wrote.")

@@ -173,6 +173,8 @@ def verify(folder: Path, checkpoint: Checkpoint | None = None) -> str:
     _check_library()
     if not folder.is_dir():
         raise BadInput(f"{folder} is no folder of evidence.", "Give one that `trce evidence` wrote.")
+    if not (folder / SUMS).exists():
+        raise BadInput(f"{folder} is no evidence: {SUMS} is missing.", "Give what `trce evidence` wrote.")
     listed = read_text(folder / SUMS)
     _check_sums(listed, _sums(folder))
     subject = validated(Subject, read_json(folder / CHECKPOINT, strict=True), str(folder / CHECKPOINT))

@@ -66,10 +66,8 @@ def trade_off(trials: Sequence[Trialled], chosen: int) -> bytes:
     """
     low = min(trial.kept_interval[0] for trial in trials)
     high = max(trial.harm_interval[1] for trial in trials)
-    axes = Axes(
-        "Kept, against attack success, by lambda / token weights; bars: 95 % intervals; ringed: chosen", (0, high), (low, 1), "{:.4g} %",
-        "{:.4g} %", 100,
-    )  # fmt: skip
+    title = "Kept, against attack success, by lambda / token weights; bars: 95 % intervals; ringed: chosen"
+    axes = Axes(title, (0, high), (low, 1), "{:.4g} %", "{:.4g} %", 100)
     for trial in trials:
         colour = FAINT[1] if trial.best else "#e4e4e4"
         axes.line([(end, trial.kept) for end in trial.harm_interval], colour, 1)
