@@ -83,6 +83,29 @@ def test_it_holds_and_other_tools_agree(trce: Run, measured: Path, collected: Pa
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=collected, check=True)
 
 
+def test_nothing_but_evidence_is_replaced_and_nothing_that_is_read(
+    trce: Run, measured: Path, collected: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").touch()
+    line = ("evidence", measured / "evaluation")
+    before = sorted(measured.rglob("*"))
+    for place, force, said in (
+        (collected, False, "exists already"),
+        (tmp_path / "notes", True, "holds no evidence"),
+        (measured / "evaluation", True, "which is read"),
+        (measured / "erased", True, "which is read"),
+        (measured, True, "which is read"),
+    ):
+        outcome = trce(*line, "-o", place, *["--force"] * force)
+        assert outcome.status == 2
+        assert said in outcome.err, place
+    assert sorted(measured.rglob("*")) == before
+    assert (tmp_path / "notes/mine.txt").exists()
+    assert trce(*line, "-o", collected, "--force").status == 0
+    assert trce("evidence", "--verify", collected).status == 0
+
+
 def test_one_altered_byte_is_found_in_every_file(trce: Run, collected: Path) -> None:
     for path in [path for path in collected.rglob("*") if path.is_file()]:
         content = bytearray(path.read_bytes())

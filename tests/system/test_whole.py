@@ -56,6 +56,15 @@ def test_what_appears_while_an_output_is_written_is_not_replaced(tmp_path: Path,
     assert names(tmp_path) == ["out", "out/precious"]
 
 
+def test_what_is_there_already_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    write_text(tmp_path / "file", "old")
+    for name in ("file", "link"):
+        with pytest.raises(BadInput, match="exists already"), whole(tmp_path / name, replace=False):
+            pytest.fail("It has begun.")
+    assert names(tmp_path) == ["file", "link"]
+
+
 @pytest.mark.usefixtures("system")
 def test_files_and_folders_are_replaced_by_their_kind_only(tmp_path: Path) -> None:
     for text in ("old", "new"):
@@ -234,6 +243,8 @@ def test_outputs_take_their_places_together_or_none_does(tmp_path: Path) -> None
                 assert beside.exists()
                 assert old.read_text() == "old"
             clear_stale(tmp_path)  # what waits is no other run's to remove
+            if not replace:
+                file.write_text("a user's")
 
     with suppress(ZeroDivisionError), together(targets):
         write_text(old, "new")
@@ -241,7 +252,6 @@ def test_outputs_take_their_places_together_or_none_does(tmp_path: Path) -> None
     assert names(tmp_path) == ["old"]
     with pytest.raises(TrceError, match="It changed"):
         make(unchanged=changed)
-    file.write_text("a user's")
     with pytest.raises(TrceError, match="appeared while"):
         make(replace=False)
     assert names(tmp_path) == ["beside", "file", "old"]

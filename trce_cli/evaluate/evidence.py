@@ -123,6 +123,17 @@ def evaluated(evaluation: Path) -> str:
     return str(found)
 
 
+def _check_place(output: Path, inputs: Sequence[Path], replace: bool) -> None:
+    """Raise BadInput where evidence in this place would replace what is read, or what is no evidence."""
+    real = real_path(output)
+    if held := next((path for path in inputs if real_path(path).is_relative_to(real)), None):
+        raise BadInput(f"The output {output} is or holds {held}, which is read.", "Choose another --output.")
+    if os.path.lexists(output) and not (replace and (output / SUMS).is_file()):
+        what = "holds no evidence, and is not replaced" if replace else "exists already"
+        more = "." if replace else ", or add --force."
+        raise BadInput(f"The output {output} {what}.", f"Choose another --output{more}")
+
+
 def collect(
     evaluations: Sequence[Path],
     checkpoint: Checkpoint,
@@ -135,6 +146,7 @@ def collect(
     Raises BadInput for evaluations of another checkpoint, incomplete ones, and a checkpoint without history.
     """
     _check_library()
+    _check_place(output, [*evaluations, checkpoint.path], replace)
     told = checkpoint.provenance_text()
     if told is None:
         raise _no_history(checkpoint.name)

@@ -42,12 +42,17 @@ def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = la
 
     The folders around it are made. An old one is replaced in one step, by what is of its kind only; of a link
     it is the link itself, not what it points to. unchanged: called last; raises where what was read has
-    changed meanwhile. Raises TrceError where the disk fails, and where without `replace` something is there.
+    changed meanwhile. Raises TrceError where the disk fails, and without `replace` BadInput where something
+    is there before the block, TrceError where it appears meanwhile.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             os.lstat(target)  # a name that the file system does not take is told before the work
+            if not replace:
+                raise BadInput(
+                    f"The output {target} exists already.", "Choose another --output, or add --force."
+                )
         clear_stale(target.parent)
         together = _TOGETHER.get()
         together = together if together and target in together.targets else None
