@@ -1,5 +1,6 @@
 """`trce apply` as its users meet it: edits on checkpoints, and refusals in one sentence."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import tiny
 from maps import random_map
 from trce_cli import Map, load_map
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.cli import written
 from trce_cli.erase.map_verdict import judge
 from trce_cli.maths.linear_map import LinearMap
 
@@ -317,6 +319,19 @@ def test_a_form_that_fails_leaves_none_of_the_others(
     assert outcome.status == 1
     assert "changes no weight" in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["nothing.safetensors"]
+
+
+def test_a_hint_fails_no_command(
+    saved: dict[str, Path], tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_checkpoint(str(tiny_sd1))
+
+    def fail(name: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    monkeypatch.setattr("trce_cli.checkpoint.open.open_checkpoint", fail)
+    assert written._configured(tiny_sd1, source) == []
+    assert written._configured(saved["a"], source) == []
 
 
 def test_every_copy_of_the_unet_is_edited(

@@ -141,12 +141,16 @@ def show_written(
 def _configured(made: Path, source: "Checkpoint") -> list[str]:
     """The option without which what was made of the checkpoint cannot be opened; nothing where it can."""
     from trce_cli.checkpoint.open import open_checkpoint
-    from trce_cli.errors import BadInput
+    from trce_cli.errors import BadInput, TrceError
 
+    if made.is_dir():  # it has all that it needs
+        return []
     try:
         open_checkpoint(str(made))
     except BadInput:
         return ["--config", source.name if source.path.is_dir() else str(source.config_folder)]
+    except (TrceError, OSError):  # what was written is written, whatever becomes of a hint
+        pass
     return []
 
 
