@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from trce_cli.checkpoint import copy as patching
+from trce_cli.checkpoint import folder, single_file
 from trce_cli.checkpoint.copy import check_copy, write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput, TrceError
@@ -591,6 +593,33 @@ def test_an_input_that_changes_while_it_is_in_use_is_an_error(sd1: Path, change:
     assert Path(file).name in caught.value.message
     assert not (sd1.parent / "out").exists()
     assert not list(sd1.parent.glob(".trce*"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_input_that_changes_while_it_is_opened_is_an_error(
+    sd1: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = sd1 / "tokenizer/vocab.json"
+    tiny.single_file("sd1", sd1, tmp_path / "file.safetensors")
+    content, listed = place.read_bytes(), folder._folder_files
+
+    def changing(*args: Any) -> Any:
+        CHANGES[change](place)
+        return listed(*args)
+
+    monkeypatch.setattr(folder, "_folder_files", changing)
+    with pytest.raises(TrceError, match=r"vocab\.json was changed"):
+        open_checkpoint(str(sd1))
+    place.write_bytes(content)
+    names = single_file._family
+
+    def changing_too(*args: Any) -> Any:
+        CHANGES[change](place)
+        return names(*args)
+
+    monkeypatch.setattr(single_file, "_family", changing_too)
+    with pytest.raises(TrceError, match=r"vocab\.json was changed"):
+        open_checkpoint(str(tmp_path / "file.safetensors"), config=sd1)
 
 
 @pytest.mark.parametrize("part", ["vae", "scheduler", "tokenizer", "unet"])

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from trce_cli.checkpoint.measured import CARD, PICTURE
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
 from trce_cli.families.registry import CONTROLNET, FAMILIES, family_of_folder
-from trce_cli.system.foreign import identities, read_json, read_text, validated
+from trce_cli.system.foreign import Identity, check_unchanged, read_json, read_text, validated
 from trce_cli.system.paths import inside, matching, unseen
 from trce_cli.system.safetensors import SafetensorsFile
 
@@ -141,6 +142,7 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
             if "ControlNet" in kind
             else "Give the folder that holds text_encoder/, tokenizer/ and the like.",
         )
+    before = seen(folder)
     family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
     denoiser = _denoiser_copies(folder, family, config, variant)
     files, left_out = _folder_files(folder, family, config["model_index"], denoiser)
@@ -158,11 +160,24 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
         variant=variant,
         revision=revision,
         # The card may be written into meanwhile; no copy takes it over.
-        identities=identities(path for relative, path in files.items() if relative != CARD),
+        identities={folder / relative: one for relative, one in before.items() if relative in files},
         remarks=(CONTROLNET,) if config["model_index"].get("controlnet") not in (None, [None, None]) else (),
     )
     check(checkpoint)
+    check_unchanged({folder / relative: identity for relative, identity in before.items()})
     return checkpoint
+
+
+def seen(folder: Path) -> dict[str, Identity]:
+    """The files of a folder by relative name, as they are before anything of it is read; not its card."""
+    found = {}
+    for place, folders, names in os.walk(folder, onerror=unseen):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            if (relative := path.relative_to(folder).as_posix()) != CARD:
+                with suppress(OSError):  # a link to nothing, which is told where it matters
+                    found[relative] = Identity.of(path)
+    return found
 
 
 def _denoiser_copies(

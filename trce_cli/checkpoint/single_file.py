@@ -1,20 +1,19 @@
 """Single safetensors files, as most tools for Stable Diffusion keep a whole checkpoint."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import OTHER_BUILD, check
-from trce_cli.checkpoint.folder import Configs, part_weights
+from trce_cli.checkpoint.folder import Configs, part_weights, seen
 from trce_cli.checkpoint.provenance import single_file_metadata
 from trce_cli.checkpoint.scaled import BESIDE, scale_of
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Shape, Stored
 from trce_cli.families.registry import FAMILIES, family_of_file, family_of_folder
-from trce_cli.system.foreign import identities
-from trce_cli.system.paths import inside, matching
+from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import SafetensorsFile
 
 # What to do with a file of the denoiser alone.
@@ -56,7 +55,7 @@ class SingleFile(Checkpoint):
 
     def drawn_from(self) -> dict[str, Path]:
         """The file, by whatever name it goes, the configurations and tokenizers, and parts that it lacks."""
-        beside = _texts(self.config_folder, self.family)
+        beside = list(_texts(self.config_folder, self.family, seen(self.config_folder)).values())
         for part in self.parts:
             beside += [file.path for file in self.parts[part].files if file.path != self.path]
         return {
@@ -65,11 +64,11 @@ class SingleFile(Checkpoint):
         }
 
 
-def _texts(folder: Path, family: Family) -> list[Path]:
-    """The configurations and tokenizers of a diffusers folder, each a file of that folder."""
+def _texts(folder: Path, family: Family, names: Iterable[str]) -> dict[str, Path]:
+    """Of the files in a diffusers folder its configurations and tokenizers, each a file of that folder."""
     parts = (family.denoiser, *family.weight_parts, *family.other_parts)
-    found = [path.relative_to(folder) for part in parts for path in matching(folder / part)]
-    return [inside(folder, path.as_posix()) for path in found if path.suffix in (".json", ".txt", ".jinja")]
+    found = [name for name in names if name.endswith((".json", ".txt", ".jinja"))]
+    return {name: inside(folder, name) for name in found if name.rpartition("/")[0] in parts}
 
 
 def _common_prefix(names: Sequence[str]) -> str:
@@ -106,6 +105,7 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
     """See `open_checkpoint`."""
     file = SafetensorsFile.open(path)
     shapes = {key: info.shape for key, info in file.tensors.items() if not key.endswith(BESIDE)}
+    before = seen(config) if config and config.is_dir() else {}
     given = _configured(config) if config else None
     family = _family(path, shapes, given)
     meant, configs = given or _configured(family.base_folder())
@@ -146,7 +146,7 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         config=configs,
         config_folder=folder,
         files={path.name: path},
-        identities=identities(_texts(config, family)) if config else {},
+        identities={path: before[name] for name, path in _texts(folder, family, before).items()},
         rewritten=configs.rewritten(),
         remarks=told.notes,
     )
@@ -155,4 +155,5 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         {part: {ours: at.name for ours, at in of.items()} for part, of in places.items()},
         OTHER_BUILD,
     )
+    checkpoint.check_unchanged()
     return checkpoint

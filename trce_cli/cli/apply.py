@@ -99,7 +99,7 @@ def apply(
 
     start, console = perf_counter(), answer.console()
     paths = [locate(str(each)) for each in edits]
-    opened, read = [open_edit(path) for path in paths], identities(paths)
+    read, opened = identities(filter(Path.exists, paths)), [open_edit(path) for path in paths]
     source = opening.open(checkpoint)
     outputs = writing.outputs(source, output, force)
     outputs.check(source, files_read([], *paths, opening.config))

@@ -26,7 +26,7 @@ def put_on(original: Checkpoint, name: str, copy: Path) -> None:
     edit does not fit.
     """
     start, path = perf_counter(), expanded(name)
-    edit, read, hashes = open_edit(path), identities([path]), original.hashes()
+    read, edit, hashes = identities(filter(Path.exists, [path])), open_edit(path), original.hashes()
     check_fits(edit, original, hashes.text_encoder)
     if copy.exists() and _holds(copy, hash_file(path), hashes.files):
         return
