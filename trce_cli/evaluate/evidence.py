@@ -41,7 +41,7 @@ from trce_cli.system.foreign import check_small, open_file, read_bytes, read_jso
 from trce_cli.system.paths import matching, real_path, unseen
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
-from trce_cli.system.whole import whole
+from trce_cli.system.whole import clear_stale, whole
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
@@ -125,6 +125,7 @@ def evaluated(evaluation: Path) -> str:
 
 def _check_place(output: Path, inputs: Sequence[Path], replace: bool) -> None:
     """Raise BadInput where evidence in this place would replace what is read, or what is no evidence."""
+    clear_stale(output.parent)
     real = real_path(output)
     if held := next((path for path in inputs if real_path(path).is_relative_to(real)), None):
         raise BadInput(f"The output {output} is or holds {held}, which is read.", "Choose another --output.")

@@ -47,13 +47,13 @@ def whole(target: Path, replace: bool = True, unchanged: Callable[[], None] = la
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        clear_stale(target.parent)
         with suppress(FileNotFoundError):
             os.lstat(target)  # a name that the file system does not take is told before the work
             if not replace:
                 raise BadInput(
                     f"The output {target} exists already.", "Choose another --output, or add --force."
                 )
-        clear_stale(target.parent)
         together = _TOGETHER.get()
         together = together if together and target in together.targets else None
         with ExitStack() as stack:
