@@ -434,4 +434,27 @@ def test_a_checkpoint_against_itself_is_said(trce: Run, tiny_sd1: Path, reds: Pa
     line = [*evaluation_of(tiny_sd1, tiny_sd1, tmp_path / "out"), "--suite", "explicit", "--count", 1]
     told = trce(*line, "--steps", 1)
     assert told.status == 0, told.err
-    assert "is compared with itself: nothing was erased in between." in told.err
+    said = "is compared with itself: nothing was erased in between."
+    assert said in told.err
+    assert said in trce(*line, "--steps", 1, "--dry-run").err
+
+
+def test_a_plan_refuses_what_the_run_would_and_pictures_of_others_stay_apart(
+    trce: Run, evaluate: Run, erased: Path, tmp_path: Path
+) -> None:
+    few = ("--suite", "explicit", "--count", 1)
+    assert evaluate(*few).status == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    for more in ((), ("--dry-run",)):
+        told = evaluate(*few, "--steps", 3, *more)
+        assert told.status == 2
+        assert "was drawn with steps '2', not '3'" in json.loads(told.out)["error"]["message"]
+    assert evaluate(*few, "--steps", 3, "--force", "--dry-run").status == 0
+    told = evaluate(*few, "--dry-run")
+    assert json.loads(told.out)["images_to_draw"] == 0
+    for output in ("out", "out/images"):
+        for more in ((), ("--force",), ("--dry-run",)):
+            told = trce("generate", erased, "a cat", "--steps", 1, "-o", tmp_path / output, *more)
+            assert told.status == 2
+            assert "out holds the pictures of an evaluation or a tuning" in told.err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")} == before

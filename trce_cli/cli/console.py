@@ -161,6 +161,11 @@ class Console:
         else:
             cls._held.append(call)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether what is told is held, as where the steps of a recipe are checked."""
+        return Console._held is not None
+
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
         self.quiet = quiet

@@ -117,7 +117,7 @@ def evaluate(
         evaluation = prepare(original, erased, chosen, where, asked, note=console.note)
         _check_gates(console, checks.gates, evaluation, after)
         if dry_run:
-            return _plan(console, evaluation, after, output, where, drawing.precision(where))
+            return _plan(console, evaluation, after, output, where, drawing.precision(where), force)
         outcome = run(
             evaluation, output, where, drawing.precision(where), force=force, gates=checks.gates, after=after,
             share=share, task=progress.task, note=console.note,
@@ -203,9 +203,15 @@ def _plan(
     output: Path,
     device: "torch.device",
     dtype: str,
+    force: bool,
 ) -> None:
     from trce_cli.evaluate import estimate
+    from trce_cli.evaluate.run import check_unmixed, note_same
 
+    check_unmixed(evaluation, output, dtype, force)
+    # Not where the original stands for what is yet to be made, of an edit's file or in a recipe.
+    if evaluation.erased is not evaluation.original and not console.is_held:
+        note_same(evaluation, console.note)
     told = estimate.places(evaluation, after, output)
     planned = estimate.plan_evaluation(evaluation, told, dtype)
     show_plan(console, output, planned, lambda: estimate.evaluation_seconds(evaluation, told, device, dtype))

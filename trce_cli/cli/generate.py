@@ -1,6 +1,7 @@
 """`trce generate`: seeded images of one checkpoint, or of two side by side."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -58,6 +59,7 @@ def generate(
     generate ...` shares the work among processes, --shard among machines.
     """
     from trce_cli.images.estimate import missing, pace, plan_drawing
+    from trce_cli.images.folder import check_unmeasured, look_into
     from trce_cli.images.plan import plan_images
     from trce_cli.images.run import draw_folder
     from trce_cli.prompts.files import Prompt
@@ -70,9 +72,11 @@ def generate(
     checkpoints = {"original": opening.open_other(compare)} if compare else {}
     checkpoints["erased" if compare else "image"] = opening.open(checkpoint)
     check_outside(output, checkpoints.values())
+    check_unmeasured(output)
     plan, where = plan_images(wanted, checkpoints, settings), drawing.place(share.team)
     dtype = drawing.precision(where)
     if dry_run:
+        look_into(output, [replace(record, dtype=dtype) for record in plan], force)
         places, (name, drawn_by) = [(output, plan)], list(checkpoints.items())[-1]
         first = next(record for record in plan if record.role == name)
         show_plan(

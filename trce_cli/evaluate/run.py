@@ -3,7 +3,7 @@
 Pictures lie under `images/SUITE`, scores under `scores`; a stopped evaluation is taken up from there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from trce_cli.evaluate.survivals.base import Subject
 from trce_cli.evaluate.survivals.run import draw_rounds, measure_rounds, plan_rounds
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.images.draw import draw
-from trce_cli.images.folder import ImageFolder
+from trce_cli.images.folder import ImageFolder, look_into
 from trce_cli.images.plan import identify, identity, plan_images
 from trce_cli.images.record import ImageRecord, write_image
 from trce_cli.system.processes import on_main
@@ -140,21 +140,33 @@ def plan_suites(
         if not hashes:
             found = identify(records[:2], evaluation.checkpoints, dtype, hashing)
             hashes = {record.role: record.checkpoint_sha256 for record in found}
-            one, other = evaluation.erased.name, evaluation.original.name
-            same = len(set(hashes.values())) == 1 or same_weights(evaluation.original, evaluation.erased)
-            if same and not evaluation.negative_prompt:
-                which = "itself" if one == other else f"{other}, whose weights are the same"
-                note(f"{one} is compared with {which}: nothing was erased in between.")
+            note_same(evaluation, note, len(set(hashes.values())) == 1)
         plans[suite.name] = [
-            replace(
-                record,
-                dtype=dtype,
-                checkpoint_sha256=hashes[record.role],
-                negative_prompt=evaluation.negative_prompt if record.role == "erased" else "",
-            )
-            for record in records
+            replace(record, checkpoint_sha256=hashes[record.role])
+            for record in settled(evaluation, records, dtype)
         ]
     return plans
+
+
+def settled(evaluation: Evaluation, records: Iterable[ImageRecord], dtype: str) -> list[ImageRecord]:
+    """A suite's plan with all that its pictures depend on but the hashes of checkpoints."""
+    steered = {"erased": evaluation.negative_prompt}
+    return [replace(record, dtype=dtype, negative_prompt=steered.get(record.role, "")) for record in records]
+
+
+def check_unmixed(evaluation: Evaluation, output: Path, dtype: str, force: bool) -> None:
+    """Raise BadInput where the output holds pictures of other settings; reads no weights, writes nothing."""
+    for suite in evaluation.suites:
+        records = plan_images(suite.prompts, evaluation.checkpoints, evaluation.settings)
+        look_into(output / "images" / suite.name, settled(evaluation, records, dtype), force)
+
+
+def note_same(evaluation: Evaluation, note: Callable[[str], None], is_hash_same: bool = False) -> None:
+    """Say so where both checkpoints are the same, and nothing else tells them apart."""
+    one, other = evaluation.erased, evaluation.original
+    if not evaluation.negative_prompt and (is_hash_same or same_weights(other, one)):
+        which = "itself" if one.name == other.name else f"{other.name}, whose weights are the same"
+        note(f"{one.name} is compared with {which}: nothing was erased in between.")
 
 
 def draw_share(

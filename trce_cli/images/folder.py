@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -10,9 +11,11 @@ from trce_cli.errors import BadInput
 from trce_cli.images.grid import GRID
 from trce_cli.images.record import ImageRecord, parse_record, read_image, to_line, write_image
 from trce_cli.system.foreign import read_bytes, read_text
+from trce_cli.system.paths import matching
 from trce_cli.system.whole import appending, write_bytes, write_text
 
 INDEX = "images.jsonl"
+PICTURES = "images"  # where evaluations and tunings keep theirs, a folder a suite
 MAX_INDEX = 1 << 30  # bytes
 MAX_PICTURE = 1 << 28  # bytes
 
@@ -28,20 +31,7 @@ class ImageFolder:
     def __init__(self, path: Path, wanted: Sequence[ImageRecord], force: bool = False) -> None:
         self.path = path
         self.wanted = wanted
-        if path.exists() and not path.is_dir():
-            raise BadInput(f"{path} is no folder.", "Choose another --output.")
-        self.drawn = {record.file for record in wanted if self._is_drawn(record, force)}
-        strangers = [path / name for name in self._listed() - {record.file for record in wanted}]
-        if strangers and not force:
-            raise BadInput(
-                f"{path} holds {len(strangers)} images of another run, such as {min(strangers).name}.",
-                "Choose another --output, or replace them with --force.",
-            )
-        if (path / GRID).exists() and not (path / INDEX).exists() and not force:
-            raise BadInput(
-                f"{path / GRID} is there already, and not from a run like this.",
-                "Choose another --output, or replace it with --force.",
-            )
+        self.drawn, strangers = look_into(path, wanted, force)
         path.mkdir(parents=True, exist_ok=True)
         for stranger in strangers:
             stranger.unlink()
@@ -82,30 +72,66 @@ class ImageFolder:
         lines = [to_line(record) for record in self.wanted if record.file in self.drawn]
         write_text(self.path / INDEX, "".join(lines))
 
-    def _is_drawn(self, record: ImageRecord, force: bool) -> bool:
-        path = self.path / record.file
-        if not path.exists():
-            return False
-        try:
-            stored = read_image(path)
-        except ValueError:  # damaged: drawn anew
-            return False
-        how = "by something else" if stored is None else stored.difference(record)
-        if how and not force:
-            raise BadInput(
-                f"{path} was drawn {how}.",
-                "To resume take the same settings; else choose another --output, or replace it with --force.",
-            )
-        return how is None
 
-    def _listed(self) -> set[str]:
-        """The files of this folder that `images.jsonl` lists."""
-        index = self.path / INDEX
-        if not index.exists():
-            return set()
-        lines = read_text(index, MAX_INDEX, errors="replace").split("\n")  # prompts may hold others
-        names = {record.file for line in lines if (record := parse_record(line))}
-        return {name for name in names if re.fullmatch(r"[\w-]+\.png", name) and (self.path / name).exists()}
+def look_into(path: Path, wanted: Sequence[ImageRecord], force: bool = False) -> tuple[set[str], list[Path]]:
+    """The files of the wanted images that are drawn in a folder, and those of another run's; writes nothing.
+
+    Records without the hash of a checkpoint, as plans have them, are taken for any checkpoint's. Raises
+    BadInput, unless `force` is given, where the folder holds what another run drew.
+    """
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is no folder.", "Choose another --output.")
+    drawn = {record.file for record in wanted if _is_drawn(path / record.file, record, force)}
+    strangers = [path / name for name in _listed(path) - {record.file for record in wanted}]
+    if strangers and not force:
+        raise BadInput(
+            f"{path} holds {len(strangers)} images of another run, such as {min(strangers).name}.",
+            "Choose another --output, or replace them with --force.",
+        )
+    if (path / GRID).exists() and not (path / INDEX).exists() and not force:
+        raise BadInput(
+            f"{path / GRID} is there already, and not from a run like this.",
+            "Choose another --output, or replace it with --force.",
+        )
+    return drawn, strangers
+
+
+def check_unmeasured(output: Path) -> None:
+    """Raise BadInput where the folder is an output of `trce evaluate` or `trce tune`, or its pictures'."""
+    for folder in (output, *[output.parent] * (output.name == PICTURES)):
+        if any((suite / INDEX).exists() for suite in matching(folder / PICTURES)):
+            raise BadInput(
+                f"{folder} holds the pictures of an evaluation or a tuning; others are not mixed into it.",
+                "Choose another --output.",
+            )
+
+
+def _is_drawn(path: Path, record: ImageRecord, force: bool) -> bool:
+    if not path.exists():
+        return False
+    try:
+        stored = read_image(path)
+    except ValueError:  # damaged: drawn anew
+        return False
+    if stored is not None and not record.checkpoint_sha256:
+        stored = replace(stored, checkpoint_sha256="")
+    how = "by something else" if stored is None else stored.difference(record)
+    if how and not force:
+        raise BadInput(
+            f"{path} was drawn {how}.",
+            "To resume take the same settings; else choose another --output, or replace it with --force.",
+        )
+    return how is None
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files of the folder that its `images.jsonl` lists."""
+    index = folder / INDEX
+    if not index.exists():
+        return set()
+    lines = read_text(index, MAX_INDEX, errors="replace").split("\n")  # prompts may hold others
+    names = {record.file for line in lines if (record := parse_record(line))}
+    return {name for name in names if re.fullmatch(r"[\w-]+\.png", name) and (folder / name).exists()}
 
 
 def add_picture(folder: Path, record: ImageRecord, image: Image.Image) -> None:
