@@ -9,14 +9,14 @@ from trce_cli.prompts.presets import load_preset, preset_names
 
 def test_prior_is_large_and_varied() -> None:
     captions = prior_captions()
-    assert len(captions) == len(set(captions)) >= 2000
+    assert len(captions) == len(set(captions)) >= 1000
     lengths = [len(caption.split()) for caption in captions]
     assert min(lengths) == 1
     assert max(lengths) >= 18
     words = {word.strip(",") for caption in captions for word in caption.split()}
     assert len(words) > 500
     openings = {" ".join(caption.split()[:2]) for caption in captions}
-    assert len(openings) > 400
+    assert len(openings) > 300
 
 
 def test_canaries_are_200_captions_of_which_the_prior_has_none() -> None:
