@@ -37,12 +37,22 @@ def test_a_folder_is_described(tiny_sdxl: Path) -> None:
     found = describe(str(tiny_sdxl))
     assert found["kind"] == "checkpoint"
     assert (found["family"], found["layout"], found["dtype"]) == ("SDXL", "diffusers", "F32")
+    assert found["pipeline"] == "StableDiffusionXLPipeline"
     assert found["doors"] == {"keys": 17, "values": 17, "add_embedding": 1}
     assert found["widths"] == {"context": 64, "pooled": 40}
     assert found["unet_parameters"] == sum(value.numel() for value in load_file(tiny_sdxl / PLAIN).values())
     assert found["bytes"] == sum(path.stat().st_size for path in tiny_sdxl.rglob("*") if path.is_file())
     assert found["text_encoder"] == open_checkpoint(str(tiny_sdxl)).text_encoder_hash()
     assert found["history"] == []
+
+
+def test_a_folder_names_its_class_be_it_known_or_not(tmp_path: Path, trce) -> None:
+    folder = tiny.build_flux(tmp_path / "flux")
+    assert "FluxPipeline" in trce("inspect", folder).out
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("FluxPipeline", "ElsewherePipeline"))
+    told = trce("inspect", folder)
+    assert (told.status, "its pipeline is ElsewherePipeline" in told.err) == (2, True)
 
 
 def test_inspect_shows_the_edits(edited: Path, trce) -> None:

@@ -458,3 +458,5 @@ def test_a_plan_refuses_what_the_run_would_and_pictures_of_others_stay_apart(
             assert told.status == 2
             assert "out holds the pictures of an evaluation or a tuning" in told.err
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")} == before
+    for output in ("images/first", "images"):  # of its own kind
+        assert trce("generate", erased, "a cat", "--steps", 1, "-o", tmp_path / output).status == 0

@@ -41,10 +41,10 @@ def describe(
 ) -> dict[str, Any]:
     """What `name` is: a checkpoint, or another safetensors file such as a LoRA; plain JSON values.
 
-    Of a checkpoint: layout, family, dtype, what it predicts, sizes, the hash of its text encoders, its
-    edit history, what an edited copy would leave out, and whether `edit`, a map or LoRA file, fits it. Of
-    another file: what its keys say it is, tensors, dtypes and metadata, and of an edit what it was made
-    for. Raises `BadInput` where it is neither.
+    Of a checkpoint: layout, family, a folder's pipeline by its class, dtype, what it predicts, sizes, the
+    hash of its text encoders, its edit history, what an edited copy would leave out, and whether `edit`, a
+    map or LoRA file, fits it. Of another file: what its keys say it is, tensors, dtypes and metadata, and of
+    an edit what it was made for. Raises `BadInput` where it is neither.
     """
     if file := _other_file(name):
         if edit:
@@ -62,11 +62,13 @@ def describe(
             "why": " ".join(filter(None, (error.message, error.hint))),
         }
     family, text_encoder = checkpoint.family, checkpoint.text_encoder_hash()
+    is_folder = checkpoint.layout == "diffusers"
     found = {
         "path": str(checkpoint.path),
         "kind": "checkpoint",
         "layout": checkpoint.layout,
         "family": family.name,
+        **({"pipeline": checkpoint.config["model_index"].get("_class_name")} if is_folder else {}),
         "dtype": checkpoint.dtype,
         "sampling": dict(family.sampling(checkpoint.config)),
         "bytes": checkpoint.total_bytes(),

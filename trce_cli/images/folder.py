@@ -99,7 +99,8 @@ def look_into(path: Path, wanted: Sequence[ImageRecord], force: bool = False) ->
 def check_unmeasured(output: Path) -> None:
     """Raise BadInput where the folder is an output of `trce evaluate` or `trce tune`, or its pictures'."""
     for folder in (output, *[output.parent] * (output.name == PICTURES)):
-        if any((suite / INDEX).exists() for suite in matching(folder / PICTURES)):
+        # Where pictures stand for themselves they have a grid.
+        if any((one / INDEX).exists() and not (one / GRID).exists() for one in matching(folder / PICTURES)):
             raise BadInput(
                 f"{folder} holds the pictures of an evaluation or a tuning; others are not mixed into it.",
                 "Choose another --output.",
