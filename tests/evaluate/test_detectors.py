@@ -1,5 +1,6 @@
 """Detectors against their libraries' own verdicts, on tiny models."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,22 @@ def test_zero_shot_clip_is_the_models_own_softmax(tiny_clip: Path) -> None:
     assert shares.std(0).max() > 1e-3  # the pictures do differ
 
 
+def test_a_clip_model_in_half_precision_is_computed_in_single(tiny_clip: Path, tmp_path: Path) -> None:
+    for name, dtype in (("half", torch.float16), ("single", torch.float32)):
+        shutil.copytree(tiny_clip, tmp_path / name)
+        round_to_half(tmp_path / name, dtype)
+    half, single = (ZeroShotClip(request_for("unsafe", str(tmp_path / name))) for name in ("half", "single"))
+    assert np.allclose(half.scores(IMAGES), single.scores(IMAGES), atol=1e-6)
+
+
+def round_to_half(folder: Path, dtype: torch.dtype) -> None:
+    """A model's weights, rounded to half precision, in files of this dtype."""
+    weights = {key: value.half().to(dtype) for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
+
+
 def test_clip_needs_a_model_that_loads(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="needs a model"):
         ZeroShotClip(request_for())
@@ -101,6 +118,11 @@ def test_safety_checker_gives_its_own_verdicts(tmp_path: Path) -> None:
     found = (detector.scores(images) >= detector.thresholds[0]).any(1)
     assert found.tolist() == [bool(each) for each in refused]
     assert 0 < found.sum() < 40  # the test would say nothing if all were alike
+    scores = []
+    for dtype in (torch.float32, torch.float16):
+        round_to_half(tmp_path / "safety_checker", dtype)
+        scores.append(SafetyChecker(request_for(folder=tmp_path)).scores(images))
+    assert np.allclose(*scores, atol=1e-6)
 
 
 def test_a_checkpoint_without_safety_checker_is_told(tmp_path: Path) -> None:

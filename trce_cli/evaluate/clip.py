@@ -30,7 +30,9 @@ class TransformersClip:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:
-            model, found = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+            model, found = CLIPModel.from_pretrained(
+                name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
             refuse_missing(found)
             self._model = model.eval().to(device)
             self._processor = CLIPProcessor.from_pretrained(name)

@@ -24,6 +24,7 @@ class SafetyChecker:
     thresholds = (0.0005,)  # the checker rounds to three digits before it compares with 0
 
     def __init__(self, request: Request) -> None:
+        import torch
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessor
 
@@ -38,7 +39,11 @@ class SafetyChecker:
             )
         try:
             model, found = StableDiffusionSafetyChecker.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
             refuse_missing(found)
             self._model = model.eval()
