@@ -130,3 +130,14 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("TRCE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder().name == "trce"
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, [1, 4]), (60.0, [1])])
+def test_how_long_a_prompt_takes_is_told_by_one_where_that_takes_long(
+    seconds: float, expected: list[int], text: ClipText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(moments, "_compute", lambda text, prompts, report: tried.append(len(prompts)))
+    monkeypatch.setattr(moments, "monotonic", lambda: seconds * sum(tried))
+    assert moments.seconds_each(text, sorted(set(TEXTS))) == seconds
+    assert tried == expected
