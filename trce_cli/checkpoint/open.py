@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
 
 from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
@@ -22,8 +21,6 @@ from trce_cli.prompts.presets import preset_names
 from trce_cli.system.paths import expanded
 from trce_cli.system.safetensors import SafetensorsFile
 
-_EMBEDDED: Final = {home.name: home.folder for home in EMBEDDED if home.folder}
-
 
 def open_checkpoint(
     name: str, revision: str | None = None, variant: str | None = None, config: str | Path | None = None
@@ -37,7 +34,7 @@ def open_checkpoint(
     that the file does not hold. A file that says it was made from an embedded checkpoint needs none. Raises
     `BadInput` in one sentence for everything that is wrong with it; no weight is read.
     """
-    path = _EMBEDDED.get(name) or _resolve(name, revision, variant)
+    path = _embedded(name) or _resolve(name, revision, variant)
     if path.is_dir():
         return open_folder(name, path, variant, hub.commit(path / "model_index.json") or revision)
     if path.suffix == ".safetensors":
@@ -56,17 +53,22 @@ def open_checkpoint(
     raise BadInput(f"{path} is neither a diffusers folder nor a .safetensors file.")
 
 
+def _embedded(name: str) -> Path | None:
+    """The folder of an embedded checkpoint."""
+    return next((home.folder for home in EMBEDDED if home.name == name), None)
+
+
 def _embedded_base(path: Path) -> Path | None:
     """The folder of the embedded checkpoint that a single file was made from, by its own history."""
     with suppress(BadInput):
         for entry in parse_history(SafetensorsFile.open(path).metadata.get("trce", ""), str(path)):
-            return _EMBEDDED.get(entry["base"]["name"])
+            return _embedded(entry["base"]["name"])
     return None
 
 
 def _config(name: str | Path) -> Path:
     """The folder of configurations; of a hub id all but the denoiser, which a single file holds itself."""
-    return _EMBEDDED.get(str(name)) or _resolve(
+    return _embedded(str(name)) or _resolve(
         str(name), None, None, {f"{family.denoiser}/*.safetensors" for family in FAMILIES}
     )
 

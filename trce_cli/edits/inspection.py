@@ -46,7 +46,8 @@ def describe(
     map or LoRA file, fits it. Of another file: what its keys say it is, tensors, dtypes and metadata, and of
     an edit what it was made for. Raises `BadInput` where it is neither.
     """
-    if file := _other_file(name):
+    # Who gives a folder of configurations has a checkpoint, whatever its names look like.
+    if config is None and (file := _other_file(name)):
         if edit:
             raise BadInput(f"{name} is no checkpoint, so no edit can fit it.")
         return _describe_file(file)
