@@ -37,7 +37,6 @@ from typing import Any
 from benchmarks.true_shapes import TRANSFORMERS, U_NETS, build
 
 PRESERVE = 1.0
-INDEX = "model_index.json"
 GOALS = {"whole command, s": 15, "solve alone, s": 100, "peak memory, MB": 5}
 
 COLOURS = ["red", "blue", "green", "black", "white", "golden", "silver", "wooden", "broken", "rusty"]
@@ -185,7 +184,7 @@ def parts(folder: Path, table: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def encoding(folder: Path, toml: Path, captions: Path) -> dict[str, float]:
+def encoding(folder: Path, toml: Path, captions: Path, family: str) -> dict[str, float]:
     """Of a transformer's family: the checkpoint's bytes, the positions that the map encodes, and the
     operations that this takes at least.
 
@@ -207,7 +206,7 @@ def encoding(folder: Path, toml: Path, captions: Path) -> dict[str, float]:
     prompts = distinct_prompts(prompt_pairs(load_presets([str(toml)])))
     prompts |= {*prior.captions, *prior.canaries, *prior.bystanders}
     prompts |= {*asked_words(text, MapSettings().words_asked).prompts}
-    shapes = next(each for each in TRANSFORMERS.values() if each.pipeline in (folder / INDEX).read_text())
+    shapes = TRANSFORMERS[family]
     if shapes.positions:
         positions = shapes.positions * len(prompts)
     else:
@@ -287,7 +286,7 @@ def as_part(name: str, *args: str) -> None:
     elif name == "parts":
         found = parts(paths[0], json.loads(paths[1].read_text()))
     elif name == "encoding":
-        found = encoding(*paths)
+        found = encoding(*paths[:3], args[3])
     else:
         found = machine(paths[0])
     print(json.dumps(found))
@@ -330,7 +329,7 @@ def measure(scratch: Path, outputs: Path, options: argparse.Namespace) -> None:
     toml.write_text(as_toml(preset(options.concepts, 3)))
     captions.write_text("\n".join(prior_captions()[: options.captions]))
     part("build", folder, options.family, options.layers)
-    known, _, _ = part("encoding", folder, toml, captions)
+    known, _, _ = part("encoding", folder, toml, captions, options.family)
     rates, _, _ = part("machine", outputs)
     command = [sys.executable, "-m", "trce_cli", "map", folder, "--preset", toml, "--prior", captions]
     command += ["--output", outputs / "out.safetensors", "--as", "lora", "--device", "cpu"]

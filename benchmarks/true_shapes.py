@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-# A layer less than a family reads is not enough: FLUX.2 klein is told what the 27th gives.
-DOORS: Final = {
-    "sd1": (".attn2.to_k.", ".attn2.to_v."),
-    "sd2": (".attn2.to_k.", ".attn2.to_v."),
-    "sdxl": (".attn2.to_k.", ".attn2.to_v.", "add_embedding.linear_1.weight"),
-}
-U_NETS: Final = tuple(DOORS)
+U_NETS: Final = ("sd1", "sd2", "sdxl")
+# What is read of the denoiser of SDXL, the one U-Net that is a sparse file.
+_SDXL_DOORS: Final = (".attn2.to_k.", ".attn2.to_v.", "add_embedding.linear_1.weight")
 _QWEN3_4B: Final = {
     "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6,
@@ -41,6 +37,11 @@ _VAE: Final = {
     "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 16,
     "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
 }  # fmt: skip
+# What FLUX.1 and Stable Diffusion 3 have beside a T5.
+_BESIDE_T5: Final[dict[str, Any]] = {
+    "vae_blocks": _VAE | {"use_quant_conv": False, "use_post_quant_conv": False},
+    "index": {"feature_extractor": [None, None], "image_encoder": [None, None]},
+}
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ TRANSFORMERS: Final = {
         tokenizers={"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"},
         doors=("context_embedder", "text_embedder"),
         blocks={"guidance_embeds": True},
-        vae_blocks=_VAE | {"use_quant_conv": False, "use_post_quant_conv": False},
-        index={"feature_extractor": [None, None], "image_encoder": [None, None]},
+        **_BESIDE_T5,
         positions=512,
     ),
     "sd3": Shapes(
@@ -127,8 +127,7 @@ TRANSFORMERS: Final = {
             "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432, "sample_size": 128,
             "pos_embed_max_size": 192, "qk_norm": "rms_norm",
         },
-        vae_blocks=_VAE | {"use_quant_conv": False, "use_post_quant_conv": False},
-        index={"feature_extractor": [None, None], "image_encoder": [None, None]},
+        **_BESIDE_T5,
         positions=256,
     ),
     "flux2-klein": Shapes(
@@ -172,7 +171,7 @@ def _u_net(folder: Path, family: str) -> None:
         write(
             folder / name / "diffusion_pytorch_model.safetensors",
             shapes_of(model),
-            DOORS[family] if family == "sdxl" else ("",),
+            _SDXL_DOORS if family == "sdxl" else ("",),
         )
     for name in sorted(path.parent.name for path in folder.glob("text_encoder*/config.json")):
         config = CLIPTextConfig.from_pretrained(folder / name)
