@@ -12,7 +12,7 @@ from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
 from trce_cli.checkpoint.checks import UNPACKED
 from trce_cli.checkpoint.folder import Configs, open_folder
-from trce_cli.checkpoint.provenance import parse_history
+from trce_cli.checkpoint.provenance import HISTORY, parse_history
 from trce_cli.checkpoint.single_file import open_single_file
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import FAMILIES, family_of_folder
@@ -61,7 +61,7 @@ def _embedded(name: str) -> Path | None:
 def _embedded_base(path: Path) -> Path | None:
     """The folder of the embedded checkpoint that a single file was made from, by its own history."""
     with suppress(BadInput):
-        for entry in parse_history(SafetensorsFile.open(path).metadata.get("trce", ""), str(path)):
+        for entry in parse_history(SafetensorsFile.open(path).metadata.get(HISTORY, ""), str(path)):
             return _embedded(entry["base"]["name"])
     return None
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 NAME = "trce.json"
+HISTORY = "trce"  # the key of its text in the metadata of single files and edits
 
 _Text = Annotated[str, Field(max_length=10_000)]
 
@@ -206,7 +207,7 @@ def single_file_metadata(checkpoint: "Checkpoint", files: Mapping[str, bytes]) -
     metadata = dict(checkpoint.denoiser_files[0].metadata)
     if NAME not in files:
         return metadata
-    metadata = {"format": "pt", **metadata, "trce": files[NAME].decode()}
+    metadata = {"format": "pt", **metadata, HISTORY: files[NAME].decode()}
     if any(key.startswith("modelspec.") for key in metadata):
         entries = json.loads(files[NAME])["history"]
         erased = erased_names(entries)

@@ -8,7 +8,7 @@ from typing import Final
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import OTHER_BUILD, check
 from trce_cli.checkpoint.folder import Configs, part_weights, seen
-from trce_cli.checkpoint.provenance import single_file_metadata
+from trce_cli.checkpoint.provenance import HISTORY, single_file_metadata
 from trce_cli.checkpoint.scaled import BESIDE, scale_of
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Shape, Stored
@@ -29,7 +29,7 @@ class SingleFile(Checkpoint):
 
     def provenance_text(self) -> str | None:
         """The text of `trce.json` in the file's metadata."""
-        return self.denoiser_files[0].metadata.get("trce")
+        return self.denoiser_files[0].metadata.get(HISTORY)
 
     def carried(self, files: Mapping[str, bytes]) -> tuple[dict[str, str] | None, Mapping[str, bytes]]:
         """`trce.json`, in the metadata."""

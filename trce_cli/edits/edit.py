@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trce_cli.checkpoint.provenance import history_text, parse_history
+from trce_cli.checkpoint.provenance import HISTORY, history_text, parse_history
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family
 from trce_cli.families.registry import family_of_key
@@ -25,7 +25,7 @@ from trce_cli.system.whole import whole
 
 WeightEdit = Callable[[Tensor], Tensor]
 
-FORM, FAMILY, ENCODER, HISTORY = "trce_form", "trce_family", "trce_text_encoder", "trce"  # metadata
+FORM, FAMILY, ENCODER = "trce_form", "trce_family", "trce_text_encoder"  # metadata
 SAMPLE = "trce_text_encoder_sample"
 # The dtypes of edit files by torch's names, as the format names them.
 EditDType = Literal["float32", "float16"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
-from trce_cli.checkpoint.provenance import history, parse_history
+from trce_cli.checkpoint.provenance import HISTORY, history, parse_history
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import CONTROLNET, not_a_checkpoint
 from trce_cli.system.foreign import check_unchanged
@@ -105,7 +105,6 @@ def _fit(checkpoint: Checkpoint, text_encoder: str, path: str | Path) -> dict[st
 
 
 def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
-    from trce_cli.edits.edit import HISTORY
     from trce_cli.edits.files import open_edit
 
     entries: list[dict[str, Any]] = []
