@@ -104,10 +104,12 @@ def test_every_command_takes_json_and_quiet_and_explains_itself(path):
 
 
 @pytest.mark.parametrize("args", [[], ["presets"]])
-def test_no_arguments_show_the_help(trce, args):
+def test_no_arguments_show_the_help_and_say_what_is_missing(trce, args):
     told = trce(*args)
-    assert "presets" in told.out + told.err
-    assert "Usage" in told.out + told.err
+    assert told.status == 2
+    assert "presets" in told.err
+    assert "Usage" in told.err
+    assert told.err.endswith("\nError: Missing command.\n")
 
 
 def test_version(trce):

@@ -46,21 +46,25 @@ def test_a_foreign_state_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "other", "shape"),
+    ("name", "other", "instead"),
     [
         ("optimizer/0/exp_avg", "optimizer/0/else", None),
         ("optimizer/0/exp_avg", "optimizer/zero/exp_avg", None),
         ("optimizer/0/exp_avg", "optimizer/9/exp_avg", None),
         ("optimizer/0/exp_avg", "optimizer/0", None),
-        ("optimizer/0/exp_avg", "optimizer/0/exp_avg", (3, 3)),
+        ("optimizer/0/exp_avg", "optimizer/0/exp_avg", torch.zeros(3, 3)),
+        ("optimizer/0/exp_avg", "optimizer/0/exp_avg", torch.zeros(())),
+        ("optimizer/0/step", "optimizer/0/step", torch.zeros(2, 3)),
+        ("optimizer/0/step", "optimizer/0/step", torch.tensor(True)),
     ],
 )
-def test_moments_that_have_no_place_are_refused(tmp_path, name, other, shape):
+def test_moments_that_have_no_place_are_refused(tmp_path, name, other, instead):
     model, optimizer = trained(1)
     path = tmp_path / "state.safetensors"
     training_state.save(path, 1, model.state_dict(), optimizer)
     tensors = load_file(path)
-    tensors[other] = tensors.pop(name) if shape is None else torch.zeros(shape)
+    moment = tensors.pop(name)
+    tensors[other] = moment if instead is None else instead
     save_file(tensors, path, {"step": "1"})
     with pytest.raises(BadInput, match="no training state of this run"):
         training_state.load(path, model.state_dict(), optimizer)

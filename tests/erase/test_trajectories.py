@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import toy
 from trce_cli.checkpoint.open import open_checkpoint
@@ -351,7 +351,7 @@ def test_a_set_made_for_another_preset_or_model_is_refused(sd1, preset, tiny_sd1
         TrajectorySet(sd1.set.folder, sd1.plan, identity(other, checkpoint, preset))
 
 
-@pytest.mark.parametrize("damage", ["cut", "pickle", "foreign", "shape"])
+@pytest.mark.parametrize("damage", ["cut", "pickle", "foreign", "shape", "dtype"])
 def test_a_damaged_or_foreign_shard_is_refused(sd1, tmp_path, damage):
     folder = tmp_path / "set"
     shutil.copytree(sd1.set.folder, folder)
@@ -365,7 +365,11 @@ def test_a_damaged_or_foreign_shard_is_refused(sd1, tmp_path, damage):
     else:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-        save_file({"latents": torch.zeros(3)}, path, metadata)
+        if damage == "shape":
+            save_file({"latents": torch.zeros(3)}, path, metadata)
+        else:  # a mask in place of an index
+            tensors = load_file(path)
+            save_file(tensors | {"rows": tensors["rows"].bool()}, path, metadata)
     with pytest.raises(BadInput, match=path.name):
         TrajectorySet(folder, sd1.plan, sd1.identity)
 

@@ -305,6 +305,8 @@ def _usage_error(error: BaseException) -> tuple[str, int, str] | None:
         vars(error)["message"] = what_is_wrong(errors(include_url=False)[0])
     said = io.StringIO()
     show(file=said)
+    if "\nError: " not in said.getvalue():  # a group of commands and none of it: the help alone
+        said.write("\nError: Missing command.\n")
     return said.getvalue(), status, said.getvalue().rpartition("\nError: ")[2].strip()
 
 

@@ -74,7 +74,8 @@ def _moments(file: SafetensorsFile, optimizer: torch.optim.Optimizer) -> dict[st
             place = re.fullmatch(r"([0-9]{1,6})/(\w+)", name.removeprefix(_OPTIMIZER))
             if place is None or int(place[1]) >= len(trained):
                 return None
-            if info.shape not in ((), tuple(trained[int(place[1])].shape)):
+            shape = () if place[2] == "step" else tuple(trained[int(place[1])].shape)
+            if (info.shape, info.dtype) != (shape, "F32"):
                 return None
             found[name] = int(place[1]), place[2]
     kinds = [{key for index, key in found.values() if index == number} for number in range(len(trained))]

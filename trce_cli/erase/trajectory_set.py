@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "trajectories 1"
 OPEN: Final = 128  # files at once, of as many as there are shards
+# The dtypes that tensors may have, by name; the others have `STORED`. Rows are an index, which tensors of
+# another dtype are not; a flow's timesteps are no integers.
+DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "rows": ("I64",),
+    "timesteps": ("I64", "F32"),
+    "offset": ("F32",),
+}
 
 
 def identify(
@@ -95,7 +102,8 @@ class TrajectorySet:
                 f"The trajectories in {self.folder} were made for other inputs: {name} was {values}.", hint
             )
         shapes = {name: info.shape for name, info in file.tensors.items()}
-        if shard is None or shapes != shard.tensors(self.plan.shape):
+        typed = all(info.dtype in DTYPES.get(name, ("F16",)) for name, info in file.tensors.items())
+        if shard is None or shapes != shard.tensors(self.plan.shape) or not typed:
             raise BadInput(f"{path} does not hold what its place in the set asks for.", hint)
 
     @property
