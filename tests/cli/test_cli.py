@@ -112,6 +112,13 @@ def test_no_arguments_show_the_help_and_say_what_is_missing(trce, args):
     assert told.err.endswith("\nError: Missing command.\n")
 
 
+@pytest.mark.parametrize("args", [["apply", "x", "-o"], ["apply", "x", "--strength"], ["presets", "lst"]])
+def test_wrong_usage_is_one_error(trce, args):
+    told = trce(*args, "--json") if args[-1] == "lst" else trce(*args[:1], "--json", *args[1:])
+    (error,) = [line for line in told.err.splitlines() if line.startswith("Error: ")]
+    assert json.loads(told.out)["error"]["message"] == error.removeprefix("Error: ")
+
+
 def test_version(trce):
     assert trce("--version").out == f"trce {trce_cli.__version__}\n"
 

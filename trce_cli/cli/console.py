@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -305,9 +306,10 @@ def _usage_error(error: BaseException) -> tuple[str, int, str] | None:
         vars(error)["message"] = what_is_wrong(errors(include_url=False)[0])
     said = io.StringIO()
     show(file=said)
-    if "\nError: " not in said.getvalue():  # a group of commands and none of it: the help alone
-        said.write("\nError: Missing command.\n")
-    return said.getvalue(), status, said.getvalue().rpartition("\nError: ")[2].strip()
+    told = said.getvalue()
+    if not (line := re.search(r"^Error: (.*)", told, re.MULTILINE | re.DOTALL)):  # a group's help alone
+        return f"{told}\nError: Missing command.\n", status, "Missing command."
+    return told, status, line[1].strip()
 
 
 def explain(error: BaseException) -> TrceError | None:
