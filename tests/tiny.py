@@ -114,8 +114,11 @@ def write_text_encoder(folder: Path, *, hidden: int, layers: int, act: str, proj
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def build(family: FamilyKey, folder: Path, seed: int = 0) -> Path:
-    """Write a whole tiny fp32 pipeline into `folder` and return it; the same seed gives the same bytes."""
+def build(family: FamilyKey, folder: Path, seed: int = 0, **blocks: object) -> Path:
+    """Write a whole tiny fp32 pipeline into `folder` and return it; the same seed gives the same bytes.
+
+    blocks: of the U-Net's configuration, in place of what stands here.
+    """
     from diffusers.models import AutoencoderKL, UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -144,6 +147,7 @@ def build(family: FamilyKey, folder: Path, seed: int = 0) -> Path:
             }
         else:
             attention["block_out_channels"] = (8, 8, 16, 16)
+        attention |= blocks
         unet = UNet2DConditionModel(
             sample_size=8,
             norm_num_groups=4,

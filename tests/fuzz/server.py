@@ -124,17 +124,19 @@ def main() -> None:
     import trce_cli.evaluate.report
     import trce_cli.evaluate.tune  # noqa: F401
 
-    # What is imported is collected by no command, and what `main` freezes, since its process is about to end,
-    # has to be collected here.
-    gc.collect()
-    gc.freeze()
-    gc.freeze = lambda: None
+    # What `main` freezes, since its process is about to end, has to be collected here.
+    freeze, gc.freeze = gc.freeze, lambda: None
     # Built anew for each command it would be half of what a quick one takes.
     typer.main.get_command = functools.cache(typer.main.get_command)
     limit = _status("VmSize") + MARGIN
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    imported = 0
     for line in requests:
+        if len(sys.modules) > imported:  # what is imported is collected by no further command
+            gc.collect()
+            freeze()
+            imported = len(sys.modules)
         answers.write(json.dumps(answer(json.loads(line), streams)) + "\n")
         answers.flush()
 

@@ -3,9 +3,10 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,6 +17,9 @@ from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, asks, verdict
 from trce_cli.images.plots import ticks
 from trce_cli.images.record import load
 from trce_cli.system.whole import write_json, write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PAGE, COMPARISON = "report.html", "comparison.json"
 FIRST = 10  # pairs on the first screen: two rows of a wide one
@@ -67,6 +71,22 @@ def write_comparison(output: Path, compared: Mapping[str, Any]) -> Path:
 
 def write_page(output: Path, *, compared: Mapping[str, Any] | None, **content: Any) -> Path:
     """Fill the template and write it, whole or not at all."""
+    page = output / PAGE
+    text = _template().render(
+        compared=compared,
+        compared_columns=compared and by_kind(compared["columns"]),
+        scatter=compared and scatter(compared["rows"]),
+        gone_limits=GONE,
+        kept_limits=KEPT,
+        **content,
+    )
+    write_text(page, text)
+    return page
+
+
+@cache
+def _template() -> "Template":
+    """The page, compiled."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -85,17 +105,7 @@ def write_page(output: Path, *, compared: Mapping[str, Any] | None, **content: A
         "percent": percent,
         "seconds": seconds,
     }
-    page = output / PAGE
-    text = environment.get_template("report.html.j2").render(
-        compared=compared,
-        compared_columns=compared and by_kind(compared["columns"]),
-        scatter=compared and scatter(compared["rows"]),
-        gone_limits=GONE,
-        kept_limits=KEPT,
-        **content,
-    )
-    write_text(page, text)
-    return page
+    return environment.get_template("report.html.j2")
 
 
 def highlights(galleries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:

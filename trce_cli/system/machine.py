@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,10 @@ LIBRARIES: Final = ("torch", "diffusers", "transformers", "peft", "safetensors",
 def versions() -> dict[str, str]:
     """The versions of trce, Python and the libraries that the figures depend on."""
     found = {"trce": __version__, "python": platform.python_version()}
-    return found | {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return found | {library: _version(library) for library in LIBRARIES}
+
+
+_version = cache(importlib.metadata.version)  # which reads all of a package's metadata
 
 
 def peak_memory_bytes() -> int:

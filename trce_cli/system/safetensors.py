@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.system.foreign import Identity, open_regular
@@ -391,8 +391,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+_ENTRY: Final = {"dtype", "shape", "data_offsets"}
+
+
 def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY:
         raise _broken(path, f"tensor {_short(name)} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
@@ -408,11 +411,9 @@ def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
 
 def _counts(value: Any) -> bool:
     """Whether value is a list of at most 64 counts, as many as torch has dimensions."""
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
-    )
+    if not isinstance(value, list) or len(value) > 64 or not set(map(type, value)) <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < 1 << 63)
 
 
 def _check_tiling(path: Path, tensors: Mapping[str, TensorInfo], data_size: int) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def _tables(family_key: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+@cache
 def _content(family_key: str) -> dict[str, bytes]:
     here = Path(__file__).parent
     tables = _tables(family_key)
