@@ -119,6 +119,19 @@ def test_wrong_usage_is_one_error(trce, args):
     assert json.loads(told.out)["error"]["message"] == error.removeprefix("Error: ")
 
 
+@pytest.mark.parametrize("asked", ["--install-completion", "--show-completion"])
+def test_completion_for_an_unknown_shell_is_an_error(trce, monkeypatch, asked):
+    import shellingham
+
+    def unknown():
+        raise shellingham.ShellDetectionFailure
+
+    monkeypatch.setattr(shellingham, "detect_shell", unknown)
+    told = trce(asked)
+    assert told.status == 1
+    assert "\nError: Completion is not for this shell.\n" in f"\n{told.err}"
+
+
 def test_version(trce):
     assert trce("--version").out == f"trce {trce_cli.__version__}\n"
 

@@ -286,6 +286,9 @@ def _run(app: Callable[..., object], args: Sequence[str] | None) -> tuple[int, T
         return told.exit_code, _tell(told)
     if ended == 130:  # Typer's answer to Ctrl-C
         return 130, _tell(TrceError("Interrupted."))
+    if ended == 1:  # and to completion where it knows no shell; no command of ours ends so
+        hint = "It is for bash, zsh, fish and PowerShell: run this in one of them."
+        return 1, _tell(TrceError("Completion is not for this shell.", hint))
     return ended if isinstance(ended, int) else 0, None
 
 
