@@ -148,15 +148,17 @@ TRANSFORMERS: Final = {
 }  # fmt: skip
 
 
-def build(folder: Path, family: str, layers: int = 0) -> None:
-    """A diffusers folder in fp16. layers: of the text encoders of a transformer's family, 0 for all."""
+def build(folder: Path, family: str, layers: int = 0, filled: bool = True) -> None:
+    """A diffusers folder in fp16. layers: of the text encoders of a transformer's family, 0 for all. filled:
+    whether what is read has values; else all is holes, for those who look at shapes alone.
+    """
     if family in U_NETS:
-        _u_net(folder, family)
+        _u_net(folder, family, filled)
     else:
-        _transformer(folder, TRANSFORMERS[family], layers)
+        _transformer(folder, TRANSFORMERS[family], layers, filled)
 
 
-def _u_net(folder: Path, family: str) -> None:
+def _u_net(folder: Path, family: str, filled: bool) -> None:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -171,7 +173,7 @@ def _u_net(folder: Path, family: str) -> None:
         write(
             folder / name / "diffusion_pytorch_model.safetensors",
             shapes_of(model),
-            _SDXL_DOORS if family == "sdxl" else ("",),
+            (_SDXL_DOORS if family == "sdxl" else ("",)) if filled else (),
         )
     for name in sorted(path.parent.name for path in folder.glob("text_encoder*/config.json")):
         config = CLIPTextConfig.from_pretrained(folder / name)
@@ -181,10 +183,10 @@ def _u_net(folder: Path, family: str) -> None:
         named = {
             key if key.startswith("text_") else f"text_model.{key}": value for key, value in shapes.items()
         }
-        write(folder / name / "model.safetensors", named, ("",))
+        write(folder / name / "model.safetensors", named, ("",) if filled else ())
 
 
-def _transformer(folder: Path, shapes: Shapes, layers: int) -> None:
+def _transformer(folder: Path, shapes: Shapes, layers: int, filled: bool) -> None:
     import diffusers
     import torch
     import transformers
@@ -195,10 +197,10 @@ def _transformer(folder: Path, shapes: Shapes, layers: int) -> None:
         text.save_pretrained(folder / name)
         with torch.device("meta"):
             model = getattr(transformers, kind)(getattr(text, "text_config", text))
-        write(folder / name / "model.safetensors", shapes_of(model), ("",))
+        write(folder / name / "model.safetensors", shapes_of(model), ("",) if filled else ())
     for name, kind, values, wanted in (
-        ("transformer", shapes.transformer, shapes.blocks, shapes.doors),
-        ("vae", shapes.vae, shapes.vae_blocks, ("nothing is read of it",)),
+        ("transformer", shapes.transformer, shapes.blocks, shapes.doors if filled else ()),
+        ("vae", shapes.vae, shapes.vae_blocks, ()),
     ):
         with torch.device("meta"):
             model = getattr(diffusers, kind)(**values)

@@ -64,6 +64,17 @@ def test_there_is_no_other_door(checkpoint: Checkpoint, module: Any, told: Condi
         torch.testing.assert_close(one, found[0], rtol=1e-5, atol=1e-6)
 
 
+def test_the_outline_has_the_sizes_of_what_enters(checkpoint: Checkpoint, told: Conditioning) -> None:
+    outline = checkpoint.family.denoise(checkpoint).outline(PROMPTS)
+    assert outline.prompts == told.prompts
+    assert {name: each.shape for name, each in outline.streams.items()} == {
+        name: each.shape for name, each in told.streams.items()
+    }
+    assert {each.device.type for each in outline.streams.values()} == {"meta"}
+    assert outline.lengths.keys() == told.lengths.keys()
+    assert all(torch.equal(each, told.lengths[name]) for name, each in outline.lengths.items())
+
+
 class Wrapped(torch.nn.Module):
     """As Accelerate hands a denoiser back that several processes train."""
 

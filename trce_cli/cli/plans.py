@@ -17,15 +17,17 @@ def show_plan(
     output: Path,
     planned: Mapping[str, Any],
     seconds: Callable[[], float] | None = None,
+    measured: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Tell the plan, for people and as JSON.
 
-    planned: figures by name; those that end in `_bytes` are sizes. seconds: measures about how long it would
-    take, by a short piece of the real work, only when the plan is told.
+    planned: figures by name; those that end in `_bytes` are sizes. Only when the plan is told, seconds
+    measures about how long it would take, by a short piece of the real work, and measured further figures
+    that take a while.
     """
     spent = monotonic() - Console.begun  # on libraries and checkpoints, which the work itself needs too
     Console.begun = monotonic()
-    console.tell(lambda: _show(console, output, planned, spent, seconds))
+    console.tell(lambda: _show(console, output, {**planned, **measured()}, spent, seconds))
 
 
 def _show(

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +90,7 @@ def steer(
     from trce_cli.erase import steer as stage2
     from trce_cli.erase.estimate import steer_seconds
     from trce_cli.erase.prior import choose_prior
+    from trce_cli.erase.step_memory import steer_memory
     from trce_cli.erase.teacher import find_teacher, other_presets
     from trce_cli.erase.trajectories import known_words, plan_trajectories
     from trce_cli.erase.working_folder import tidy
@@ -105,12 +107,12 @@ def steer(
         console.warn(f"Stage 1 of {source.name} did not erase {name}, which stage 2 steers away from alone.")
     words = known_words(source, chosen, recipe)
     plan = plan_trajectories(source, chosen, choose_prior(source), recipe, words)
-    planned = stage2.estimate(source, plan, training, outputs)
+    planned = {"teacher": original.checkpoint.name, **stage2.estimate(source, plan, training, outputs)}
     for line in (*source.cut(pair_prompts(chosen)), *notes(source, outputs)):
         console.note(line)
     if dry_run:
-        told = {"teacher": original.checkpoint.name, **planned}
-        show_plan(console, output, told, lambda: steer_seconds(source, planned, computing.place()))
+        memory = partial(steer_memory, source, plan, training, running.gradient_checkpointing)
+        show_plan(console, output, planned, lambda: steer_seconds(source, planned, computing.place()), memory)
         return
     console.note(_in_short(planned, running.trajectories))
     with _tracked(running, computing, training, output, given) as accelerator, console.progress() as progress:

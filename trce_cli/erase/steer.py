@@ -77,9 +77,9 @@ def make_accelerator(
 
 
 def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Outputs) -> dict[str, Any]:
-    """What a run takes: states, evaluations of a denoiser on one sample, memory and disk in bytes.
+    """What a run takes: states, evaluations of a denoiser on one sample, and disk in bytes.
 
-    Memory is that of weights, gradients and optimizer; activations come on top, with the batch.
+    Memory is in `step_memory`, since to tell it takes a while.
     """
     steps = training.steps_over(plan.states("unsafe"))
     held = sum(plan.states(kinds[0]) > 0 for name, kinds in SOURCES.items() if name != "unsafe")
@@ -98,7 +98,6 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
         "steps": steps,
         "tuned_weights": trained,
         "frozen_weights": frozen,
-        "memory_bytes": frozen * (4 if training.mixed_precision == "no" else 2) + 16 * trained,
         "trajectory_bytes": plan.total_bytes,
         "state_bytes": state,
         "output_bytes": (written := sum(outputs.needed_bytes(erased).values())),

@@ -130,8 +130,8 @@ class Canvas:
 class Conditioning:
     """What enters the denoiser of each prompt by each stream, (prompts, ...) float32 on the run's device.
 
-    lengths: of streams of tokens of which prompts have not all as many, how many each has, (prompts,) int64;
-    what is behind them is padding.
+    lengths: of streams of tokens of which prompts have not all as many, how many each has, (prompts,) int64
+    on the CPU; what is behind them is padding.
     """
 
     prompts: tuple[str, ...]
@@ -148,6 +148,19 @@ class Conditioning:
         import torch
 
         return torch.tensor([self.prompts.index(prompt) for prompt in prompts])
+
+    @classmethod
+    def outlined(
+        cls,
+        prompts: tuple[str, ...],
+        shapes: Mapping[str, Shape],
+        lengths: Mapping[str, Sequence[int]],
+    ) -> "Conditioning":
+        """One without values, on the meta device. shapes: of one prompt's embeddings in each stream."""
+        import torch
+
+        streams = {name: torch.empty(len(prompts), *of, device="meta") for name, of in shapes.items()}
+        return cls(prompts, streams, {name: torch.tensor(each) for name, each in lengths.items()})
 
     def told(self, rows: "Tensor") -> dict[str, "Tensor"]:
         """What enters for a batch of these rows, and `STREAM.length` where prompts differ in it.
@@ -438,12 +451,16 @@ class Denoiser(Protocol):
         """What enters for these prompts, the empty one, which predictions are guided away from, first."""
         ...
 
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """The same on the meta device, sizes without values, but for the lengths: no weight is read."""
+        ...
+
     def load(self, device: "torch.device", dtype: "torch.dtype" = ..., train: bool = False) -> "nn.Module":
         """The denoiser on `device` in `dtype`, read weight by weight; nothing else of the checkpoint is read.
 
-        With `train` the weights that stage 2 tunes are float32 and require gradients, and no others do.
-        Raises BadInput for a weight that is missing, of another shape than its configuration asks for, or not
-        finite.
+        With `train` the weights that stage 2 tunes are float32 and require gradients, and no others do. On
+        the meta device no weight is read, and none has values. Raises BadInput for a weight that is missing,
+        of another shape than its configuration asks for, or not finite.
         """
         ...
 

@@ -117,18 +117,25 @@ def load_strictly(
     """The module that `make` makes of a part's configuration, in evaluation mode and without gradients.
 
     Its weights are its parameters, and the buffers that it keeps in files. dtype: of each weight by its name;
-    None for that of the file. name: of a weight by the module's name for it. Raises BadInput for a
-    configuration that cannot be used, and as `checked` does.
+    None for that of the file. name: of a weight by the module's name for it. On the meta device nothing is
+    read, and weights have no values. Raises BadInput for a configuration that cannot be used, and as
+    `checked` does.
     """
     where = weights.folder(part) / "config.json"
-    with refusing(f"{where} cannot be used"), torch.device("meta"):
+    meta = torch.device("meta")
+    with refusing(f"{where} cannot be used"), meta:
         module = make(dict(weights.config[part]))
     kept = module.state_dict()
     own = dict(module.named_parameters()) | {key: at for key, at in module.named_buffers() if key in kept}
     counts = {key for key in own if key.endswith(".num_batches_tracked")}  # nothing computes with them
     ours = {name(key) or key: key for key in own if key not in counts}
     shapes = {key: tuple(own[theirs].shape) for key, theirs in ours.items()}
-    state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}
+    if torch.device(device) == meta:
+        state = {
+            ours[key]: torch.empty(shape, dtype=dtype(key), device=meta) for key, shape in shapes.items()
+        }
+    else:
+        state = {ours[key]: weight.to(device, dtype(key)) for key, weight in checked(weights, part, shapes)}
     state |= {key: torch.zeros_like(own[key], device=device) for key in counts}
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

@@ -25,9 +25,16 @@ class LlmTransformer(ABC):
 
     def condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
         """The states of the prompts, as the family's own pipeline passes them on: not normed yet."""
-        conditioning = LlmText(self.weights, self.spec, self.eps, device, torch.float32).conditioning(prompts)
+        conditioning = self._text(device).conditioning(prompts)
         free(device)  # the transformer is to come where the text encoder was
         return conditioning
+
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Denoiser`."""
+        return self._text(torch.device("cpu")).outline(prompts)
+
+    def _text(self, device: torch.device) -> LlmText:
+        return LlmText(self.weights, self.spec, self.eps, device, torch.float32)
 
     def schedule(self, steps: int) -> Euler:
         """See `Denoiser`; a token is of 2 x 2 latents."""

@@ -139,6 +139,14 @@ class LlmText:
         lengths = {} if self.spec.padded else {CONTEXT: torch.tensor([len(each) for each in states])}
         return Conditioning(every, {CONTEXT: pad_sequence(states, batch_first=True)}, lengths)
 
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """The same without values, from the tokens alone."""
+        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        counts = [tokens.count for tokens in self.tokenizer.tokens(every)]
+        longest = self.spec.limit if self.spec.padded else max(counts)
+        lengths = {} if self.spec.padded else {CONTEXT: counts}
+        return Conditioning.outlined(every, {CONTEXT: (longest, self.encoder.dim)}, lengths)
+
     def _hidden(self, wanted: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[Pack], list[Tensor]]]:
         """The states of the prompts up to their last wanted positions, and of the padding that is wanted."""
         self.check()

@@ -55,6 +55,10 @@ class Transformer(ABC):
         free(device)  # the transformer is to come where the text encoders were
         return conditioning
 
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Denoiser`."""
+        return self.text(torch.device("cpu")).outline(prompts)
+
     def schedule(self, steps: int) -> Euler:
         """See `Denoiser`; a token is of 2 x 2 latents."""
         _, height, width = self.latent_shape

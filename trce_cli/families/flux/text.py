@@ -66,3 +66,9 @@ class FluxText(T5Text):
         }
         streams = {**told.streams, POOLED: torch.cat([pooled[prompt] for prompt in told.prompts])}
         return replace(told, streams=streams)
+
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """The same without values, from the tokens alone."""
+        told = super().outline(prompts)
+        pooled = Conditioning.outlined(told.prompts, {POOLED: (self.streams[POOLED],)}, {})
+        return replace(told, streams={**told.streams, **pooled.streams})

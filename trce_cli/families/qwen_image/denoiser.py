@@ -36,16 +36,16 @@ class Transformer(LlmTransformer):
     ) -> Tensor:
         """The velocity, at (batch, channels, height, width); computed in the frozen weights' precision."""
         precision = precision_of(module)
-        lengths = told[f"{CONTEXT}.length"].to(latents.device)
+        lengths = told[f"{CONTEXT}.length"]
         longest = int(lengths.max())
-        mask = torch.arange(longest, device=latents.device) < lengths[:, None]
+        mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
         height, width = latents.shape[2] // 2, latents.shape[3] // 2
         with torch.autocast(latents.device.type, precision, enabled=precision != torch.float32):
             found = module(
                 hidden_states=packed(latents).to(precision),
                 timestep=timesteps.to(latents.device, torch.float32).to(precision) / 1000,
                 encoder_hidden_states=told[CONTEXT][:, :longest].to(precision),
-                encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+                encoder_hidden_states_mask=None if bool(mask.all()) else mask.to(latents.device),
                 img_shapes=[[(1, height, width)]] * len(latents),
                 return_dict=False,
             )[0]

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import EMPTY, Conditioning, Weights
+from trce_cli.families.base import EMPTY, Conditioning, Shape, Weights
 from trce_cli.families.clip.models import ClipModels
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
+from trce_cli.families.clip.text import ClipText
 from trce_cli.families.load import load_denoiser, precision_of
 from trce_cli.families.sd.names import is_tuned
 from trce_cli.families.sd.schedule import Ddim
@@ -44,6 +45,13 @@ class UNet:
         conditioning = self._condition(prompts, device)
         free(device)  # the U-Net is to come where the text encoders were
         return conditioning
+
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Denoiser`."""
+        text = ClipText(self.weights, self.encoders, "cpu", torch.float32)
+        shapes: dict[str, Shape] = {name: (width,) for name, width in text.streams.items()}
+        shapes[CONTEXT] = (text.tokenizers.each[0].model_max_length, *shapes[CONTEXT])
+        return Conditioning.outlined(tuple(dict.fromkeys((EMPTY, *prompts))), shapes, {})
 
     @torch.no_grad()
     def _condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:

@@ -35,6 +35,10 @@ class Sd3Transformer:
         free(device)  # the transformer is to come where the text encoders were
         return conditioning
 
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Denoiser`."""
+        return Sd3Text(self.weights, "cpu", torch.float32).outline(prompts)
+
     def load(
         self, device: torch.device, dtype: torch.dtype = torch.float32, train: bool = False
     ) -> nn.Module:

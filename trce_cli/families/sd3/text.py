@@ -145,6 +145,11 @@ class Sd3Text:
         pooled = torch.cat([found[POOLED][prompt] for prompt in every])
         return Conditioning(every, {CONTEXT: context, POOLED: pooled})
 
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """The same without values."""
+        shapes = {CONTEXT: (self.begin + T5.limit, self.width), POOLED: (self.streams[POOLED],)}
+        return Conditioning.outlined(tuple(dict.fromkeys((EMPTY, *prompts))), shapes, {})
+
 
 def _joined(batches: Sequence[Batch], stream: str) -> States:
     """The states of several batches as one."""

@@ -86,9 +86,19 @@ class T5Text:
         every = tuple(dict.fromkeys((EMPTY, *prompts)))
         wanted = {prompt: range(self.spec.limit) for prompt in every}
         states = [each.float() for _, group in self._encoded(wanted) for each in group]
-        ends = [tokens.eos for tokens in self.tokenizer.tokens(every)]
-        lengths = {CONTEXT: torch.tensor(ends).add(2).clamp(max=self.spec.limit)} if self.spec.masked else {}
+        lengths = {name: torch.tensor(each) for name, each in self._lengths(every).items()}
         return Conditioning(every, {CONTEXT: torch.stack(states)}, lengths)
+
+    def outline(self, prompts: Sequence[str]) -> Conditioning:
+        """The same without values, from the tokens alone."""
+        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        shapes = {CONTEXT: (self.spec.limit, self.encoder.dim)}
+        return Conditioning.outlined(every, shapes, self._lengths(every))
+
+    def _lengths(self, prompts: Sequence[str]) -> dict[str, list[int]]:
+        if not self.spec.masked:
+            return {}
+        return {CONTEXT: [min(tokens.eos + 2, self.spec.limit) for tokens in self.tokenizer.tokens(prompts)]}
 
     def _encoded(self, wanted: Mapping[str, Sequence[int]]) -> Iterator[tuple[list[str], list[Tensor]]]:
         """Prompts, and the states of each at its wanted positions, in the encoder's dtype on its device."""
