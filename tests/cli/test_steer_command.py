@@ -399,6 +399,31 @@ def test_two_processes_give_the_result_of_one(mapped, preset, whole, tmp_path):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
+def test_two_processes_train_the_lora_of_one(trce, mapped, preset, tmp_path):
+    """Killed on the way and gone on with, as with whole weights; each process has factors of its own."""
+    lora = ("--lora-rank", "3", "--lr", "1e-2", "--max-drift", "1000")
+    alone, folder = tmp_path / "alone", tmp_path / "out"
+    assert trce(*arguments(mapped, preset, alone, *lora)).status == 0
+    (script := tmp_path / "killed.py").write_text(KILLED)
+    args = arguments(mapped, preset, folder, *lora)
+    killed = launch([script], args)
+    assert killed.returncode, killed.stderr[-3000:]
+    state = SafetensorsFile.open(tmp_path / ".out.steer/state.safetensors")
+    assert state.metadata["step"] == "3", killed.stderr[-3000:]
+    done = launch(["-m", "trce_cli"], args)
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = json.loads((folder / "trce.json").read_text())["history"][-1]["settings"]
+    assert (settings["processes"], settings["lora_rank"]) == (2, 3)
+    # Beside what training changed most.
+    assert furthest(folder, alone) < 1e-3 * furthest(mapped, alone)
+    logs = [
+        [json.loads(line) for line in (place / "steer.jsonl").read_text().splitlines()]
+        for place in (folder, alone)
+    ]
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+
+
 # A full disk
 
 
