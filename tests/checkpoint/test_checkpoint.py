@@ -19,12 +19,15 @@ from safetensors.torch import load_file, save_file
 import tiny
 from trce_cli.checkpoint import copy as patching
 from trce_cli.checkpoint import folder, single_file
+from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.copy import check_copy, write_patched
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.erase.trajectory_set import denoiser_hashes
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.registry import FAMILIES
 from trce_cli.families.sd.family import SD1
+from trce_cli.images.plan import picture_files
 
 PLAIN = "unet/diffusion_pytorch_model.safetensors"
 FP16 = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -593,6 +596,17 @@ def test_an_input_that_changes_while_it_is_in_use_is_an_error(sd1: Path, change:
     assert Path(file).name in caught.value.message
     assert not (sd1.parent / "out").exists()
     assert not list(sd1.parent.glob(".trce*"))
+
+
+@pytest.mark.parametrize("known_by", [Checkpoint.hashes, denoiser_hashes, picture_files])
+def test_a_file_that_was_swapped_is_not_hashed_for_the_one_that_was_opened(
+    sd1: Path, known_by: Callable[[Checkpoint], object]
+) -> None:
+    opened = open_checkpoint(str(sd1))
+    known_by(opened)
+    CHANGES["swapped"](sd1 / PLAIN)
+    with pytest.raises(TrceError, match=r"safetensors was changed"):
+        known_by(opened)
 
 
 @pytest.mark.parametrize("change", CHANGES)

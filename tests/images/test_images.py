@@ -1,6 +1,8 @@
 """Images on disk: text chunks, whole files, resuming a folder, and the grid."""
 
+import errno
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -96,6 +98,20 @@ def test_torn_index_and_torn_png_are_put_right(tmp_path: Path) -> None:
     assert lines(tmp_path) == [RECORD.file]
     again.add(OTHER, picture())
     assert read_image(tmp_path / OTHER.file) == OTHER
+
+
+@pytest.mark.parametrize("refused", ["open", "read"])
+def test_a_picture_that_the_system_does_not_let_read_is_no_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    ImageFolder(tmp_path, [RECORD]).add(RECORD, picture())
+
+    def refuse(*args: object, **named: object) -> None:
+        raise OSError(errno.EMFILE if refused == "open" else errno.EIO, "Refused")
+
+    monkeypatch.setattr(*((os, "open") if refused == "open" else (Image, "open")), refuse)
+    with pytest.raises((BadInput, OSError), match="Refused"):
+        ImageFolder(tmp_path, [RECORD])
 
 
 @pytest.mark.parametrize(

@@ -238,13 +238,15 @@ class Checkpoint(ABC):
     def hashes(self, report: Report = no_report, text_encoder: str | None = None) -> Hashes:
         """What its weights are known by; files are streamed, `report` is called with the bytes just read.
 
-        text_encoder: `text_encoder_hash`, where it was computed before.
+        text_encoder: `text_encoder_hash`, where it was computed before. Raises TrceError where a file is no
+        longer the one that was opened: what was read of that would be known by the hash of another.
         """
         files = {
             name: hash_file(path, report)
             for name, path in self.files.items()
             if path.suffix == ".safetensors"
         }
+        self.check_unchanged()
         return Hashes(files, text_encoder or self.text_encoder_hash(), self.text_encoder_sample())
 
     def pipe(self, device: "torch.device", dtype: "torch.dtype") -> "DiffusionPipeline":

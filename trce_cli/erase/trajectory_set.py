@@ -59,10 +59,15 @@ def identify(
 
 
 def denoiser_hashes(checkpoint: "Checkpoint", hashes: Mapping[str, str] | None = None) -> list[str]:
-    """SHA-256 in hex of the files of the denoiser's weights that are used; hashes: of all files, if known."""
+    """SHA-256 in hex of the files of the denoiser's weights that are used; hashes: of all files, if known.
+
+    TrceError where a file is no longer the one that was opened.
+    """
     paths = {file.path for file in checkpoint.denoiser[0].files}
     used = {name: path for name, path in checkpoint.files.items() if path in paths}
-    return [hash_file(path) if hashes is None else hashes[name] for name, path in used.items()]
+    found = [hash_file(path) if hashes is None else hashes[name] for name, path in used.items()]
+    checkpoint.check_unchanged()
+    return found
 
 
 class TrajectorySet:

@@ -148,11 +148,15 @@ def checkpoint_hash(checkpoint: Checkpoint, report: Report = no_report) -> str:
 
 
 def picture_files(checkpoint: Checkpoint, report: Report = no_report) -> dict[str, str]:
-    """The SHA-256 in hex of each file that a picture depends on, by name; `report` is called after each."""
+    """The SHA-256 in hex of each file that a picture depends on, by name; `report` is called after each.
+
+    TrceError where a file is no longer the one that was opened.
+    """
     hashes = {}
     for name, path in sorted(checkpoint.drawn_from().items()):
         hashes[name] = hash_file(path)
         report(1)
+    checkpoint.check_unchanged()
     return hashes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
-from trce_cli.errors import BadInput, refusing
+from trce_cli.errors import refusing
 from trce_cli.system.foreign import open_file
 from trce_cli.system.machine import __version__
 from trce_cli.system.whole import whole
@@ -119,13 +119,18 @@ def _chunks(record: ImageRecord) -> PngImagePlugin.PngInfo:
 
 
 def read_image(path: Path) -> ImageRecord | None:
-    """The record inside a PNG, None when it has none; ValueError when the file is no whole PNG."""
+    """The record inside a PNG, None when it has none; ValueError when the file is no whole PNG.
+
+    Where it cannot be opened BadInput, and where the system refuses to read it OSError: it may be whole.
+    """
     try:
         with open_file(path) as file, Image.open(file, formats=["PNG"]) as image:
             image.verify()  # every chunk to the last, by its checksum
         with open_file(path) as file, Image.open(file, formats=["PNG"]) as image:
             text = image.text  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, EOFError, ValueError, BadInput, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(f"{path} is no whole PNG") from error
     return parse_record(text[CHUNK]) if CHUNK in text else None
 
