@@ -332,6 +332,48 @@ def test_chroma_predicts_what_its_pipeline_does(chroma: Path) -> None:
     torch.testing.assert_close(packed(found), seen[0]["found"], rtol=1e-4, atol=1e-5)
 
 
+def test_chromas_door_is_the_independent_solution(chroma: Path, tmp_path: Path) -> None:
+    """The same from what meets the door of diffusers' own pipeline, whose T5 masks its padding."""
+    (tmp_path / "blades.toml").write_text(PRESET)
+    captions = tiny.SENTENCES
+    (tmp_path / "prior.txt").write_text("\n".join(captions))
+    out, lam, rho = tmp_path / "out", 0.5, 1e-3
+    command = f"map {chroma} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --word-share 0"
+    command += f" --preserve {lam} --ridge {rho} --token-weights EOS=1,PADS=2 --max-collateral 1000 -q"
+    assert main(command.split()) == 0
+    pipe, met = load(chroma), []
+    pipe.transformer.context_embedder.register_forward_pre_hook(
+        lambda _, args: met.append(args[0][0].double())
+    )
+    pads = [64 * part - 1 for part in range(1, 9)]
+
+    def rows(text: str, content: bool) -> torch.Tensor:
+        met.clear()
+        pipe(text, num_inference_steps=1, height=16, width=16, guidance_scale=1.0, output_type="latent")
+        end = len(pipe.tokenizer(text).input_ids) - 1
+        return met[0][[*(range(end + 1) if content else [end]), *pads]]
+
+    pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
+    w = torch.tensor([1.0] + [2 / 8] * 8, dtype=torch.float64)[:, None]
+    found = [(rows(a, False), rows(b, False)) for a, b in pairs]
+    A, B = (
+        sum(each.mT @ (w * o) for each, o in some) / len(pairs)
+        for some in ([(o, o) for o, _ in found], [(n, o) for o, n in found])
+    )
+    P = sum((c := rows(text, True)).mT @ c for text in captions) / len(captions)
+    values, vectors = torch.linalg.eigh(A + lam * P)
+    values, vectors = values[(kept := values > CUT_OFF * values[-1])], vectors[:, kept]
+    inverse = vectors @ torch.diag(1 / (values + rho * values[:-1].mean())) @ vectors.mT
+    M = torch.eye(len(A), dtype=torch.float64) + (B - A) @ inverse
+    before, after = (
+        load_file(path / "transformer/diffusion_pytorch_model.safetensors")[DOOR].double()
+        for path in (chroma, out)
+    )
+    expected = before @ M
+    assert (after - expected).norm() <= 1e-5 * expected.norm()
+    assert (after - expected).norm() <= 1e-4 * (expected - before).norm()
+
+
 def test_one_edit_of_chroma_by_every_route(chroma: Path, tmp_path: Path, trce: Callable[..., Any]) -> None:
     (tmp_path / "blades.toml").write_text(PRESET)
     (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES))

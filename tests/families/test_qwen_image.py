@@ -18,6 +18,8 @@ from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.families.causal_llm.text import LlmText
 from trce_cli.families.patches import packed, unpacked
+from trce_cli.prompts.pairs import prompt_pairs
+from trce_cli.prompts.presets import load_preset
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dog", "", "Two {red} apples, on a plate!", "the weather is fine today " * 200]
@@ -76,6 +78,43 @@ def test_states_equal_the_pipelines_at_every_position(folder: Path, tmp_path: Pa
     old = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 2]}}
     path.write_text(json.dumps(inner | config | old))
     check_states(copy, pipe)
+
+
+def test_the_edit_is_that_of_an_independent_solution(folder: Path, tmp_path: Path) -> None:
+    """M = I + (B - A)(A + lambda P + r)^-1 in float64, from what meets the door of diffusers' pipeline."""
+    (tmp_path / "blades.toml").write_text(PRESET)
+    (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES))
+    out, lam, rho = tmp_path / "out", 0.5, 1e-3
+    command = f"map {folder} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --word-share 0"
+    command += f" --preserve {lam} --ridge {rho} --token-weights END=1 --max-collateral 1000 -q"
+    assert main(command.split()) == 0
+    pipe, met = load(folder), []
+    pipe.transformer.txt_in.register_forward_pre_hook(lambda _, args: met.append(args[0][0].double()))
+
+    def entering(prompt: str) -> torch.Tensor:
+        """(tokens, width), behind the norm; the first tokens of the template are dropped before."""
+        met.clear()
+        pipe(prompt, true_cfg_scale=1.0, num_inference_steps=2, height=16, width=16, output_type="latent")
+        return met[0]
+
+    pairs = prompt_pairs([load_preset(str(tmp_path / "blades.toml"))])
+    o, n = (torch.stack([entering(getattr(pair, side))[-1] for pair in pairs]) for side in ("unsafe", "safe"))
+    begin = len(pipe.tokenizer(pipe.prompt_template_encode.partition("{}")[0]).input_ids)
+    begin -= pipe.prompt_template_encode_start_idx
+    captions = [entering(caption) for caption in tiny.SENTENCES]
+    c = torch.cat([captions[0], *(each[begin:] for each in captions[1:])])
+    G = o.mT @ o / len(pairs) + lam * c.mT @ c / len(captions)
+    values, vectors = torch.linalg.eigh(G)
+    assert values[0] > 1e-9 * values[-1]  # nothing is cut off
+    values = values + rho * values[:-1].mean()
+    M = torch.eye(len(G)) + ((n - o).mT @ o / len(pairs)) @ (vectors / values @ vectors.mT)
+    before, after = (
+        load_file(path / "transformer/diffusion_pytorch_model.safetensors")[DOOR].double()
+        for path in (folder, out)
+    )
+    expected = before @ M
+    assert (after - expected).norm() <= 1e-5 * expected.norm()
+    assert (after - expected).norm() <= 1e-4 * (expected - before).norm()
 
 
 def test_one_edit_by_every_route_draws_the_same(
