@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import shutil
@@ -25,6 +26,7 @@ from trce_cli.families.sd.denoiser import UNet
 from trce_cli.families.sd.names import is_tuned
 from trce_cli.maths.low_rank import Size
 from trce_cli.prompts.presets import load_preset
+from trce_cli.system import whole
 from trce_cli.system.unfinished import placing
 from trce_cli.system.whole import write_text
 
@@ -333,6 +335,38 @@ def test_what_a_run_left_while_it_was_removed_counts_as_nothing(run, tmp_path):
     run(tmp_path / "out", force=True)
     assert len((tmp_path / "out/steer.jsonl").read_text().splitlines()) == 4
     assert not work.exists()
+
+
+def test_trajectories_that_cannot_be_removed_are_told_and_go_with_the_next_run(run, tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def refuse(path, *args, **options):
+        if path.name == "trajectories":
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        remove(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(OSError, match="Too many"):
+            run(tmp_path / "out")
+    work = tmp_path / ".out.steer"
+    assert [path.name for path in work.iterdir()] == ["trajectories"]
+    with pytest.raises(BadInput, match="already"):
+        run(tmp_path / "out")
+    assert not work.exists()
+
+
+def test_staging_that_a_write_could_not_remove_goes_with_the_run(run, tmp_path, monkeypatch):
+    save = WorkingFolder.save
+
+    def saved(self, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(whole, "_clear", lambda *paths: None)
+            save(self, *args)
+
+    monkeypatch.setattr(WorkingFolder, "save", saved)
+    run(tmp_path / "out")
+    assert not (tmp_path / ".out.steer").exists()
 
 
 def test_a_configuration_of_accelerate_changes_no_gradient(monkeypatch):

@@ -65,11 +65,14 @@ def tidy(output: Path, outputs: Outputs) -> Outputs:
 def _remove(folder: Path) -> None:
     """Remove a run that is done, its arguments first: what lies here without them counts as nothing.
 
-    What is not of the run stays, and with it the folder.
+    What is not of the run stays, and with it the folder. OSError where the system refuses: what stays then is
+    for the next run to remove, and is not left without a word.
     """
+    clear_stale(folder)  # of a write that was refused to tidy up
     for name in (RUN, STATE, LOG, PLACED):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / SET, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder / SET)
     with suppress(OSError):
         folder.rmdir()
 
