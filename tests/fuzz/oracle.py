@@ -20,7 +20,7 @@ SENTENCE = 600  # characters of the line that tells an error, and of the hint's
 STAGING = re.compile(r"\.trce-[0-9a-f]{16}")
 
 # What may lie at an output when a command failed: runs that are taken up again, of which each file is whole.
-RESUMED = {"generate", "evaluate", "tune", "steer", "attack"}
+RESUMED = {"generate", "evaluate", "tune", "steer", "attack", "run"}
 
 
 class Broken(AssertionError):  # noqa: N818 - it names what happened to a promise
@@ -87,7 +87,7 @@ def check_outputs(done: Done, out: Path, planted: Mapping[str, object]) -> None:
                 continue
             if STAGING.fullmatch(name):
                 raise Broken("left behind", done, relative)
-            if done.status != 0 and done.args[0] not in RESUMED:
+            if done.status != 0 and (done.args[0] not in RESUMED or "--dry-run" in done.args):
                 raise Broken("half an output", done, relative)
             if name in names and not path.is_symlink() and not _is_copy(path, planted):
                 check_whole(done, path)

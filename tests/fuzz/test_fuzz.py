@@ -67,6 +67,13 @@ def test_the_oracle_sees_what_is_left(
         oracle.check(Done(["map"], status, "", SENTENCE if status else ""), world.work, {}, {})
 
 
+def test_what_is_taken_up_again_may_stay_but_for_a_plan(world: World) -> None:
+    with world.with_files({"out/x/run.json": b"{}"}):
+        oracle.check(Done(["run", "recipe.toml"], 2, "", SENTENCE), world.work, {}, {})
+        with pytest.raises(oracle.Broken, match="half an output"):
+            oracle.check(Done(["run", "recipe.toml", "--dry-run"], 2, "", SENTENCE), world.work, {}, {})
+
+
 def test_the_oracle_sees_what_happened_outside(world: World) -> None:
     before = world.outside()
     notes = world.place / "neighbours/notes.txt"
