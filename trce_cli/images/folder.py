@@ -50,10 +50,11 @@ class ImageFolder:
     def take_over(self, other: Path) -> None:
         """Copy what is missing here from a folder in which the very same pictures were drawn."""
         for record in self.missing:
-            path = other / record.file
+            if not (path := other / record.file).exists():
+                continue
             try:
                 stored = read_image(path)
-            except (ValueError, FileNotFoundError):
+            except ValueError:  # damaged
                 continue
             if stored is not None and stored.difference(record) is None:
                 write_bytes(self.path / record.file, read_bytes(path, MAX_PICTURE))
