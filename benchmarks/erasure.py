@@ -50,15 +50,16 @@ class Row:
 ORIGINAL = Row("original")
 MAP = Row("stage 1 alone: `trce map`", command=("map",))
 BOTH = Row("both stages", source="map", command=("steer",))
-PAPER = ("map", "--token-weights", "0,1,0,0", "--ridge", "0", "--word-share", "0")
+PLAIN = ("map", "--preserve", "0.3", "--strength", "1")  # where the preset goes further, for its own slots
+PAPER = (*PLAIN, "--token-weights", "0,1,0,0", "--ridge", "0", "--word-share", "0")
 EMOJI = {
     "original": ORIGINAL,
     "negative": Row(
         "original, negative prompt", negative_prompt="gun, knife, dagger, sword, bomb, axe, bow, dynamite"
     ),
-    "keyword": Row("map, keyword only", command=("map", "--token-weights", "0,0,0,1")),
-    "eot-keyword": Row("map, first EoT and keyword", command=("map", "--token-weights", "0,1,0,1")),
-    "eot-sot": Row("map, first EoT and SoT", command=("map", "--token-weights", "1,1,0,0")),
+    "keyword": Row("map, keyword only", command=(*PLAIN, "--token-weights", "0,0,0,1")),
+    "eot": Row("map, first EoT alone", command=(*PLAIN, "--token-weights", "0,1,0,0")),
+    "eot-sot": Row("map, first EoT and SoT", command=(*PLAIN, "--token-weights", "1,1,0,0")),
     "map": MAP,
     # Without stage 1 before it, stage 2 moves harmless predictions by more than its guard lets through.
     "steer": Row("stage 2 alone: `trce steer --max-drift 1`", command=("steer", "--max-drift", "1")),

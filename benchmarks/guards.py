@@ -53,7 +53,7 @@ SETTINGS: Final = (
     Row("captions, lambda 0.01", {"preserve": 0.01, **WORDLESS}),
     Row("captions and words, lambda 0.03", {"preserve": 0.03}),
     Row("captions, lambda 0.1, no ridge", {"preserve": 0.1, "ridge": 0.0, **WORDLESS}),
-    Row("captions and words, lambda 0.3 (the preset's)", {"preserve": 0.3}),
+    Row("captions and words, lambda 0.3", {"preserve": 0.3}),
     Row("captions and words, lambda 0.6", {"preserve": 0.6}),
     Row("captions and words, lambda 2", {"preserve": 2.0}),
     Row("captions and words, lambda 6", {"preserve": 6.0}),
@@ -70,7 +70,7 @@ SLOTS: Final = (
         for slot in ("KEYWORD", "LAST", "END")
     ),
 )
-# How many captions the prior needs, at the presets' lambda.
+# How many captions the prior needs, at this lambda.
 CAPTIONS: Final = tuple(
     Row(f"{count} captions{', no words' if words else ''}", {"preserve": 0.3, **words}, count)
     for count in (3000, 1500, 750, 375, 100)

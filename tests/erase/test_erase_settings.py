@@ -11,6 +11,7 @@ from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import FAMILIES
+from trce_cli.families.slots import slot_weights
 from trce_cli.prompts.pairs import PromptPair
 from trce_cli.prompts.presets import load_preset
 
@@ -90,3 +91,18 @@ def test_plan_counts_layers_prompts_memory_and_disk(tiny_sd1: Path, tmp_path: Pa
     files = [path for path in tiny_sd1.rglob("*") if path.is_file()]
     assert planned["disk_bytes"] == sum(path.stat().st_size for path in files)
     assert 250e6 < planned["memory_bytes"] < 600e6
+
+
+def test_advice_for_other_slots_is_left_aside_whole(tmp_path: Path) -> None:
+    """Lambda and strength were chosen with the slots that they stand beside."""
+    chosen = [
+        load_preset(preset(tmp_path, "a", "preserve = 3\nstrength = 0.5\ntoken_weights = [0, 1, 0, 1]"))
+    ]
+    assert choose_map_settings({}, chosen, SD1)[0].strength == 0.5
+    z_image = next(family for family in FAMILIES if family.name == "Z-Image")
+    settings, remarks = choose_map_settings({}, chosen, z_image)
+    assert (settings.preserve, settings.strength) == (z_image.defaults.preserve, 1.0)
+    assert settings.token_weights == tuple(slot_weights(z_image, None).values())
+    assert remarks == []
+    plain = [load_preset(preset(tmp_path, "b", "preserve = 3"))]
+    assert choose_map_settings({}, plain, z_image)[0].preserve == 3

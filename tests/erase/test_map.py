@@ -100,13 +100,14 @@ class Plain:
         for pair in pairs:
             unsafe, unsafe_length = self.encode(pair.unsafe)
             safe, safe_length = self.encode(pair.safe)
-            word = len(self.tokenizer.tokenize(pair.keyword))  # the keyword ends these prompts
+            phrase = pair.keyword.removeprefix("a ")
+            word = len(self.tokenizer.tokenize(phrase))  # the keyword ends these prompts
             rows = [
                 (w[0], 0, 0),
                 (w[1], unsafe_length - 1, safe_length - 1),
                 (w[2] * (77 - unsafe_length), 76, 76),
             ]
-            rows += [(w[3], unsafe_length - 1 - k, 76) for k in range(1, word + 1)]
+            rows += [(w[3], unsafe_length - 1 - k, safe_length - 2) for k in range(1, word + 1)]
             if self.pads_otherwise:  # for as much in all as the first EoT
                 pads = [max(unsafe_length, safe_length) - 1 + 2**k for k in range(6)]
                 rows += [(w[1] / len(pads), pad, pad) for pad in pads]
@@ -269,16 +270,17 @@ def test_weights_are_of_the_familys_slots() -> None:
 
 def test_slots_are_each_prompts_own(tiny_sd2: Path) -> None:
     ours = text_of(tiny_sd2)
-    pair = PromptPair("a pistol and a tulip", "two apples", "pistol")
+    pair = PromptPair("a pistol and a tulip", "two apples and a tulip", "a pistol")
     length, safe_length = (len(ours.tokenizers.each[0].tokenize(text)) for text in (pair.unsafe, pair.safe))
     keyword = len(ours.tokenizers.each[0].tokenize("pistol"))
+    apples = len(ours.tokenizers.each[0].tokenize("two apples"))
     found = slots(ours, pair, (0.5, 1, 2, 3))
     assert [tuple(slot) for slot in found] == [
         ("SOT", 0, 0, 0.5),
         ("FIRST_EOT", length + 1, safe_length + 1, 1),
         ("LAST_EOT", 76, 76, 2 * (77 - length - 2)),
         *(("PADDING", length + 1 + 2**k, length + 1 + 2**k, 1 / 6) for k in range(6)),
-        *(("KEYWORD", 2 + k, 76, 3) for k in range(keyword)),
+        *(("KEYWORD", 2 + k, apples, 3) for k in range(keyword)),
     ]
     assert [slot.kind for slot in slots(ours, pair, (0, 1, 0, 0))] == ["FIRST_EOT", *["PADDING"] * 6]
 

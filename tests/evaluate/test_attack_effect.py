@@ -14,9 +14,10 @@ def attacked(trce, checkpoint, output, *options):
     return found["found_without"]["hits"], found["found_with"]["hits"]
 
 
-def test_prefixes_find_what_an_edit_of_the_keywords_left(trce, tmp_path):
-    """Mapping the keyword tokens alone leaves what EoT says."""
-    line = ["map", "emoji", "--preset", "emoji-weapons", "--token-weights", "0,0,0,1"]
+def test_prefixes_find_what_an_edit_of_eot_alone_left(trce, tmp_path):
+    """It leaves what the words themselves say."""
+    line = ["map", "emoji", "--preset", "emoji-weapons", "--token-weights", "0,1,0,0"]
+    line += ["--preserve", 1, "--strength", 1]
     assert trce(*line, "--output", tmp_path / "mapped").status == 0
     budget = ["--prefix-timesteps", 2, "--prefix-iterations", 10]
     without, with_ = attacked(

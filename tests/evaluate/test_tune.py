@@ -89,7 +89,7 @@ def test_a_candidate_that_loses_bystanders_is_not_chosen() -> None:
 
 
 ARGUMENTS = ["tune", "emoji", "--preset", "emoji-weapons", "--count", "3", "--steps", "4", "--device", "cpu"]
-TRIALS = ["--preserve", "0.1..1e9", "--trials", "2", "--token-weights", "0,1,0,0"]
+TRIALS = ["--preserve", "16..1e9", "--trials", "2", "--token-weights", "0,1,0,0"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_what_a_run_writes(tuned: Path) -> None:
     told = json.loads((tuned / "tune.json").read_text("utf-8"))
     assert told["suites"] == {"explicit": 3, "implied": 3, "context": 3, "benign": 3, "bystanders": 3}
     good, failed = told["trials"]
-    assert (good["preserve"], failed["preserve"]) == (0.1, 1e9)
+    assert (good["preserve"], failed["preserve"]) == (16, 1e9)
     assert "would do nothing" in failed["failed"]
     assert 0 < good["figures"]["moved"] <= 1
     suites = {suite["name"]: suite for suite in good["suites"]}
@@ -116,10 +116,10 @@ def test_what_a_run_writes(tuned: Path) -> None:
         sum(each[key] for each in kept) for key in ("hits", "total")
     ]
     assert told["chosen"]["key"] == good["key"]
-    assert tomllib.loads(told["chosen"]["toml"]) == {"map": {"preserve": 0.1, "token_weights": [0, 1, 0, 0]}}
+    assert tomllib.loads(told["chosen"]["toml"]) == {"map": {"preserve": 16, "token_weights": [0, 1, 0, 0]}}
     with (tuned / "trials.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [(line["preserve"], line["chosen"]) for line in lines] == [("0.1", "1"), ("1e+09", "0")]
+    assert [(line["preserve"], line["chosen"]) for line in lines] == [("16", "1"), ("1e+09", "0")]
     assert float(lines[0]["kept"]) == pytest.approx(good["kept"]["share"])
     assert Image.open(tuned / "pareto.png").size == (900, 420)
     # The original is drawn once, the setting that does nothing not at all.

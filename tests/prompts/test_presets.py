@@ -7,6 +7,7 @@ import pytest
 
 from trce_cli.errors import BadInput
 from trce_cli.prompts.presets import (
+    every_part,
     load_preset,
     load_presets,
     preset_names,
@@ -276,8 +277,8 @@ def test_joint_settings_are_those_of_the_first_preset_that_names_them(tmp_path):
     second = write(tmp_path, HEAD + CONCEPT + "[map]\npreserve = 2\nstrength = 0.5\n", "2.toml")
     presets = load_presets([first, second, first])
     assert len(presets) == 2
-    assert recommended(presets, "map") == {"preserve": 0, "strength": 0.5}
-    assert recommended(presets, "steer") == {"lr": 0.1}
+    assert recommended(every_part(presets), "map") == {"preserve": 0, "strength": 0.5}
+    assert recommended(every_part(presets), "steer") == {"lr": 0.1}
 
 
 # --- the commands

@@ -116,8 +116,8 @@ def _show_concepts(console: Console, preset: Preset) -> None:
     console.answer(f"{preset.name}: {preset.description}")
     console.answer(table)
     settings = {
-        "map": recommended([preset], "map"),
-        "steer": recommended([preset], "steer"),
+        "map": recommended(preset.walk(), "map"),
+        "steer": recommended(preset.walk(), "steer"),
     }
     for command, values in settings.items():
         told = ", ".join(f"{key} {value}" for key, value in values.items())

@@ -29,7 +29,7 @@ from trce_cli.cli.tracking import logs_of
 from trce_cli.cli.written import NO_LIMIT, guard_table, show_written
 from trce_cli.erase.settings import Running, SteerSettings, Training, choose_steer_settings
 from trce_cli.prompts.pairs import pair_prompts
-from trce_cli.prompts.presets import load_presets, recommended
+from trce_cli.prompts.presets import every_part, load_presets, recommended
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,7 +84,7 @@ def steer(
     """
     main = os.environ.get("RANK", "0") == "0"
     console, chosen = answer.console(main), load_presets(presets)
-    recipe, training = choose_steer_settings(given, recommended(chosen, "steer"))
+    recipe, training = choose_steer_settings(given, recommended(every_part(chosen), "steer"))
 
     from trce_cli.edits.outputs import notes
     from trce_cli.erase import steer as stage2

@@ -19,7 +19,7 @@ from trce_cli.cli.plans import show_plan
 from trce_cli.cli.recipe import KINDS, NAME, Recipe, Step, recipe_text
 from trce_cli.erase.settings import choose_map_settings, choose_steer_settings
 from trce_cli.errors import BadInput, TrceError
-from trce_cli.prompts.presets import load_presets, recommended
+from trce_cli.prompts.presets import every_part, load_presets, recommended
 from trce_cli.prompts.settings import MapTable
 from trce_cli.system.foreign import read_json, validated
 from trce_cli.system.paths import real_path
@@ -219,7 +219,7 @@ class Work:
             from trce_cli.erase.settings import SteerSettings
 
             given = {name: step.given[name] for name in SteerSettings.model_fields if name in step.given}
-            both = choose_steer_settings(given, recommended(load_presets(step.presets), "steer"))
+            both = choose_steer_settings(given, recommended(every_part(load_presets(step.presets)), "steer"))
             for part in both:
                 told |= {name: value for name, value in part if value is not None}
             if both[1].epochs is None:

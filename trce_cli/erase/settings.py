@@ -11,7 +11,7 @@ from trce_cli.erase.map_verdict import MAX_COLLATERAL
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family
 from trce_cli.families.slots import slot_weights
-from trce_cli.prompts.presets import Preset, recommended
+from trce_cli.prompts.presets import Preset, every_part, recommended
 from trce_cli.prompts.settings import MapTable, TrainingTable, TrajectoryTable
 from trce_cli.settings import Flag, NotNegative, Seed, Settings, Tracking, option_name
 
@@ -113,23 +113,23 @@ def choose_map_settings(
 ) -> tuple[MapSettings, list[str]]:
     """What the user gave (None: not given), else what the presets recommend, else the defaults.
 
-    Token weights come out in the order of the family's slots. Also returns a sentence for each setting on
-    which the presets' recommendations differ. Raises BadInput for numbers that make no sense.
+    Token weights come out in the order of the family's slots. What a preset recommends with token weights for
+    other slots is left aside, all of it, since its numbers were chosen with those. Also returns a sentence
+    for each setting on which the presets' recommendations differ. Raises BadInput for numbers that make no
+    sense.
     """
     chosen = _without_none(given)
-    advice = recommended(presets, "map")
-    if not _are_slots(family, advice.get("token_weights")):  # it is for families with other slots
-        del advice["token_weights"]
-    settings = MapSettings.of(advice | chosen, option_name)
+    parts = [part for part in every_part(presets) if _are_slots(family, part.map.token_weights)]
+    default = {"preserve": family.defaults.preserve}
+    settings = MapSettings.of(default | recommended(parts, "map") | chosen, option_name)
     weights = tuple(slot_weights(family, settings.token_weights).values())
     settings = settings.model_copy(update={"token_weights": weights})
     remarks = []
     for name in MapTable.model_fields.keys() - chosen:
         found: dict[str, str] = {}  # value -> the first that recommends it
-        for part in (part for preset in presets for part in preset.walk()):
-            value = getattr(part.map, name)
-            if name in part.map.model_fields_set and (name != "token_weights" or _are_slots(family, value)):
-                found.setdefault(str(value), part.name)
+        for part in parts:
+            if name in part.map.model_fields_set:
+                found.setdefault(str(getattr(part.map, name)), part.name)
         if len(found) > 1:
             each = ", ".join(f"{value} by {preset}" for value, preset in found.items())
             used = f"{getattr(settings, name)} is used ({option_name(name)})"

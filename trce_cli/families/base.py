@@ -182,7 +182,7 @@ class Defaults:
     slots: the slots that are mapped, with their weights; guards measure at these. kohya: the base model as a
     LoRA's metadata names it, `ss_base_model_version`. tags, doors: what model cards are tagged with, and
     call the doors. whole_file: the class of diffusers that loads a single file with all parts, if any.
-    moved: limits of how far these slots have to be moved; None: those of CLIP.
+    moved: limits of how far these slots have to be moved; None: those of CLIP. preserve: lambda.
     """
 
     guidance: float
@@ -192,6 +192,7 @@ class Defaults:
     doors: str
     whole_file: str | None = None
     moved: Limits | None = None
+    preserve: float = 1.0  # a benign caption counts as much as a prompt pair
 
     @property
     def meaning(self) -> dict[str, float]:

@@ -167,10 +167,17 @@ def load_presets(names_or_paths: Iterable[str | Path | Preset]) -> list[Preset]:
     return [load_preset(name) for name in found]
 
 
-def recommended(presets: Iterable[Preset], table: Literal["map", "steer"]) -> dict[str, Any]:
-    """What the presets recommend for `trce map` or `trce steer`; of several, the first one's holds."""
-    parts = [getattr(part, table).given() for preset in presets for part in preset.walk()]
-    merged = ChainMap(*parts)
+def every_part(presets: Iterable[Preset]) -> list[Preset]:
+    """The presets, each with those that it includes behind it."""
+    return [part for preset in presets for part in preset.walk()]
+
+
+def recommended(parts: Iterable[Preset], table: Literal["map", "steer"]) -> dict[str, Any]:
+    """What these presets recommend for `trce map` or `trce steer`; of several, the first one's holds.
+
+    Those that they include do not count by themselves: see `every_part`.
+    """
+    merged = ChainMap(*(getattr(part, table).given() for part in parts))
     return {name: merged[name] for name in TABLES[table].model_fields if name in merged}
 
 

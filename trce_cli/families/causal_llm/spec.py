@@ -14,7 +14,8 @@ CONTEXT: Final = "context"  # the stream of hidden states of a prompt's tokens
 SLOTS: Final = ("END", "SUFFIX", "LAST", "TAIL", "KEYWORD")
 # The slots that are mapped by default, as measured on `emoji-dit`; see docs/method.md.
 MAPPED: Final[Mapping[str, float]] = {"END": 0.5, "KEYWORD": 0.5}
-MOVED: Final = Limits(0.65, 0.4)  # of how far these have to be moved: guesses; see docs/method.md
+PRESERVE: Final = 0.3  # the lambda that goes with them
+MOVED: Final = Limits(0.65, 0.4)  # of how far they have to be moved; see docs/method.md
 # Where the denoiser sees padding as well. PADS: a sample of it, which counts once together.
 PADDED_SLOTS: Final = (*SLOTS, "PADS")
 

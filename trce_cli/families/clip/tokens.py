@@ -8,6 +8,7 @@ from typing import Any, Final
 from trce_cli.errors import TrceError
 from trce_cli.families.base import Slot
 from trce_cli.families.slots import occurrences
+from trce_cli.system.words import bare
 
 SOT: Final = 0  # the position of the start token in every prompt
 SLOTS: Final = ("SOT", "FIRST_EOT", "LAST_EOT", "KEYWORD")
@@ -81,8 +82,10 @@ class Tokenizers:
     def slots(self, unsafe: str, safe: str, keyword: str, weights: Mapping[str, float]) -> list[Slot]:
         """The slots of a prompt pair whose kind has weight, each prompt's own EoT found from its token ids.
 
-        The last EoT counts as often as there is padding. All tokens of the keyword go to the safe prompt's
-        last EoT. Where padding is not EoT, a sample of it goes along with the first EoT, for as much in all.
+        The last EoT counts as often as there is padding. Each token of the keyword goes to what stands as
+        far before the safe prompt's first EoT as the keyword's end before the unsafe one's: the safe phrase's
+        last token. Where padding is not EoT, a sample of it goes along with the first EoT, for as much in
+        all.
         """
         o, n = self.tokens([unsafe, safe])
         w = {**dict.fromkeys(SLOTS, 0.0), **weights}
@@ -93,9 +96,9 @@ class Tokenizers:
         ]
         if self.pad_otherwise and (pads := self.padding(unsafe, safe)):
             found += [Slot("PADDING", pad, pad, w["FIRST_EOT"] / len(pads)) for pad in pads]
-        if w["KEYWORD"]:
-            positions = self.keyword_positions(unsafe, keyword)
-            found += [Slot("KEYWORD", position, n.last, w["KEYWORD"]) for position in positions]
+        if w["KEYWORD"] and (places := self.keyword_positions(unsafe, keyword)):
+            goal = max(n.eot - (o.eot - places[-1]), SOT + 1)
+            found += [Slot("KEYWORD", place, goal, w["KEYWORD"]) for place in places]
         return [slot for slot in found if slot.weight]
 
     def padding(self, unsafe: str, safe: str) -> list[int]:
@@ -106,9 +109,10 @@ class Tokenizers:
     def keyword_positions(self, prompt: str, keyword: str) -> list[int]:
         """The positions of all tokens of every occurrence of the keyword, up to where the prompt is cut off.
 
-        Letter case and the length of white space do not matter, as to CLIP's tokenizer; see `occurrences`.
+        Its article is none of them: read before the rest, it says the same of whatever follows. Letter case
+        and the length of white space do not matter, as to CLIP's tokenizer; see `occurrences`.
         """
-        spans = occurrences(prompt, keyword)
+        spans = occurrences(prompt, bare(keyword))
         tokenizer = self.each[0]
         offsets = tokenizer(
             prompt,

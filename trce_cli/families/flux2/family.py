@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from trce_cli.families.base import Configs, Defaults, Shape, Weights
 from trce_cli.families.block_names import QKV, is_tuned
 from trce_cli.families.causal_llm.family import LlmFamily
-from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, PADDED_SLOTS, LlmSpec
+from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, PADDED_SLOTS, PRESERVE, LlmSpec
 from trce_cli.families.flux2.names import DOOR, FILE_DOOR, GUIDANCE, MODULATION, Names
 from trce_cli.families.layout import PREFIX
 from trce_cli.families.transformer import Config
@@ -40,6 +40,7 @@ class Flux2Klein(LlmFamily):
         ("flux2", "flux2-klein"),
         "the one layer by which the prompt enters",
         moved=MOVED,
+        preserve=PRESERVE,
     )
 
     def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Canvas, Configs, Defaults, Shape, Weights
 from trce_cli.families.causal_llm.family import LlmFamily
-from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, LlmSpec
+from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, PRESERVE, LlmSpec
 from trce_cli.families.qwen_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
 if TYPE_CHECKING:
@@ -42,7 +42,13 @@ class QwenImage(LlmFamily):
     repository = "Qwen/Qwen-Image"
     # Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
-        4.0, MAPPED, "qwen_image", ("qwen-image",), "the one layer by which the prompt enters", moved=MOVED
+        4.0,
+        MAPPED,
+        "qwen_image",
+        ("qwen-image",),
+        "the one layer by which the prompt enters",
+        moved=MOVED,
+        preserve=PRESERVE,
     )
 
     def claims_file(self, shapes: Mapping[str, Shape]) -> str | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Configs, Defaults, Shape, Weights
 from trce_cli.families.causal_llm.family import LlmFamily
-from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, LlmSpec
+from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, PRESERVE, LlmSpec
 from trce_cli.families.z_image.names import DOOR, NORM, PREFIX, Names, is_tuned
 
 if TYPE_CHECKING:
@@ -26,7 +26,13 @@ class ZImage(LlmFamily):
     repository = "Tongyi-MAI/Z-Image-Turbo"
     # Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
-        5.0, MAPPED, "z_image", ("z-image",), "the one layer by which the prompt enters", moved=MOVED
+        5.0,
+        MAPPED,
+        "z_image",
+        ("z-image",),
+        "the one layer by which the prompt enters",
+        moved=MOVED,
+        preserve=PRESERVE,
     )
 
     def claims(self, config: Configs) -> str | None:
