@@ -149,7 +149,7 @@ def edited(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.z_image_file(folder, where / "original.safetensors", prefix="")
     forms = ("diffusers", "single-file", "lora", "map")
     command = f"map {folder} -p {where}/blades.toml --prior {where}/prior.txt -o {where}/out --energy 1"
-    command += " --token-weights END=1"
+    command += " --token-weights END=1 --preserve 1"
     command += "".join(f" --as {form}" for form in forms)
     assert main(command.split()) == 0
     return where
@@ -161,7 +161,7 @@ def test_the_edit_is_that_of_an_independent_solution(edited: Path, folder: Path,
     from trce_cli.prompts.presets import load_preset
 
     pairs = prompt_pairs([load_preset(str(edited / "blades.toml"))])
-    settings = MapSettings()
+    settings = MapSettings(preserve=1)
     o, n = (
         torch.stack([normed(pipe, getattr(pair, side))[-1] for pair in pairs]).double()
         for side in ("unsafe", "safe")

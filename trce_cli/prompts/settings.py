@@ -58,7 +58,7 @@ class MapTable(Settings):
     preserve: NotNegative = Field(
         1.0,  # a benign caption counts as much as a prompt pair
         description="lambda: how much a benign caption counts against a prompt pair; else the preset's, else "
-        "{default}.",
+        "the family's, which is {default} or, of language models, 0.3.",
     )
     word_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.75,  # measured on the embedded checkpoint, see docs/method.md
