@@ -53,6 +53,11 @@ class _Base(BaseModel):
     files: dict[str, _Text]
 
 
+class _Applied(BaseModel):
+    sha256: _Text
+    history: list["_Entry"]
+
+
 class _Entry(BaseModel):
     edit: Literal["map", "steer", "apply"]
     date: _Text
@@ -64,6 +69,7 @@ class _Entry(BaseModel):
     figures: dict[str, Any]
     seconds: Annotated[FiniteFloat, Field(ge=0)]
     peak_memory_bytes: Annotated[int, Field(ge=0)]
+    edits: list[_Applied] = []
 
 
 class _History(BaseModel):
