@@ -51,6 +51,16 @@ def take_adapters(module: nn.Module) -> dict[str, LowRank]:
     return found
 
 
+def all_numbers(checkpoint: Checkpoint) -> int:
+    """How many numbers a checkpoint's denoiser has."""
+    return sum(math.prod(checkpoint.shape("denoiser", key)) for key in checkpoint.keys("denoiser"))
+
+
+def frozen_numbers(checkpoint: Checkpoint, rank: int | None) -> int:
+    """How many of them stage 2 leaves as they are: beside a LoRA all."""
+    return all_numbers(checkpoint) - (trained_numbers(checkpoint, None) if rank is None else 0)
+
+
 def trained_numbers(checkpoint: Checkpoint, rank: int | None) -> int:
     """How many numbers stage 2 trains of a checkpoint: of its weights, or of the factors of a LoRA."""
     keys = [key for key in checkpoint.keys("denoiser") if checkpoint.family.tuned(key)]

@@ -3,7 +3,6 @@
 arXiv 2503.07389, denoising trajectory steering. `steer` is the whole stage; the loop is in `training`.
 """
 
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from trce_cli.checkpoint.same_model import check_finite, check_same_model
 from trce_cli.edits.edit import Made, WeightEdit
 from trce_cli.edits.forms import Edited
 from trce_cli.edits.outputs import Outputs, choose_outputs, total_bytes, write_outputs
-from trce_cli.erase.adapters import add_adapters, take_adapters, trained_numbers
+from trce_cli.erase.adapters import add_adapters, frozen_numbers, take_adapters, trained_numbers
 from trce_cli.erase.prepare import prepare
 from trce_cli.erase.sampling import Predictor
 from trce_cli.erase.settings import Training
@@ -84,9 +83,7 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
     steps = training.steps_over(plan.states("unsafe"))
     held = sum(plan.states(kinds[0]) > 0 for name, kinds in SOURCES.items() if name != "unsafe")
     samples = (2 + held) * training.batch_size
-    every = sum(math.prod(erased.shape("denoiser", key)) for key in erased.keys("denoiser"))
     trained = trained_numbers(erased, training.lora_rank)
-    frozen = every - trained if training.lora_rank is None else every
     state = 12 * trained  # weights and two moments in fp32
     return {
         "concepts": len(plan.trajectories["unsafe"]) // plan.recipe.trajectories_per_concept,
@@ -97,7 +94,7 @@ def estimate(erased: Checkpoint, plan: Plan, training: Training, outputs: Output
         "evaluations": {**plan.evaluations, "training": steps * samples, "guard": guard_evaluations(plan)},
         "steps": steps,
         "tuned_weights": trained,
-        "frozen_weights": frozen,
+        "frozen_weights": frozen_numbers(erased, training.lora_rank),
         "trajectory_bytes": plan.total_bytes,
         "state_bytes": state,
         "output_bytes": (written := sum(outputs.needed_bytes(erased).values())),

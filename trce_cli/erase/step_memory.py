@@ -5,7 +5,6 @@ refers to it any more, so that what autograd saves, what gradient checkpointing 
 of mixed precision are as they will be. What a kernel needs inside itself is not seen.
 """
 
-import math
 import weakref
 from collections.abc import Mapping
 from typing import Any, Final
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
-from trce_cli.erase.adapters import add_adapters, trained_numbers
+from trce_cli.erase.adapters import add_adapters, all_numbers, frozen_numbers, trained_numbers
 from trce_cli.erase.sampling import AT_ONCE, Predictor
 from trce_cli.erase.settings import Training
 from trce_cli.erase.training import SOURCES, losses, tuned, weighted
@@ -37,16 +36,14 @@ def steer_memory(
     moments. memory_bytes: of all that, or of sampling where that takes more, and of the libraries.
     """
     width = 4 if training.mixed_precision == "no" else 2
-    every = sum(math.prod(erased.shape("denoiser", key)) for key in erased.keys("denoiser"))
-    trained = trained_numbers(erased, training.lora_rank)
-    frozen = every - trained if training.lora_rank is None else every
     outline = erased.family.denoise(erased).outline(plan.prompts)
     embeddings = sum(4 * each.numel() for each in outline.streams.values())
     run = _Run(erased, plan, training, outline)
     activations = run.step(gradient_checkpointing)
     # Weights, gradients and two moments of what is trained are in float32.
-    learning = width * frozen + 16 * trained + activations
-    sampling = width * every + run.sampling()
+    rank = training.lora_rank
+    learning = width * frozen_numbers(erased, rank) + 16 * trained_numbers(erased, rank) + activations
+    sampling = width * all_numbers(erased) + run.sampling()
     return {
         "embedding_bytes": embeddings,
         "activation_bytes": activations,

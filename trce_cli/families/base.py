@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 EMPTY: Final = ""  # the prompt of unconditional predictions
 
+
+def with_empty(prompts: Sequence[str]) -> tuple[str, ...]:
+    """Each of the prompts once, the empty one, which predictions are guided away from, before them."""
+    return tuple(dict.fromkeys((EMPTY, *prompts)))
+
+
 Shape = tuple[int, ...]
 Wanted = Mapping[str, Mapping[str, Sequence[int]]]  # stream -> prompt -> positions of its embeddings
 

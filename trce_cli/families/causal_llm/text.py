@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
+from trce_cli.families.base import Batch, Conditioning, Slot, States, Wanted, Weights, with_empty
 from trce_cli.families.causal_llm.encoder import LlmEncoder
 from trce_cli.families.causal_llm.load import load_tokenizer
 from trce_cli.families.causal_llm.spec import CONTEXT, LlmSpec
@@ -133,7 +133,7 @@ class LlmText:
 
         Where it sees padding all are of one length.
         """
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        every = with_empty(prompts)
         hidden = self.hidden(every)
         states = [hidden[prompt].float() for prompt in every]
         lengths = {} if self.spec.padded else {CONTEXT: torch.tensor([len(each) for each in states])}
@@ -141,7 +141,7 @@ class LlmText:
 
     def outline(self, prompts: Sequence[str]) -> Conditioning:
         """The same without values, from the tokens alone."""
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        every = with_empty(prompts)
         counts = [tokens.count for tokens in self.tokenizer.tokens(every)]
         longest = self.spec.limit if self.spec.padded else max(counts)
         lengths = {} if self.spec.padded else {CONTEXT: counts}

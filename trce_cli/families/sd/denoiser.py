@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import EMPTY, Conditioning, Shape, Weights
+from trce_cli.families.base import Conditioning, Shape, Weights, with_empty
 from trce_cli.families.clip.models import ClipModels
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec
 from trce_cli.families.clip.text import ClipText
@@ -51,12 +51,12 @@ class UNet:
         text = ClipText(self.weights, self.encoders, "cpu", torch.float32)
         shapes: dict[str, Shape] = {name: (width,) for name, width in text.streams.items()}
         shapes[CONTEXT] = (text.tokenizers.each[0].model_max_length, *shapes[CONTEXT])
-        return Conditioning.outlined(tuple(dict.fromkeys((EMPTY, *prompts))), shapes, {})
+        return Conditioning.outlined(with_empty(prompts), shapes, {})
 
     @torch.no_grad()
     def _condition(self, prompts: Sequence[str], device: torch.device) -> Conditioning:
         models = ClipModels.load(self.weights, self.encoders, device, torch.float32)
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        every = with_empty(prompts)
         parts = [
             models(models.ids(every[start : start + PROMPTS_AT_ONCE]))
             for start in range(0, len(every), PROMPTS_AT_ONCE)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
+from trce_cli.families.base import Batch, Conditioning, Slot, States, Wanted, Weights, with_empty
 from trce_cli.families.clip.spec import CONTEXT, POOLED
 from trce_cli.families.clip.text import ClipText
 from trce_cli.families.clip.words import whole_words as clip_words
@@ -131,7 +131,7 @@ class Sd3Text:
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """What the pipeline tells the denoiser of these prompts, the empty one first."""
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        every = with_empty(prompts)
         wanted = {
             CONTEXT: dict.fromkeys(every, range(self.begin + T5.limit)),
             POOLED: self.clip.content(every)[POOLED],
@@ -148,7 +148,7 @@ class Sd3Text:
     def outline(self, prompts: Sequence[str]) -> Conditioning:
         """The same without values."""
         shapes = {CONTEXT: (self.begin + T5.limit, self.width), POOLED: (self.streams[POOLED],)}
-        return Conditioning.outlined(tuple(dict.fromkeys((EMPTY, *prompts))), shapes, {})
+        return Conditioning.outlined(with_empty(prompts), shapes, {})
 
 
 def _joined(batches: Sequence[Batch], stream: str) -> States:

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trce_cli.families.base import EMPTY, Batch, Conditioning, Slot, States, Wanted, Weights
+from trce_cli.families.base import Batch, Conditioning, Slot, States, Wanted, Weights, with_empty
 from trce_cli.families.load import check_embeddings
 from trce_cli.families.t5.encoder import T5Encoder, Text
 from trce_cli.families.t5.load import load_tokenizer
@@ -83,7 +83,7 @@ class T5Text:
         """What the pipeline tells the denoiser of these prompts, the empty one first; where the encoder masks
         padding, also how many tokens come before all but the first of it.
         """
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        every = with_empty(prompts)
         wanted = {prompt: range(self.spec.limit) for prompt in every}
         states = [each.float() for _, group in self._encoded(wanted) for each in group]
         lengths = {name: torch.tensor(each) for name, each in self._lengths(every).items()}
@@ -91,7 +91,7 @@ class T5Text:
 
     def outline(self, prompts: Sequence[str]) -> Conditioning:
         """The same without values, from the tokens alone."""
-        every = tuple(dict.fromkeys((EMPTY, *prompts)))
+        every = with_empty(prompts)
         shapes = {CONTEXT: (self.spec.limit, self.encoder.dim)}
         return Conditioning.outlined(every, shapes, self._lengths(every))
 
