@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 
+import tiny
 from trce_cli import Map
 from trce_cli.checkpoint.checkpoint import Hashes
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import record
+from trce_cli.cli.app import main
 from trce_cli.edits.edit import Made
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.presets import load_preset
@@ -35,3 +37,14 @@ def random_map(folder: Path, seed: int = 0, pooled: bool = True) -> Map:
             for number, stream in enumerate(checkpoint.family.streams if pooled else ("context",))
         },
     )
+
+
+def run_map(folder: Path, where: Path, preset: str, slots: str, preserve: float, ridge: float) -> Path:
+    """What `trce map` makes of a checkpoint with this preset, the tiny sentences alone being preserved."""
+    (where / "blades.toml").write_text(preset)
+    (where / "prior.txt").write_text("\n".join(tiny.SENTENCES))
+    out = where / "out"
+    command = f"map {folder} -p {where}/blades.toml --prior {where}/prior.txt -o {out} --word-share 0"
+    command += f" --preserve {preserve} --ridge {ridge} --token-weights {slots} --max-collateral 1000 -q"
+    assert main(command.split()) == 0
+    return out

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
+from maps import run_map
 from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -119,13 +120,9 @@ def test_slots_are_where_the_phrase_puts_them(checkpoint: Checkpoint) -> None:
 
 def test_each_door_is_the_independent_solution(folder: Path, pipe: Any, tmp_path: Path) -> None:
     """M = I + (B - A)(A + lambda P + r)^-1 in float64, from what diffusers encodes."""
-    (tmp_path / "blades.toml").write_text(PRESET)
     captions = tiny.SENTENCES
-    (tmp_path / "prior.txt").write_text("\n".join(captions))
-    out, lam, rho = tmp_path / "out", 0.5, 1e-3
-    command = f"map {folder} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --word-share 0"
-    command += f" --preserve {lam} --ridge {rho} --token-weights EOS=1,PADS=2 --max-collateral 1000 -q"
-    assert main(command.split()) == 0
+    lam, rho = 0.5, 1e-3
+    out = run_map(folder, tmp_path, PRESET, "EOS=1,PADS=2", lam, rho)
     pads = [64 * part - 1 for part in range(1, 9)]
     pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
     ends = {text: len(pipe.tokenizer_2(text).input_ids) - 1 for pair in pairs for text in pair}
@@ -334,13 +331,9 @@ def test_chroma_predicts_what_its_pipeline_does(chroma: Path) -> None:
 
 def test_chromas_door_is_the_independent_solution(chroma: Path, tmp_path: Path) -> None:
     """The same from what meets the door of diffusers' own pipeline, whose T5 masks its padding."""
-    (tmp_path / "blades.toml").write_text(PRESET)
     captions = tiny.SENTENCES
-    (tmp_path / "prior.txt").write_text("\n".join(captions))
-    out, lam, rho = tmp_path / "out", 0.5, 1e-3
-    command = f"map {chroma} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --word-share 0"
-    command += f" --preserve {lam} --ridge {rho} --token-weights EOS=1,PADS=2 --max-collateral 1000 -q"
-    assert main(command.split()) == 0
+    lam, rho = 0.5, 1e-3
+    out = run_map(chroma, tmp_path, PRESET, "EOS=1,PADS=2", lam, rho)
     pipe, met = load(chroma), []
     pipe.transformer.context_embedder.register_forward_pre_hook(
         lambda _, args: met.append(args[0][0].double())

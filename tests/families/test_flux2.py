@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
+from maps import run_map
 from plain_pipes import load
 from trce_cli import load_map, solve_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -129,12 +130,8 @@ def test_slots_are_where_the_template_and_the_phrase_put_them(checkpoint: Checkp
 
 def test_the_edit_is_that_of_an_independent_solution(folder: Path, pipe: Any, tmp_path: Path) -> None:
     """M = I + (B - A)(A + lambda P + r)^-1 in float64, from what diffusers encodes."""
-    (tmp_path / "blades.toml").write_text(PRESET)
-    (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES))
-    out, lam, rho = tmp_path / "out", 0.5, 1e-3
-    command = f"map {folder} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --word-share 0"
-    command += f" --preserve {lam} --ridge {rho} --token-weights END=1,PADS=2 --max-collateral 1000 -q"
-    assert main(command.split()) == 0
+    lam, rho = 0.5, 1e-3
+    out = run_map(folder, tmp_path, PRESET, "END=1,PADS=2", lam, rho)
     pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
     prefix = len(pipe.tokenizer("<|im_start|>user\n").input_ids)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from maps import run_map
 from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.open import open_checkpoint
@@ -82,12 +83,8 @@ def test_states_equal_the_pipelines_at_every_position(folder: Path, tmp_path: Pa
 
 def test_the_edit_is_that_of_an_independent_solution(folder: Path, tmp_path: Path) -> None:
     """M = I + (B - A)(A + lambda P + r)^-1 in float64, from what meets the door of diffusers' pipeline."""
-    (tmp_path / "blades.toml").write_text(PRESET)
-    (tmp_path / "prior.txt").write_text("\n".join(tiny.SENTENCES))
-    out, lam, rho = tmp_path / "out", 0.5, 1e-3
-    command = f"map {folder} -p {tmp_path}/blades.toml --prior {tmp_path}/prior.txt -o {out} --word-share 0"
-    command += f" --preserve {lam} --ridge {rho} --token-weights END=1 --max-collateral 1000 -q"
-    assert main(command.split()) == 0
+    lam, rho = 0.5, 1e-3
+    out = run_map(folder, tmp_path, PRESET, "END=1", lam, rho)
     pipe, met = load(folder), []
     pipe.transformer.txt_in.register_forward_pre_hook(lambda _, args: met.append(args[0][0].double()))
 
