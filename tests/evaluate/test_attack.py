@@ -1,8 +1,9 @@
 """`attack` and its denoising loss, on tiny checkpoints of all families and on the embedded one."""
 
-from dataclasses import replace
+from dataclasses import json
 
 import pytest
+import replace
 import torch
 
 from trce_cli.checkpoint.open import open_checkpoint
@@ -373,9 +374,11 @@ def test_shards_in_any_order_find_what_one_process_does(tiny_evaluation, tmp_pat
     assert of_all["seconds"].keys() == told["seconds"].keys()
     assert (tmp_path / "all.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     part = tmp_path / "b.parts" / "block-5.json"
-    part.write_text(part.read_text("utf-8")[:-9], "utf-8")
-    with pytest.raises(BadInput, match="1 of 3 blocks"):
-        run("again.csv", Share(merged=(a, b)))
+    whole = part.read_text("utf-8")
+    for damaged in (whole[:-9], json.dumps(json.loads(whole) | {"seconds": {"original": 1.0}})):
+        part.write_text(damaged, "utf-8")
+        with pytest.raises(BadInput, match="1 of 3 blocks"):
+            run("again.csv", Share(merged=(a, b)))
     assert not [*tmp_path.glob("again*"), *tmp_path.glob(".*")]
 
 

@@ -100,12 +100,36 @@ def test_a_tokenizer_that_cannot_be_is_refused(folder: Path, said: object) -> No
     [
         ("special_tokens_map.json", {"eos_token": {"content": "x", "a\x1b[31m": 1}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": "x", "a\x1b[31m": 1}}}),
+        ("special_tokens_map.json", {"eos_tok": {"content": "x", "a\x1b[31m": 1}}),
+        ("special_tokens_map.json", {"extra_special_tokens": ["y", {"content": "x", "a\x1b[31m": 1}]}),
+        ("tokenizer_config.json", {"some": [{"in": {"__type": "AddedToken", "a\x1b[31m": 1}}]}),
+        ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "x", "a\x1b[31m": 1}]}),
     ],
 )
 def test_what_the_library_would_print_of_a_token_is_refused(folder: Path, file: str, said: object) -> None:
     (folder / "tokenizer" / file).write_text(json.dumps(said))
     with pytest.raises(BadInput, match="special token with the unknown key"):
         open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("key", ["tokenizer_padding", "_json_truncation", "gguf_file"])
+def test_a_tokenizers_configuration_holds_no_arguments_of_its_class(folder: Path, key: str) -> None:
+    path = folder / "tokenizer/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: {"a\x1b[31m": 1}}))
+    with pytest.raises(BadInput, match=f"has {key}, which is no part of a configuration"):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+
+
+def test_named_special_tokens_and_full_descriptions_of_tokens_are_taken(folder: Path) -> None:
+    token = {"__type": "AddedToken", "content": "<|endoftext|>", "lstrip": False, "special": True}
+    path = folder / "tokenizer/tokenizer_config.json"
+    told = json.loads(path.read_text()) | {
+        "extra_special_tokens": {"image_token": "<|endoftext|>"},
+        "pad_token": token,
+    }
+    path.write_text(json.dumps(told))
+    pipe = open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+    assert pipe.tokenizer.pad_token == "<|endoftext|>"
 
 
 def test_pipes_and_endless_files_beside_a_tokenizer_are_refused(folder: Path) -> None:

@@ -13,6 +13,11 @@ from trce_cli.system.foreign import check_small, read_json
 from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import FLOATS, all_finite
 
+_TELLING: Final = ("special_tokens_map.json", "tokenizer_config.json")
+_ARGUMENTS: Final = {  # of the tokenizers' classes, which take them from the configuration all the same
+    "gguf_file", "tokenizer_object", "tokenizer_padding", "tokenizer_truncation",
+    "_json_padding", "_json_truncation",
+}  # fmt: skip
 _OF_TOKEN: Final = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type")
 MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 M = TypeVar("M", bound=nn.Module)
@@ -26,19 +31,33 @@ def check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and not path.is_dir():
             check_small(inside(folder, path.name), MAX_FILE)
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            _check_tokens(folder / name, read_json(folder / name))
+    told = {path.name: read_json(path) for path in map(folder.joinpath, _TELLING) if path.is_file()}
+    config = told.get("tokenizer_config.json", {})
+    for key in _ARGUMENTS & config.keys():
+        raise BadInput(f"{folder / 'tokenizer_config.json'} has {key}, which is no part of a configuration.")
+    # What stands in this one counts only where the configuration is silent: it may be large.
+    whole = folder / "tokenizer.json"
+    if "added_tokens_decoder" not in config and whole.is_file():
+        told[whole.name] = {"added_tokens": read_json(whole, MAX_FILE).get("added_tokens")}
+    for name, one in told.items():
+        for token in _tokens(one, name == "special_tokens_map.json"):
+            if unknown := next((key for key in token if key not in _OF_TOKEN), None):
+                raise BadInput(f"{folder / name} has a special token with the unknown key {unknown[:40]!r}.")
 
 
-def _check_tokens(path: Path, told: Mapping[str, Any]) -> None:
-    """Raise BadInput for a special token with a key that is none: the library would print it as it is."""
-    several = told.get("added_tokens_decoder")
-    tokens = [one for key, one in told.items() if key.endswith("_token")]
-    tokens += several.values() if isinstance(several, dict) else ()
-    for token in (one for one in tokens if isinstance(one, dict)):
-        if unknown := next((key for key in token if key not in _OF_TOKEN), None):
-            raise BadInput(f"{path} has a special token with the unknown key {unknown[:40]!r}.")
+def _tokens(told: Any, are_inside: bool = False) -> Iterator[dict[str, Any]]:
+    """What the library makes special tokens of. It prints keys of theirs that it does not know, as they are.
+
+    are_inside: whether the dictionaries in `told`, which is one or a list, are tokens.
+    """
+    for key, value in told.items() if isinstance(told, dict) else enumerate(told):
+        plural = str(key).endswith("_tokens")
+        if isinstance(value, dict):
+            if (are_inside and not plural) or "__type" in value or str(key).endswith("_token"):
+                yield value
+            yield from _tokens(value, key == "added_tokens_decoder")
+        elif isinstance(value, list):
+            yield from _tokens(value, plural)
 
 
 def guarded(tokenizer: Any, folder: Path) -> Any:

@@ -173,7 +173,8 @@ class Done:
                 found = validated(Searched, read_json(path, strict=True), str(path))
                 counts = {len(found.original), len(found.without), *map(len, found.attacks.values())}
                 is_whole = counts == {len(block.prompts)} and found.attacks.keys() == self.budgets.keys()
-                if is_whole and found.run == self.run:
+                is_timed = found.seconds.keys() == {"original", "without", *self.budgets}
+                if is_whole and is_timed and found.run == self.run:
                     return found
         return None
 
