@@ -1,9 +1,9 @@
 """`attack` and its denoising loss, on tiny checkpoints of all families and on the embedded one."""
 
-from dataclasses import json
+import json
+from dataclasses import replace
 
 import pytest
-import replace
 import torch
 
 from trce_cli.checkpoint.open import open_checkpoint
