@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,31 @@ def test_what_are_no_results_is_refused(tmp_path: Path, text: str) -> None:
         read_results(path)
     with pytest.raises(BadInput, match="cannot be read"):
         read_results(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hits": 2},
+        {"hits": -1, "share": -0.5},
+        {"share": None},
+        {"total": 0},
+        {"low": 1.0, "high": 1.0},
+        {"low": 0.6},
+        {"low": -2.0},
+        {"high": 1.5},
+        {"high": 0.4},
+    ],
+)
+def test_shares_that_contradict_themselves_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    results, _ = example(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    read_results(tmp_path)
+    rate = Rate("", 1, 2).as_dict() | wrong
+    results["suites"][0]["asr"][0]["erased"] = rate
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(BadInput, match=r"asr\.0\.erased"):
+        read_results(tmp_path)
 
 
 # --- in a browser

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.results import RESULTS
@@ -17,11 +17,20 @@ from trce_cli.system.foreign import read_json, validated
 class Share(BaseModel):
     """Of how many pictures how many had a property, as `Rate.as_dict` tells it."""
 
-    hits: int
+    hits: Annotated[int, Field(ge=0)]
     total: int
     share: FiniteFloat | None
-    low: FiniteFloat
-    high: FiniteFloat
+    low: Annotated[FiniteFloat, Field(ge=0)]
+    high: Annotated[FiniteFloat, Field(le=1)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Share":
+        share = self.hits / self.total if self.total > 0 else None
+        if self.hits > self.total or share != self.share:
+            raise ValueError(f"{self.hits} of {self.total} is no share of {self.share}")
+        if not self.low < self.high or (share is not None and not self.low <= share <= self.high):
+            raise ValueError(f"{self.low} to {self.high} is no interval of {share}")
+        return self
 
 
 class _Verdict(BaseModel):
