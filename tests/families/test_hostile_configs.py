@@ -63,6 +63,17 @@ def test_a_number_that_cannot_be_is_named(folder: Path, file: str, key: str, val
     assert len(caught.value.message) < 400
 
 
+@pytest.mark.parametrize("key", ["addition_time_embed_dim", "projection_class_embeddings_input_dim"])
+@pytest.mark.parametrize("is_null", [True, False])
+def test_sdxls_sizes_are_told_whole(tiny_sdxl: Path, tmp_path: Path, key: str, is_null: bool) -> None:
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "sdxl"))
+    told = json.loads((folder / UNET).read_text())
+    told = told | {key: None} if is_null else {name: value for name, value in told.items() if name != key}
+    (folder / UNET).write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=f"{UNET}.*{key}"):
+        open_checkpoint(str(folder))
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [(SCHEDULER, "beta_schedule", "x"), (UNET, "act_fn", "x"), (TEXT, "hidden_act", "x")],

@@ -6,7 +6,7 @@ Keys that are not named here are left to the libraries, whose refusals are told 
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from trce_cli.families.base import Configs
 from trce_cli.system.foreign import validated
@@ -40,8 +40,19 @@ class Denoiser(_Config):
     num_attention_heads: Width | Widths | None = None
     norm_num_groups: Width | None = 32
     norm_eps: Share = 1e-5
+    addition_embed_type: str | None = None
     addition_time_embed_dim: Width | None = None
     projection_class_embeddings_input_dim: Width | None = None
+
+    @model_validator(mode="after")
+    def _has_sizes(self) -> "Denoiser":
+        has_sizes = self.addition_time_embed_dim and self.projection_class_embeddings_input_dim
+        is_told = self.addition_embed_type == "text_time" or self.addition_time_embed_dim
+        if is_told and not has_sizes:
+            raise ValueError(
+                "its sizes need addition_time_embed_dim and projection_class_embeddings_input_dim, both"
+            )
+        return self
 
 
 class Vae(_Config):
