@@ -14,6 +14,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import history, provenance_files, record
+from trce_cli.edits.inspection import describe
 from trce_cli.errors import BadInput
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.sd import configs
@@ -212,6 +213,17 @@ def test_what_is_no_checkpoint_is_named(files: dict, folders: dict, tmp_path: Pa
     without(files["sd1"], path, "model_ema.diffusion_modelmiddle_block1transformer_blocks0attn2to_kweight")
     with pytest.raises(BadInput, match="EMA U-Net weights"):
         open_checkpoint(str(path), config=folders["sd1"])
+
+
+@pytest.mark.parametrize("shape", [(), (5, 2)])
+def test_weights_on_each_other_that_cannot_be_cut_apart_are_named(
+    files: dict, folders: dict, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    key = "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight"
+    path = tmp_path / "file.safetensors"
+    save_file(load_file(files["sd2"]) | {key: torch.zeros(shape)}, path)
+    with pytest.raises(BadInput, match=r"in_proj_weight in .* cannot be 3 equal pieces"):
+        describe(open_checkpoint(str(path), config=folders["sd2"]))
 
 
 def test_a_config_of_another_family_is_refused(files: dict, folders: dict, tmp_path: Path) -> None:

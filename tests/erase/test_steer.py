@@ -327,11 +327,14 @@ def test_a_run_knows_which_outputs_it_had_put_in_their_place(tmp_path):
     assert sorted(tmp_path.iterdir()) == [one, two]  # it was done
 
 
-def test_what_a_run_left_while_it_was_removed_counts_as_nothing(run, tmp_path):
+@pytest.mark.parametrize(
+    "line", ['{"step": 1}', '{"step": null, "loss": 1, "contrast": 1, "regulariser": 1, "retention": 1}']
+)
+def test_what_a_run_left_while_it_was_removed_counts_as_nothing(run, tmp_path, line):
     run(tmp_path / "out")
     (work := tmp_path / ".out.steer").mkdir()
     (work / "state.safetensors").write_bytes(b"of the run before")
-    (work / "steer.jsonl").write_text('{"step": 1}\n')
+    (work / "steer.jsonl").write_text(f"{line}\n")
     run(tmp_path / "out", force=True)
     assert len((tmp_path / "out/steer.jsonl").read_text().splitlines()) == 4
     assert not work.exists()

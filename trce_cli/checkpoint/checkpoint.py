@@ -48,8 +48,14 @@ class Place:
 
     @property
     def info(self) -> TensorInfo:
-        """The header's entry of the tensor that holds it."""
-        return self.file.tensors[self.stored.name]
+        """The header's entry of the tensor that holds it; BadInput where that cannot be cut apart."""
+        found, pieces = self.file.tensors[self.stored.name], self.stored.piece[1]
+        if pieces > 1 and (not found.shape or found.shape[0] % pieces):
+            raise BadInput(
+                f"{self.stored.name} in {self.file.path} has shape {list(found.shape)}; "
+                f"it cannot be {pieces} equal pieces on each other."
+            )
+        return found
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +68,7 @@ class Place:
             factor = self.file.read(self.scale).float().reshape(())
             return self.stored.view(self.file.read(self.stored.name)).float() * factor
         count = self.stored.piece[1]
-        if count == 1 or self.stored.span > 1 or self.info.shape[0] % count:
+        if count == 1 or self.stored.span > 1:
             return self.stored.view(self.file.read(self.stored.name))
         return replace(self.stored, piece=(0, 1)).view(self.file.read(self.stored.name, self.stored.piece))
 

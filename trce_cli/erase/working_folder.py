@@ -33,6 +33,7 @@ LOG: Final = "steer.jsonl"
 SET: Final = "trajectories"
 MAX_LOG: Final = 1 << 30  # bytes
 Record = dict[str, int | float | None]
+NEEDED: Final = ("step", "loss", "contrast", "regulariser", "retention")  # of a record
 
 
 def tidy(output: Path, outputs: Outputs) -> Outputs:
@@ -231,7 +232,7 @@ class WorkingFolder:
                 record = validated(Record, parse_json(line, str(path)), str(path))
             except BadInput:
                 break
-            if not record.keys() >= {"step", "loss", "contrast", "regulariser", "retention"}:
+            if any(record.get(name) is None for name in NEEDED):
                 break
             records.append(record)
         return records
