@@ -227,3 +227,13 @@ def test_animatediff_is_edited_at_the_doors_of_texts_alone(
     ):
         done = trce(*command)
         assert (done.status, "otion" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("said", [[[], "AutoencoderKL"], [], ["diffusers"], "diffusers", None])
+def test_an_index_that_names_no_class_is_refused(
+    folder: Path, file: Path, tmp_path: Path, said: object
+) -> None:
+    say(folder, "model_index.json", vae=said)
+    with pytest.raises(BadInput, match=r"model_index\.json.*vae"):
+        write_folder(open_checkpoint(str(file), config=folder), tmp_path / "out", {}, {})
+    assert not (tmp_path / "out").exists()

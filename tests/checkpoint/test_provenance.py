@@ -178,6 +178,15 @@ def test_a_damaged_history_is_refused(source: Path, text: str) -> None:
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("wrong", [[], {}, 3])
+def test_presets_whose_hash_is_none_are_refused(source: Path, wrong: object) -> None:
+    table = json.loads(edit_of(source)[0]["trce.json"])
+    table["history"][0]["presets"][0]["sha256"] = wrong
+    (source / "trce.json").write_text(json.dumps(table))
+    with pytest.raises(BadInput, match=r"presets\.0\.sha256"):
+        history(open_checkpoint(str(source)))
+
+
 @pytest.mark.parametrize("edits", [[{"sha256": "0", "history": ["map"]}], [{"history": []}], ["map"], {}])
 def test_what_an_applied_edit_tells_of_itself_is_checked_too(source: Path, edits: object) -> None:
     (whole,) = json.loads(edit_of(source)[0]["trce.json"])["history"]

@@ -111,6 +111,7 @@ def test_a_tokenizer_that_cannot_be_is_refused(folder: Path, said: object) -> No
     [
         ("special_tokens_map.json", {"eos_token": {"content": "x", "a\x1b[31m": 1}}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": "x", "a\x1b[31m": 1}}}),
+        ("special_tokens_map.json", {"eos_token": {"content": "x", "": 1}}),
         ("special_tokens_map.json", {"eos_tok": {"content": "x", "a\x1b[31m": 1}}),
         ("special_tokens_map.json", {"extra_special_tokens": ["y", {"content": "x", "a\x1b[31m": 1}]}),
         ("tokenizer_config.json", {"some": [{"in": {"__type": "AddedToken", "a\x1b[31m": 1}}]}),

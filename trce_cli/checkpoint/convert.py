@@ -60,6 +60,11 @@ def write_folder(
         family, weights = checkpoint.family, _weights(checkpoint)
         index = dict(checkpoint.config["model_index"])
         parts = {family.denoiser if part == "denoiser" else part: places for part, places in weights.items()}
+        for part in parts:
+            if not isinstance(index.get(part), list):
+                raise BadInput(
+                    f"{checkpoint.config_folder / 'model_index.json'} does not name {part}'s class."
+                )
         for name, entry in index.items():
             if isinstance(entry, list) and name not in (*parts, *family.other_parts):
                 index[name] = [None, None]  # a single file has no such part

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trce_cli.checkpoint.checkpoint import (
     PICKLE_SUFFIXES,
@@ -30,13 +30,24 @@ from trce_cli.system.safetensors import SafetensorsFile
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors")
 
 
-class ModelIndex(BaseModel):
-    """What a model_index.json has to say; each further key is a part, or one of the pipeline's own."""
+def _is_name(told: Any) -> bool:
+    return told is None or isinstance(told, str)
 
-    model_config = ConfigDict(strict=True)
+
+class ModelIndex(BaseModel):
+    """What a model_index.json has to say; further keys are parts, as lists, or the pipeline's own."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
 
     pipeline: str | None = Field(None, alias="_class_name")
     scheduler: Annotated[list[str | None], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _names_classes(self) -> "ModelIndex":
+        for part, told in (self.model_extra or {}).items():
+            if isinstance(told, list) and not (len(told) == 2 and all(map(_is_name, told))):
+                raise ValueError(f"{part[:40]!r} must be a library and a class")
+        return self
 
 
 class ShardIndex(BaseModel):

@@ -37,6 +37,7 @@ class _Concept(BaseModel):
 
 class _Preset(BaseModel):
     name: _Text
+    sha256: _Text | None = None
     concepts: list[_Concept]
 
 

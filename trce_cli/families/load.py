@@ -18,7 +18,7 @@ _ARGUMENTS: Final = {  # of the tokenizers' classes, which take them from the co
     "gguf_file", "tokenizer_object", "tokenizer_padding", "tokenizer_truncation",
     "_json_padding", "_json_truncation",
 }  # fmt: skip
-_OF_TOKEN: Final = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type")
+_OF_TOKEN: Final = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type"}
 MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 M = TypeVar("M", bound=nn.Module)
 _DTYPES = {getattr(torch, name) for name in FLOATS.values()}
@@ -41,8 +41,8 @@ def check_files(folder: Path) -> None:
         told[whole.name] = {"added_tokens": read_json(whole, MAX_FILE).get("added_tokens")}
     for name, one in told.items():
         for token in _tokens(one, name == "special_tokens_map.json"):
-            if unknown := next((key for key in token if key not in _OF_TOKEN), None):
-                raise BadInput(f"{folder / name} has a special token with the unknown key {unknown[:40]!r}.")
+            for key in token.keys() - _OF_TOKEN:
+                raise BadInput(f"{folder / name} has a special token with the unknown key {key[:40]!r}.")
 
 
 def _tokens(told: Any, are_inside: bool = False) -> Iterator[dict[str, Any]]:
