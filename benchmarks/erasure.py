@@ -74,13 +74,15 @@ EMOJI = {
     "speed": Row("SPEED, null space", command=("peer", "speed")),
 }
 SLOTS = ("END", "SUFFIX", "LAST", "TAIL", "KEYWORD", "END=1,TAIL", "SUFFIX=1,TAIL=1,KEYWORD")
+GENTLE = ("steer", "--lr", "3e-5", "--retention", "1000", "--max-steps", "200")
 # A slot that carries too little moves targets too little, and one that carries other things ruins them: these
 # rows are to show it.
 EMOJI_DIT = {
     "original": ORIGINAL,
     "map": MAP,
     # At the preset's learning rate, a U-Net's, harmless predictions move by more than the guard allows.
-    "both": Row("both stages: `trce steer --lr 1e-4`", source="map", command=("steer", "--lr", "1e-4")),
+    "both": Row(f"both stages: `trce {' '.join(GENTLE)}`", source="map", command=GENTLE),
+    "both-1e-4": Row("both stages: `trce steer --lr 1e-4`", source="map", command=("steer", "--lr", "1e-4")),
 } | {
     slots.replace("=1", "").replace(",", "-").lower(): Row(
         f"map, {slots.replace('=1', '').replace(',', ' and ')}",

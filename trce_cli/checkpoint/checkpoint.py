@@ -46,16 +46,19 @@ class Place:
     stored: Stored
     scale: str | None = None
 
-    @property
-    def info(self) -> TensorInfo:
-        """The header's entry of the tensor that holds it; BadInput where that cannot be cut apart."""
-        found, pieces = self.file.tensors[self.stored.name], self.stored.piece[1]
-        if pieces > 1 and (not found.shape or found.shape[0] % pieces):
+    def __post_init__(self) -> None:
+        """Raise BadInput where the tensor cannot be cut into the weights that are stacked in it."""
+        pieces, found = self.stored.piece[1], self.file.tensors.get(self.stored.name)
+        if pieces > 1 and found is not None and (not found.shape or found.shape[0] % pieces):
             raise BadInput(
                 f"{self.stored.name} in {self.file.path} has shape {list(found.shape)}; "
                 f"it cannot be {pieces} equal pieces on each other."
             )
-        return found
+
+    @property
+    def info(self) -> TensorInfo:
+        """The header's entry of the tensor that holds it."""
+        return self.file.tensors[self.stored.name]
 
     @property
     def shape(self) -> tuple[int, ...]:
