@@ -12,6 +12,7 @@ import pytest
 
 from trce_cli.cli.app import main
 from trce_cli.evaluate import evidence
+from trce_cli.maths.statistics import Rate
 
 Run = Callable[..., Any]
 
@@ -130,7 +131,7 @@ def test_better_figures_are_found_though_the_hashes_fit(trce: Run, collected: Pa
     file = collected / "evaluations/evaluation/results.json"
     results = json.loads(file.read_text())
     rate = results["suites"][0]["asr"][0]["erased"]
-    rate["hits"] = 3 - rate["hits"]
+    rate |= Rate("", 3 - rate["hits"], 3).as_dict()
     file.write_text(json.dumps(results))
     seal(collected)
     assert "verdicts.csv comes to" in trce("evidence", "--verify", collected).err
