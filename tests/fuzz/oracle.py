@@ -95,13 +95,9 @@ def check_outputs(done: Done, out: Path, planted: Mapping[str, object]) -> None:
 
 def _is_copy(path: Path, planted: Mapping[str, object]) -> bool:
     """Whether it is a file of the input, taken over as it is."""
-    size = path.stat().st_size
-    return any(
-        size == each.size
-        if isinstance(each, Hollow)
-        else isinstance(each, bytes) and path.read_bytes() == each
-        for each in planted.values()
-    )
+    hollow = (each.size for each in planted.values() if isinstance(each, Hollow))
+    full = (each for each in planted.values() if isinstance(each, bytes))
+    return path.stat().st_size in hollow or any(path.read_bytes() == each for each in full)
 
 
 def check_whole(done: Done, path: Path) -> None:

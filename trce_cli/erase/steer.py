@@ -28,7 +28,7 @@ from trce_cli.erase.steer_guard import CHECKED, guard, guard_evaluations, weight
 from trce_cli.erase.training import SOURCES, train, tuned
 from trce_cli.erase.trajectories import Kind, Plan
 from trce_cli.erase.trajectory_set import States, TrajectorySet, identify
-from trce_cli.erase.working_folder import LOG, WorkingFolder
+from trce_cli.erase.working_folder import LOG, LOSSES, WorkingFolder
 from trce_cli.errors import BadInput, TrceError, first_line
 from trce_cli.families.base import Conditioning
 from trce_cli.prompts.presets import Preset
@@ -332,5 +332,4 @@ def _open(accelerator: "Accelerator", stored: TrajectorySet, *kinds: Kind) -> St
 
 def _ends(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean losses over the first or last records."""
-    names = ("loss", "contrast", "regulariser", "retention")
-    return {name: sum(record[name] for record in records) / max(1, len(records)) for name in names}
+    return {name: sum(record[name] for record in records) / max(1, len(records)) for name in LOSSES}

@@ -33,7 +33,7 @@ LOG: Final = "steer.jsonl"
 SET: Final = "trajectories"
 MAX_LOG: Final = 1 << 30  # bytes
 Record = dict[str, int | float | None]
-NEEDED: Final = ("step", "loss", "contrast", "regulariser", "retention")  # of a record
+LOSSES: Final = ("loss", "contrast", "regulariser", "retention")  # of each step, in its record
 
 
 def tidy(output: Path, outputs: Outputs) -> Outputs:
@@ -232,7 +232,7 @@ class WorkingFolder:
                 record = validated(Record, parse_json(line, str(path)), str(path))
             except BadInput:
                 break
-            if any(record.get(name) is None for name in NEEDED):
+            if any(record.get(name) is None for name in ("step", *LOSSES)):
                 break
             records.append(record)
         return records
