@@ -125,6 +125,7 @@ def test_slots_are_where_the_template_and_the_phrase_put_them(checkpoint: Checkp
     assert sum(slot.weight for slot in text.slots(unsafe, safe, "knife", {"PADS": 2.0})["context"]) == 2
     long = "the weather is fine today " * 200
     assert places("PADS", (long, long + "spoon")) == []
+    assert [(slot.unsafe, slot.safe) for slot in text.padding(unsafe, safe)] == [(at, at) for at in PADS[::-1]]
     assert checkpoint.family.slots[-1] == "PADS"
 
 
@@ -158,6 +159,8 @@ def test_the_edit_is_that_of_an_independent_solution(folder: Path, pipe: Any, tm
         relative = path.relative_to(folder)
         if path.is_file() and relative.as_posix() != WEIGHTS:
             assert path.read_bytes() == (out / relative).read_bytes()
+    (told,) = json.loads((out / "trce.json").read_text())["history"]
+    assert 0 < told["figures"]["padding_moved"] < 1.5  # a guard of its own: most of what is seen is padding
 
 
 @pytest.fixture(scope="module")

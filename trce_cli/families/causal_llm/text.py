@@ -81,8 +81,8 @@ class LlmText:
         return {CONTEXT: self.tokenizer.slots(unsafe, safe, keyword, weights)}
 
     def padding(self, unsafe: str, safe: str) -> list[Slot]:
-        """See `families.base.Text`: none is seen."""
-        return []
+        """See `families.base.Text`; most families see none."""
+        return self.tokenizer.slots(unsafe, safe, unsafe, {"PADS": 1.0})
 
     def padded_with_eot(self) -> None:
         """See `families.base.Text`: all pad alike."""
