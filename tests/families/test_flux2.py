@@ -125,7 +125,7 @@ def test_slots_are_where_the_template_and_the_phrase_put_them(checkpoint: Checkp
     assert sum(slot.weight for slot in text.slots(unsafe, safe, "knife", {"PADS": 2.0})["context"]) == 2
     long = "the weather is fine today " * 200
     assert places("PADS", (long, long + "spoon")) == []
-    assert [(slot.unsafe, slot.safe) for slot in text.padding(unsafe, safe)] == [(at, at) for at in PADS[::-1]]
+    assert sorted(slot[1:3] for slot in text.padding(unsafe, safe)) == [(at, at) for at in PADS]
     assert checkpoint.family.slots[-1] == "PADS"
 
 

@@ -97,6 +97,11 @@ def test_a_door_of_another_width(family: str, copy: Path, trce: Callable[..., An
     refused(trce, copy, "shape")
 
 
+def test_a_transformer_of_another_class(family: str, copy: Path, trce: Callable[..., Any]) -> None:
+    say(copy / "model_index.json", transformer=["nunchaku", "OtherTransformer2DModel"])
+    refused(trce, copy, "transformer is OtherTransformer2DModel")
+
+
 def test_a_text_encoder_of_another_size(family: str, copy: Path, trce: Callable[..., Any]) -> None:
     _, encoder, layer, width = FAMILIES[family]
     path = copy / encoder / "config.json"

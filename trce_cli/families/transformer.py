@@ -19,12 +19,14 @@ Config = Mapping[str, Mapping[str, Any]]
 class TransformerFamily(ABC):
     """Files may hold the transformer alone, and Euler's method samples all; see `families.base.Family`.
 
-    encoders: the text encoders' folders, and the classes that each may be of. pipelines: the classes of
-    diffusers that draw with it. repository: one that has the parts that single files lack.
+    transformer: its class in diffusers. encoders: the text encoders' folders, and the classes that each may
+    be of. pipelines: the classes of diffusers that draw with it. repository: one that has the parts that
+    single files lack.
     """
 
     key: ClassVar[str]
     name: ClassVar[str]
+    transformer: ClassVar[str]
     encoders: ClassVar[Mapping[str, tuple[str, ...]]]
     pipelines: ClassVar[tuple[str, ...]]
     repository: ClassVar[str]
@@ -77,7 +79,7 @@ class TransformerFamily(ABC):
         index = config["model_index"]
         if (pipeline := index.get("_class_name")) not in self.pipelines:
             return f"its pipeline is {pipeline}"
-        for folder, classes in self.encoders.items():
+        for folder, classes in {self.denoiser: (self.transformer,), **self.encoders}.items():
             entry = index.get(folder)
             found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
             if found not in classes:

@@ -73,6 +73,7 @@ class Flux(T5Family):
 
     key = "flux"
     name = "FLUX.1"
+    transformer = "FluxTransformer2DModel"
     encoders: ClassVar = {CLIP.folder: ("CLIPTextModel",), T5.folder: ("T5EncoderModel",)}
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
     repository = "black-forest-labs/FLUX.1-schnell"
@@ -163,6 +164,7 @@ class Chroma(T5Family):
 
     key = "chroma"
     name = "Chroma"
+    transformer = "ChromaTransformer2DModel"
     encoders: ClassVar = {CHROMA_T5.folder: ("T5EncoderModel",)}
     pipelines = ("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline")
     repository = "lodestones/Chroma1-HD"

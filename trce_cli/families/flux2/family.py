@@ -26,6 +26,7 @@ class Flux2Klein(LlmFamily):
     key = "flux2-klein"
     name = "FLUX.2 klein"
     spec = QWEN3
+    transformer = "Flux2Transformer2DModel"
     encoders: ClassVar = {QWEN3.folder: QWEN3.classes}
     door = DOOR
     pipelines = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")

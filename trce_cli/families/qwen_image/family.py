@@ -36,6 +36,7 @@ class QwenImage(LlmFamily):
     key = "qwen-image"
     name = "Qwen-Image"
     spec = QWEN25
+    transformer = "QwenImageTransformer2DModel"
     encoders: ClassVar = {QWEN25.folder: QWEN25.classes}
     door = DOOR
     pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")

@@ -32,6 +32,7 @@ class Sd3(TransformerFamily):
 
     key = "sd3"
     name = "Stable Diffusion 3"
+    transformer = "SD3Transformer2DModel"
     encoders: ClassVar = {
         **{spec.folder: (spec.model_class,) for spec in CLIPS},
         T5.folder: ("T5EncoderModel",),

@@ -20,6 +20,7 @@ class ZImage(LlmFamily):
     key = "z-image"
     name = "Z-Image"
     spec = QWEN3
+    transformer = "ZImageTransformer2DModel"
     encoders: ClassVar = {QWEN3.folder: QWEN3.classes}
     door = DOOR
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
