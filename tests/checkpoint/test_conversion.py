@@ -136,6 +136,77 @@ def test_layers_and_depths_are_read_from_the_keys(tiny_sd1: Path, tmp_path: Path
     assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
 
 
+SSD = {
+    "transformer_layers_per_block": [1, [2, 2], [2, 3]],
+    "reverse_transformer_layers_per_block": [[2, 3, 3], [2, 1, 1], 1],
+    "mid_block_type": "UNetMidBlock2D",
+}
+TINY = {
+    "block_out_channels": [8, 8, 16],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+    "layers_per_block": 1,
+    "mid_block_type": None,
+}
+
+
+@pytest.mark.parametrize(("base", "said"), [("sdxl", SSD), ("sd1", TINY)])
+def test_a_distilled_u_net_goes_both_ways_by_its_keys(
+    base: str, said: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    base_folder = request.getfixturevalue(f"tiny_{base}")
+    folder = built(tmp_path, base_folder, **said)
+    path = write_single_file(open_checkpoint(str(folder)), tmp_path / "small.safetensors", {}, {})
+    again = write_folder(open_checkpoint(str(path), config=base_folder), tmp_path / "out", {}, {})
+    check_weights(open_checkpoint(str(again)), converting=True)
+    from diffusers import UNet2DConditionModel
+
+    loaded, info = UNet2DConditionModel.from_pretrained(again / "unet", output_loading_info=True)
+    assert not any(info.values())
+    before = load_file(folder / UNET)
+    assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"transformer_layers_per_block": [1, 1]},
+        {"transformer_layers_per_block": [1, [1], 1, 1]},
+        {"reverse_transformer_layers_per_block": [[1, 1], 1, 1, 1]},
+        {"layers_per_block": [1, 1, 1]},
+    ],
+)
+def test_layers_that_do_not_fit_the_levels_are_refused(folder: Path, said: dict[str, Any]) -> None:
+    say(folder, "unet/config.json", **said)
+    with pytest.raises(BadInput, match=f"{next(iter(said))} must be of"):
+        open_checkpoint(str(folder))
+
+
+def test_a_number_in_a_name_is_no_count(tiny_sd1: Path, tmp_path: Path) -> None:
+    state = load_file(tiny_sd1 / UNET) | {"down_blocks.0.resnets.99999999.conv1.weight": torch.zeros(1)}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(BadInput, match=r"resnets\.99999999"):
+        check_weights(open_checkpoint(str(tmp_path / "x.safetensors"), config=tiny_sd1), converting=True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "match"),
+    [
+        ({"edm_vpred.sigma_max": torch.zeros(0)}, "0 numbers"),
+        ({"edm_vpred.sigma_max": torch.tensor(torch.nan)}, "sigma_max must be a finite number"),
+        ({"edm_mean": torch.full((4,), torch.nan), "edm_std": torch.ones(4)}, "latents_mean"),
+        ({"edm_mean": torch.ones(7), "edm_std": torch.ones(4)}, "latents_mean must be of 4 latents"),
+        ({"edm_mean": torch.ones(4), "edm_std": torch.zeros(4)}, "latents_std"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_bounded(
+    file: Path, tiny_sd1: Path, tmp_path: Path, tensors: dict[str, torch.Tensor], match: str
+) -> None:
+    save_file(load_file(file) | tensors, tmp_path / "x.safetensors")
+    with pytest.raises(BadInput, match=match):
+        open_checkpoint(str(tmp_path / "x.safetensors"), config=tiny_sd1)
+
+
 def test_what_no_key_tells_asks_for_a_config(
     file: Path, tiny_sd1: Path, tmp_path: Path, trce: Callable
 ) -> None:

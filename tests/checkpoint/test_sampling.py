@@ -1,6 +1,7 @@
 """What a checkpoint predicts and how it is sampled is read from files, told, and carried by conversions."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -131,15 +132,16 @@ def test_an_sd2_file_tells_by_its_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "predicts"), [(875_000, "epsilon"), (110_000, "v_prediction"), (5, "epsilon")]
+    ("step", "predicts"),
+    [(875_000, "epsilon"), (110_000, "v_prediction"), *((n, "epsilon") for n in (5, math.nan, math.inf))],
 )
-def test_an_sd2_file_tells_by_its_step_where_other_readers_know_it(step: int, predicts: str) -> None:
+def test_an_sd2_file_tells_by_its_step_where_other_readers_know_it(step: float, predicts: str) -> None:
     base, spread = configs.tables("sd2"), 0.2 if step == 875_000 else 0.01
     tensors = {BIAS: torch.linspace(-2, 2, 320) * spread, "global_step": torch.tensor(step)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     told = sampling.told_by_file(shapes, {}, tensors.__getitem__, base, True, BIAS)
     assert {**base, **told.config}["scheduler"]["prediction_type"] == predicts
-    assert ("global_step" in told.notes[0]) == (step != 5)
+    assert ("global_step" in told.notes[0]) == (step in (875_000, 110_000))
 
 
 def test_edm_models_are_mapped_and_drawn_and_not_steered(

@@ -1,12 +1,19 @@
 import errno
+import json
+import math
 import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.amp import GradScaler
 
+from trce_cli.edits.forms import How
+from trce_cli.edits.outputs import Outputs
 from trce_cli.erase import training_state
+from trce_cli.erase.working_folder import WorkingFolder
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.maths.low_rank import Size
 
 
 def trained(steps: int, start: int = 0, model=None, optimizer=None):
@@ -93,3 +100,43 @@ def test_files_get_the_mode_that_the_umask_asks_for(tmp_path):
     finally:
         os.umask(umask)
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"scale": 2.0}',
+        *(
+            json.dumps(GradScaler("cpu").state_dict() | wrong)
+            for wrong in (
+                {"scale": math.nan},
+                {"scale": math.inf},
+                {"scale": 0.0},
+                {"scale": 1e39},
+                {"scale": "2"},
+                {"growth_factor": 1.0},
+                {"backoff_factor": 1.0},
+                {"growth_interval": 0},
+                {"_growth_tracker": -1},
+                {"_growth_tracker": 1 << 31},
+                {"more": 1.0},
+            )
+        ),
+    ],
+)
+def test_a_loss_scale_that_cannot_be_is_refused(tmp_path, told):
+    model, optimizer = trained(1)
+    work = WorkingFolder(tmp_path / "out", Outputs({}, How(Size())), {}, {})
+    work.folder.mkdir()
+    scaler = GradScaler("cpu", init_scale=8.0)
+    work.save(1, model.state_dict(), optimizer, scaler)
+    fresh, moments = trained(0)
+    other = GradScaler("cpu")
+    assert work.load(fresh.state_dict(), moments, other) == 1
+    assert other.state_dict() == scaler.state_dict()
+    training_state.save(work.folder / "state.safetensors", 1, model.state_dict(), optimizer, {"scaler": told})
+    with pytest.raises(BadInput, match="The loss scale in"):
+        work.load(fresh.state_dict(), moments, other)

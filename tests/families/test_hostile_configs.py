@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import tiny
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
 
@@ -121,7 +122,7 @@ def test_a_tokenizer_that_cannot_be_is_refused(folder: Path, said: object) -> No
 def test_what_the_library_would_print_of_a_token_is_refused(folder: Path, file: str, said: object) -> None:
     (folder / "tokenizer" / file).write_text(json.dumps(said))
     with pytest.raises(BadInput, match="special token with the unknown key"):
-        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+        open_checkpoint(str(folder))
 
 
 @pytest.mark.parametrize("key", ["tokenizer_padding", "_json_truncation", "gguf_file"])
@@ -129,7 +130,7 @@ def test_a_tokenizers_configuration_holds_no_arguments_of_its_class(folder: Path
     path = folder / "tokenizer/tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: {"a\x1b[31m": 1}}))
     with pytest.raises(BadInput, match=f"has {key}, which is no part of a configuration"):
-        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+        open_checkpoint(str(folder))
 
 
 def test_named_special_tokens_and_full_descriptions_of_tokens_are_taken(folder: Path) -> None:
@@ -144,16 +145,21 @@ def test_named_special_tokens_and_full_descriptions_of_tokens_are_taken(folder: 
     assert pipe.tokenizer.pad_token == "<|endoftext|>"
 
 
-def test_pipes_and_endless_files_beside_a_tokenizer_are_refused(folder: Path) -> None:
-    path = folder / "tokenizer/added_tokens.json"
-    os.mkfifo(path)
+@pytest.mark.parametrize(
+    "build",
+    [tiny.build_z_image, tiny.build_qwen_image, tiny.build_flux, tiny.build_sd3, tiny.build_flux2_klein],
+)
+def test_pipes_and_endless_files_beside_a_tokenizer_are_refused_at_once(tmp_path: Path, build: Any) -> None:
+    folder = build(tmp_path / "model")
+    tokenizer = sorted(folder.glob("tokenizer*"))[-1]
+    os.mkfifo(path := tokenizer / "added_tokens.json")
     with pytest.raises(BadInput, match="added_tokens"):
-        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+        open_checkpoint(str(folder))
     path.unlink()
     with path.open("wb") as file:
         file.truncate(1 << 33)
     with pytest.raises(BadInput, match="at most"):
-        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
+        open_checkpoint(str(folder))
 
 
 def test_a_tokenizer_that_fails_at_some_texts_is_told_in_a_sentence(folder: Path) -> None:

@@ -40,7 +40,6 @@ class ModelIndex(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     pipeline: str | None = Field(None, alias="_class_name")
-    scheduler: Annotated[list[str | None], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
     def _names_classes(self) -> "ModelIndex":

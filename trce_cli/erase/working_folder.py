@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -34,6 +35,18 @@ SET: Final = "trajectories"
 MAX_LOG: Final = 1 << 30  # bytes
 Record = dict[str, int | float | None]
 LOSSES: Final = ("loss", "contrast", "regulariser", "retention")  # of each step, in its record
+
+
+class LossScale(BaseModel):
+    """The state of torch's GradScaler, which scales losses in fp16: numbers in float32 and int32."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    scale: Annotated[float, Field(gt=0, le=3e38)]
+    growth_factor: Annotated[float, Field(gt=1, le=3e38)]
+    backoff_factor: Annotated[float, Field(gt=0, lt=1)]
+    growth_interval: Annotated[int, Field(gt=0, lt=1 << 31)]
+    growth_tracker: Annotated[int, Field(ge=0, lt=1 << 31, alias="_growth_tracker")]
 
 
 def tidy(output: Path, outputs: Outputs) -> Outputs:
@@ -189,7 +202,9 @@ class WorkingFolder:
             return 0
         step, metadata = training_state.load(path, weights, optimizer)
         if scaler is not None and "scaler" in metadata:
-            scaler.load_state_dict(parse_json(metadata["scaler"], str(path)))
+            told = parse_json(metadata["scaler"], where := f"The loss scale in {path}")
+            state = validated(LossScale, told, where, "Remove the file to begin again.")
+            scaler.load_state_dict(state.model_dump(by_alias=True))
         return step
 
     def save(

@@ -2,62 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trce_cli.errors import BadInput, TrceError, refusing
 from trce_cli.families.base import Shape, Weights
-from trce_cli.system.foreign import check_small, read_json
-from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import FLOATS, all_finite
 
-_TELLING: Final = ("special_tokens_map.json", "tokenizer_config.json")
-_ARGUMENTS: Final = {  # of the tokenizers' classes, which take them from the configuration all the same
-    "gguf_file", "tokenizer_object", "tokenizer_padding", "tokenizer_truncation",
-    "_json_padding", "_json_truncation",
-}  # fmt: skip
-_OF_TOKEN: Final = {"content", "single_word", "lstrip", "rstrip", "normalized", "special", "id", "__type"}
-MAX_FILE: Final = 64 << 20  # bytes of a tokenizer's file
 M = TypeVar("M", bound=nn.Module)
 _DTYPES = {getattr(torch, name) for name in FLOATS.values()}
-
-
-def check_files(folder: Path) -> None:
-    """Raise BadInput for a file of a tokenizer that a library would wait for, or that has no end."""
-    if not folder.is_dir():
-        raise BadInput(f"There is no tokenizer in {folder}.")
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and not path.is_dir():
-            check_small(inside(folder, path.name), MAX_FILE)
-    told = {path.name: read_json(path) for path in map(folder.joinpath, _TELLING) if path.is_file()}
-    config = told.get("tokenizer_config.json", {})
-    for key in _ARGUMENTS & config.keys():
-        raise BadInput(f"{folder / 'tokenizer_config.json'} has {key}, which is no part of a configuration.")
-    # What stands in this one counts only where the configuration is silent: it may be large.
-    whole = folder / "tokenizer.json"
-    if "added_tokens_decoder" not in config and whole.is_file():
-        told[whole.name] = {"added_tokens": read_json(whole, MAX_FILE).get("added_tokens")}
-    for name, one in told.items():
-        for token in _tokens(one, name == "special_tokens_map.json"):
-            for key in token.keys() - _OF_TOKEN:
-                raise BadInput(f"{folder / name} has a special token with the unknown key {key[:40]!r}.")
-
-
-def _tokens(told: Any, are_inside: bool = False) -> Iterator[dict[str, Any]]:
-    """What the library makes special tokens of. It prints keys of theirs that it does not know, as they are.
-
-    are_inside: whether the dictionaries in `told`, which is one or a list, are tokens.
-    """
-    for key, value in told.items() if isinstance(told, dict) else enumerate(told):
-        plural = str(key).endswith("_tokens")
-        if isinstance(value, dict):
-            if (are_inside and not plural) or "__type" in value or str(key).endswith("_token"):
-                yield value
-            yield from _tokens(value, key == "added_tokens_decoder")
-        elif isinstance(value, list):
-            yield from _tokens(value, plural)
 
 
 def guarded(tokenizer: Any, folder: Path) -> Any:
@@ -89,7 +44,6 @@ def fast_tokenizer(folder: Path) -> Any:
     """A tokenizer in its fast form that can pad, from local files only; BadInput for any other."""
     from transformers import AutoTokenizer
 
-    check_files(folder)
     with refusing(f"The tokenizer in {folder} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:

@@ -9,6 +9,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Configs
 from trce_cli.families.clip.names import CONFIG, MOST_POSITIONS
 from trce_cli.families.clip.spec import EncoderSpec
+from trce_cli.families.tokenizer_files import check_files
 from trce_cli.system.foreign import validated
 
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -41,7 +42,7 @@ def check(config: Configs, specs: Sequence[EncoderSpec]) -> None:
         where = config.path / spec.folder / "config.json"
         validated(Projecting if spec.projects else Clip, {**CONFIG, **config[spec.folder]}, str(where))
     for spec in specs:
-        folder = config.path / spec.tokenizer
+        check_files(folder := config.path / spec.tokenizer)
         if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
             raise BadInput(
                 f"{folder} holds no tokenizer: neither vocab.json with merges.txt nor tokenizer.json."

@@ -9,7 +9,7 @@ from trce_cli.errors import refusing
 from trce_cli.families.base import Weights
 from trce_cli.families.clip.names import published
 from trce_cli.families.clip.spec import EncoderSpec
-from trce_cli.families.load import check_files, guarded, load_strictly
+from trce_cli.families.load import guarded, load_strictly
 
 
 def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]:
@@ -19,7 +19,6 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
     found = []
     for spec in specs:
         folder = weights.folder(spec.tokenizer)
-        check_files(folder)
         with refusing(f"The tokenizer in {folder} cannot be read"):
             tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
             # A configuration that is absent, or silent, says 10^30, for which the library asks memory.

@@ -11,6 +11,7 @@ from trce_cli.families.causal_llm import config as llm
 from trce_cli.families.causal_llm.names import states_width
 from trce_cli.families.causal_llm.spec import LlmSpec
 from trce_cli.families.flow_config import Convolutional, Width, check_parts
+from trce_cli.families.tokenizer_files import check_files
 from trce_cli.system.foreign import validated
 
 Layers = Annotated[int, Field(ge=0, le=256)]
@@ -87,5 +88,4 @@ def check(config: Configs, spec: LlmSpec) -> None:
         raise BadInput(
             f"{where}: joint_attention_dim is {found.joint_attention_dim}; the text encoder gives {width}."
         )
-    if not (config.path / spec.tokenizer).is_dir():
-        raise BadInput(f"{config.path} has no tokenizer.")
+    check_files(config.path / spec.tokenizer)

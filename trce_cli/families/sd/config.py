@@ -16,6 +16,12 @@ Few = Annotated[int, Field(ge=1, le=64)]  # layers, and other counts of what is 
 Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Each = Annotated[list[Few], Field(min_length=1, max_length=16)]
+Depth = Annotated[int, Field(ge=0, le=64)]  # blocks of an attention; none where a level has no attention
+# Of each level, or of each layer of a level.
+Inner = Annotated[list[Depth], Field(min_length=1, max_length=64)]
+Depths = Annotated[list[Depth | Inner], Field(min_length=1, max_length=16)]
+Latents = Annotated[list[FiniteFloat], Field(min_length=1, max_length=1024)]
+Sigma = Annotated[FiniteFloat, Field(ge=0, le=1e6)]
 Widths = Annotated[list[Width], Field(min_length=1, max_length=16)]
 Names = Annotated[list[str], Field(max_length=16)]
 
@@ -34,7 +40,8 @@ class Denoiser(_Config):
     down_block_types: Names | None = None
     up_block_types: Names | None = None
     layers_per_block: Few | Each = 2
-    transformer_layers_per_block: Few | Each | list[Each] = 1
+    transformer_layers_per_block: Few | Depths = 1
+    reverse_transformer_layers_per_block: Depths | None = None
     cross_attention_dim: Width | Widths = 1280
     attention_head_dim: Width | Widths = 8
     num_attention_heads: Width | Widths | None = None
@@ -54,6 +61,24 @@ class Denoiser(_Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fits_its_levels(self) -> "Denoiser":
+        depth = len(self.block_out_channels or (0,) * 4)
+        layers = self.layers_per_block if isinstance(self.layers_per_block, list) else [self.layers_per_block]
+        layers = layers * depth if len(layers) == 1 else layers
+        down, up = self.transformer_layers_per_block, self.reverse_transformer_layers_per_block
+        for name, each, wanted in (
+            ("layers_per_block", self.layers_per_block, None),
+            ("transformer_layers_per_block", down, layers),
+            ("reverse_transformer_layers_per_block", up, [count + 1 for count in layers[::-1]]),
+        ):
+            if isinstance(each, list) and len(each) != depth:
+                raise ValueError(f"{name} must be of {depth} levels, as block_out_channels is")
+            for inner, count in zip(each if isinstance(each, list) else (), wanted or (), strict=False):
+                if isinstance(inner, list) and len(inner) < count:
+                    raise ValueError(f"{name} must be of as many layers as a level has")
+        return self
+
 
 class Vae(_Config):
     """Of an autoencoder."""
@@ -66,6 +91,15 @@ class Vae(_Config):
     layers_per_block: Few = 1
     norm_num_groups: Width = 32
     scaling_factor: Annotated[FiniteFloat, Field(gt=0, le=1000)] = 0.18215
+    latents_mean: Latents | None = None
+    latents_std: Annotated[list[Annotated[FiniteFloat, Field(gt=0)]], Field(max_length=1024)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_latents(self) -> "Vae":
+        for name in ("latents_mean", "latents_std"):
+            if (told := getattr(self, name)) and len(told) != self.latent_channels:
+                raise ValueError(f"{name} must be of {self.latent_channels} latents")
+        return self
 
 
 class Scheduler(_Config):
@@ -80,6 +114,9 @@ class Scheduler(_Config):
     rescale_betas_zero_snr: bool | None = None
     steps_offset: Annotated[int, Field(ge=0, le=1000)] = 0
     timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading"
+    sigma_min: Sigma | None = None
+    sigma_max: Sigma | None = None
+    sigma_data: Sigma | None = None
 
 
 # By part: the file in a diffusers folder, and what it may say.

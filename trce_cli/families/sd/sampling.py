@@ -25,7 +25,7 @@ SD2_BIAS: Final = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 _SD2_SPREAD: Final = 0.09
 # By what other readers go as well: how long the published ones were trained, which their files say.
 _STEP: Final = "global_step"
-_SD2_STEPS: Final = {875_000: "epsilon", 110_000: "v_prediction"}
+_SD2_STEPS: Final = {875_000.0: "epsilon", 110_000.0: "v_prediction"}
 # Schedulers that know a schedule that ends in noise alone; others would leave it out in silence.
 _ZERO_SNR: Final = ("DDIM", "DDPM", "DPMSolverMultistep", "Euler", "UniPC", "LCM", "TCD")
 _FEW_STEPS: Final = ("LCMScheduler", "TCDScheduler")
@@ -48,7 +48,9 @@ def told_by_file(
     if all(name in shapes for name in EDM):
         return Told(_edm(config, {ours: _values(read(name)) for name, ours in EDM.items()}))
     if EDM_V in shapes:
-        return Told(_sampled_with(config, {**_COSXL, "sigma_max": _values(read(EDM_V))[0]}))
+        if len(sigma := _values(read(EDM_V))) != 1:
+            raise BadInput(f"The tensor {EDM_V} holds {len(sigma)} numbers; it has to be one.")
+        return Told(_sampled_with(config, {**_COSXL, "sigma_max": sigma[0]}))
     if SCHEDULER in metadata:
         return Told(_sampled_with(config, _kept(metadata[SCHEDULER])))
     scheduler = config["scheduler"]
@@ -59,7 +61,7 @@ def told_by_file(
     elif marked:
         said["prediction_type"] = marked
     elif bias is not None and is_base:
-        by_step = _SD2_STEPS.get(int(read(_STEP).flatten()[0])) if shapes.get(_STEP) in ((), (1,)) else None
+        by_step = _SD2_STEPS.get(_values(read(_STEP))[0]) if shapes.get(_STEP) in ((), (1,)) else None
         said["prediction_type"] = guessed = by_step or _sd2(bias, read)
         notes.append(
             f"The file does not say what it predicts; by its {_STEP if by_step else 'weights'} it is taken "

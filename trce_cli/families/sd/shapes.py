@@ -23,6 +23,7 @@ _KNOWN: Final[Mapping[str, Sequence[Any]]] = {
     "conv_out_kernel": (3,),
     "attention_type": ("default",),
 }
+_MOST: Final = 64  # levels, layers and blocks in a row
 _BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 _VAE_BLOCKS: Final = {"DownEncoderBlock2D", "UpDecoderBlock2D"}
 
@@ -55,18 +56,26 @@ def unet_weights(config: Mapping[str, Any]) -> dict[str, Shape] | None:
 def built_by(
     config: Mapping[str, Any], shapes: Mapping[str, Shape], diffusers: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What of a U-Net's configuration its weights say otherwise: layers, depths, and an embedded guidance.
+    """What of a U-Net's configuration its weights say otherwise: levels, layers, depths, and an embedded
+    guidance.
 
     shapes: of a single file's tensors. diffusers: the names of its U-Net's weights -> those in the file. A
     configuration of another build than the file's is made to fit as far as such things go.
     """
-    depth, names = len(config.get("block_out_channels") or (320, 640, 1280, 1280)), set(diffusers)
+    names = set(diffusers)
     if not names:
         return {}
+    numbers: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        for at, part in enumerate(parts):
+            if part.isdecimal():
+                numbers.setdefault(".".join(parts[:at]) + ".", set()).add(part)
 
     def count(start: str) -> int:
-        inner = [name[len(start) :].partition(".")[0] for name in names if name.startswith(start)]
-        return 1 + max((int(number) for number in inner if number.isdecimal()), default=-1)
+        """How many of these there are; beyond any real number one more, which the bounds refuse."""
+        found = numbers.get(start, set())
+        return next(number for number in range(_MOST + 2) if str(number) not in found or number > _MOST)
 
     def depths(side: str) -> list[list[int]]:
         return [
@@ -78,6 +87,9 @@ def built_by(
         ]
 
     said: dict[str, Any] = {}
+    depth = count("down_blocks.")
+    if depth != len(config.get("block_out_channels") or (320, 640, 1280, 1280)):
+        said |= _levels(depth, shapes, diffusers)
     entry = shapes.get(diffusers.get("conv_in.weight", ""), ())
     if len(entry) == 4 and entry[1] != config.get("in_channels", 4):
         said["in_channels"] = entry[1]
@@ -99,6 +111,19 @@ def built_by(
     guided = diffusers.get("time_embedding.cond_proj.weight")
     if guided and len(shapes[guided]) == 2 and shapes[guided][1] != config.get("time_cond_proj_dim"):
         said["time_cond_proj_dim"] = shapes[guided][1]
+    return said
+
+
+def _levels(depth: int, shapes: Mapping[str, Shape], diffusers: Mapping[str, str]) -> dict[str, Any]:
+    """What a configuration says of a U-Net's levels, where they are others than it says."""
+    entries = [diffusers.get(f"down_blocks.{level}.resnets.0.conv1.weight", "") for level in range(depth)]
+    widths = [shape[0] for shape in map(shapes.get, entries) if shape]
+    if not widths or len(widths) < depth:
+        return {}
+    said: dict[str, Any] = {"block_out_channels": widths}
+    for side in ("Down", "Up"):
+        attends = [f"{side.lower()}_blocks.{n}.attentions.0.norm.weight" in diffusers for n in range(depth)]
+        said[f"{side.lower()}_block_types"] = [f"{'CrossAttn' * it}{side}Block2D" for it in attends]
     return said
 
 
