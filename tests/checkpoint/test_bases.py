@@ -1,13 +1,16 @@
 """Bases are called by name in what is handed out, and found again by their hash."""
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from maps import random_map
 from trce_cli.checkpoint.bases import INDEX, public_name
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.same_model import same_weights
@@ -47,6 +50,26 @@ def base(tiny_sd1: Path, tmp_path: Path) -> Path:
 )
 def test_names_without_folders(given: str, told: str | None) -> None:
     assert public_name(given) == (told or Path("..").resolve().name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_no_text_are_told_as_text(trce: Callable[..., Any], base: Path) -> None:
+    odd = os.fsdecode(b"\xff")
+    random_map(base).save(Path(f"m{odd}.safetensors"))
+    base.rename(f"sd{odd}")
+    shutil.copyfile(f"sd{odd}/vae/config.json", f"sd{odd}/vae/{odd}.json")
+    shutil.copyfile(f"sd{odd}/vae/diffusion_pytorch_model.safetensors", f"sd{odd}/vae/x.{odd}.safetensors")
+    done = trce("apply", f"m{odd}.safetensors", f"sd{odd}", "-o", f"out{odd}")
+    assert done.status == 0, done.err
+    (entry,) = json.loads(Path(f"out{odd}/trce.json").read_text("utf-8"))["history"]
+    assert (entry["base"]["name"], entry["edits"][0]["file"]) == ("sd\ufffd", "m\ufffd.safetensors")
+    assert "vae/x.\ufffd.safetensors" in entry["base"]["files"]
+    Path(f"sd{odd}").rename("sd")
+    Path(f"c{odd}.txt").write_text("\n".join(f"a dog number {i}" for i in range(120)))
+    done = trce("map", "sd", "-p", "../blades.toml", "--prior", f"c{odd}.txt", *QUICK, "-o", "mapped")
+    assert done.status == 0, done.err
+    done = trce("generate", "sd", "a dog", "--steps", 1, "--width", 16, "--height", 16, "-o", f"p{odd}")
+    assert done.status == 0, done.err
 
 
 def test_nothing_handed_out_holds_a_path(trce: Callable[..., Any], base: Path, tmp_path: Path) -> None:

@@ -231,6 +231,8 @@ def test_another_kind_of_autoencoder_has_no_single_file(folder: Path, tmp_path: 
     assert (done.status, "AutoencoderTiny" in done.err) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert trce("map", folder, "-p", "weapons", "-o", tmp_path / "out").status == 0
+    with pytest.raises(BadInput, match="its VAE is an AutoencoderTiny"):
+        open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
 
 
 def test_an_inpainting_sibling_is_mapped_and_not_drawn(

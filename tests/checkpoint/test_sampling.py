@@ -172,6 +172,36 @@ def test_edm_models_are_mapped_and_drawn_and_not_steered(
     assert not (tmp_path / "steered").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("IPNDMScheduler", "its noise is that of IPNDMScheduler"),
+        ("CMStochasticIterativeScheduler", "its noise is that of CMStochasticIterativeScheduler"),
+        ("OfMyOwn", "diffusers has no scheduler OfMyOwn"),
+    ],
+)
+def test_a_scheduler_without_betas_is_kept_and_no_ddim(
+    name: str, said: str, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+    scheduler(folder, _class_name=name)
+    file = write_single_file(open_checkpoint(str(folder)), tmp_path / "x.safetensors", {}, {})
+    opened = open_checkpoint(str(file), config=tiny_sd1)
+    assert opened.family.sampling(opened.config)["scheduler"] == name
+    with pytest.raises(BadInput, match=said):
+        opened.family.denoise(opened).schedule(5)
+
+
+def test_marks_that_nobody_reads_are_told(tiny_sd1: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    for number, (base, is_told) in enumerate(((tiny_sd1, True), (tiny_sdxl, False))):
+        folder = Path(shutil.copytree(base, tmp_path / str(number)))
+        said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        scheduler(folder, _class_name="DDIMScheduler", **said)
+        opened = open_checkpoint(str(folder))
+        (told,) = (line for line in opened.family.lost_in_file(opened.config) if "is sampled" in line)
+        assert ("predicts v_prediction, zero terminal SNR yes" in told) == is_told
+
+
 FEW_STEPS: dict[str, Callable[[Path], None]] = {
     "LCM": lambda folder: scheduler(folder, _class_name="LCMScheduler"),
     "Turbo": lambda folder: scheduler(

@@ -48,6 +48,7 @@ def failing_app(error: BaseException) -> typer.Typer:
         (SafetensorError("a header"), 2, ["a header"]),
         (RuntimeError("Symlink loop from '/x'"), 2, ["Symlink loop"]),
         (ValueError("embedded null byte"), 2, ["null byte"]),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), 1, ["TMPDIR"]),
         (typer.Exit(3), 3, []),
     ],
 )

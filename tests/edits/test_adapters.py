@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.files import open_edit
+from trce_cli.errors import BadInput
 
 KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 CONV = "down_blocks.0.resnets.0.conv1.weight"
@@ -78,6 +79,57 @@ def test_diffusers_names_are_those_of_the_path(checkpoint: Checkpoint, tmp_path:
         tensors = dict(zip((f"{start}.{name}.weight" for name in names), (down, up), strict=True))
         found = applied(checkpoint, tmp_path, KEY, tensors, metadata)
         np.testing.assert_allclose(found, weight.double().numpy() + scale * up @ down)
+
+
+OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.weight"
+
+
+@pytest.mark.parametrize("before", ["", "unet.", "diffusion_model.", "base_model.model."])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("{}.lora_A.default.weight", "{}.lora_B.default.weight"),
+        ("{}.lora_down.weight", "{}.lora_up.weight"),
+        ("{}_lora.down.weight", "{}_lora.up.weight"),  # of attention processors
+    ],
+)
+@pytest.mark.parametrize("key", [KEY, OUT])
+def test_other_spellings_are_of_the_same_layer(
+    before: str, names: tuple[str, str], key: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    layer = before + key.removesuffix(".weight")
+    if "_lora." in names[0]:
+        layer = layer.removesuffix(".0").replace(".to_", ".processor.to_")
+    rows, columns = checkpoint.shape("denoiser", key)
+    factors = torch.randn(2, columns), torch.randn(rows, 2)
+    tensors = dict(zip((name.format(layer) for name in names), factors, strict=True))
+    save_file(tensors, tmp_path / "lora.safetensors")
+    ((found, edit),) = open_edit(tmp_path / "lora.safetensors").weight_edits(checkpoint).items()
+    assert found == key
+    weight = checkpoint.read("denoiser", key)
+    torch.testing.assert_close(edit(weight), weight.double() + (factors[1] @ factors[0]).double())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lora_unet_x.a1.weight", "is a GLoRA"),
+        ("lora_unet_x.oft_blocks", "is OFT"),
+        ("base_model.model.x.oft_R.weight", "is OFT"),
+        ("lora_unet_x.on_input", "is IA3"),
+        ("base_model.model.x.vera_lambda_b", "is VeRA"),
+        ("lora_unet_x.diff", "whole differences"),
+        ("lora_unet_x.w_norm", "whole differences"),
+        ("unet.x.lora_B.bias", r"is a LoRA with unet\.x\.lora_B\.bias, which cannot be applied"),
+        ("bundle_emb.x.clip_l", r"is a LoRA with bundle_emb\.x\.clip_l"),
+        ("model.diffusion_model.x.weight", r"is a LoRA with model\.diffusion_model\.x"),
+    ],
+)
+def test_what_cannot_be_applied_is_told_by_its_name(name: str, said: str, tmp_path: Path) -> None:
+    lora = {f"unet.{KEY.removesuffix('.weight')}.lora_{part}.weight": torch.ones(1, 1) for part in "AB"}
+    save_file({**lora, name: torch.ones(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(BadInput, match=said):
+        open_edit(tmp_path / "lora.safetensors")
 
 
 def applied(

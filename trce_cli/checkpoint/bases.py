@@ -18,7 +18,7 @@ from trce_cli.errors import BadInput, TrceError
 from trce_cli.prompts.home import EMBEDDED
 from trce_cli.system.cache import cache_folder
 from trce_cli.system.foreign import read_json, validated
-from trce_cli.system.paths import expanded, real_path
+from trce_cli.system.paths import as_text, expanded, real_path
 from trce_cli.system.whole import write_json
 
 INDEX: Final = "bases.json"
@@ -39,7 +39,7 @@ def public_name(name: str) -> str:
     is_path = name.startswith(("/", ".", "~"))
     with suppress(OSError):  # a name that no file can have
         is_path = is_path or expanded(name).exists()
-    return real_path(name).name or name if is_path else name
+    return as_text(real_path(name).name or name if is_path else name)
 
 
 def remember(checkpoint: Checkpoint, hashes: Hashes) -> None:
@@ -50,7 +50,7 @@ def remember(checkpoint: Checkpoint, hashes: Hashes) -> None:
     for key in keys:
         others = [other for other in told.pop(key, []) if other != place and os.path.exists(other)]
         told[key] = [place, *others][:EACH]
-    with suppress(TrceError, OSError):
+    with suppress(TrceError, OSError, UnicodeEncodeError):  # the last: of a path that is no text
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_json(cache_folder() / INDEX, dict(list(told.items())[-MOST:]))
 

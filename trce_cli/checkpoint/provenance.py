@@ -18,6 +18,7 @@ from trce_cli.checkpoint.measured import CARD
 from trce_cli.errors import BadInput
 from trce_cli.system.foreign import parse_json, validated
 from trce_cli.system.machine import __version__, peak_memory_bytes, versions
+from trce_cli.system.paths import as_text
 
 if TYPE_CHECKING:
     from trce_cli.checkpoint.checkpoint import Checkpoint, Hashes
@@ -113,7 +114,7 @@ def record(
             "layout": checkpoint.layout,
             "license": source_card(checkpoint).get("license"),
             "text_encoder": hashes.text_encoder,
-            "files": dict(hashes.files),
+            "files": {as_text(name): digest for name, digest in hashes.files.items()},
         },
         "presets": [
             {

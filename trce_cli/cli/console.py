@@ -47,6 +47,7 @@ _SYSTEM_REFUSALS = {
 
 # What libraries and pathlib raise for files and paths only, wherever that is: by class, or by what is said.
 _OF_FILES = {"SafetensorError", "PanicException", "DecompressionBombError", "UnidentifiedImageError"}
+_NO_TMP = "No usable temporary directory"  # Python's, without a path
 _OF_PATHS = ("Symlink loop from", "embedded null byte")
 
 # Characters: of a message, a table's cell, and a line of other text. What is longer is cut in the middle.
@@ -330,6 +331,8 @@ def explain(error: BaseException) -> TrceError | None:
         return TrceError(f"{reason}{where}.", "Nothing was left half-written; choose another place.")
     if type(error).__name__ in _OF_FILES:
         return BadInput(f"A file cannot be read: {first_line(error).rstrip('.')}.")
+    if isinstance(error, OSError) and str(error.strerror).startswith(_NO_TMP):
+        return TrceError("There is no folder for temporary files.", "Set TMPDIR to one that takes files.")
     if isinstance(error, RuntimeError | ValueError) and str(error).startswith(_OF_PATHS):
         return BadInput(f"A path cannot be used: {first_line(error).rstrip('.')}.")
     return None

@@ -1,5 +1,6 @@
 """Edit files: opened and checked, fitted to a checkpoint, and put one after the other."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -11,20 +12,22 @@ from trce_cli.checkpoint import hub
 from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, Checkpoint, Hashes
 from trce_cli.checkpoint.provenance import history, record
 from trce_cli.edits.edit import WeightEdit, same_but_for_rounding
-from trce_cli.edits.lora import Lora, is_lora, open_lora
+from trce_cli.edits.lora import MERGE, Lora, is_lora, open_lora
 from trce_cli.edits.map import MAP, Map, open_map
 from trce_cli.edits.weights import Weights, open_weights
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import may_be_denoiser, not_a_checkpoint
-from trce_cli.system.paths import expanded
+from trce_cli.system.paths import as_text, expanded
 from trce_cli.system.safetensors import SafetensorsFile, hash_file
 
 Edit = Map | Lora | Weights
 # What adapters of other kinds are called, and what is in the names of their tensors.
 _OTHER_ADAPTERS: Final = {
-    "a GLoRA": ".a1.weight",
-    "OFT": ".oft_",
-    "a LyCORIS file of whole differences": ".diff",
+    "a GLoRA": r"\.a1\.weight$",
+    "OFT": r"\.oft_\w+",
+    "IA3": r"\.(on_input|ia3_l)$",
+    "VeRA": r"\.vera_lambda_\w+",
+    "a LyCORIS file of whole differences": r"\.(diff|diff_b|w_norm|b_norm)$",
 }
 
 
@@ -79,14 +82,11 @@ def open_edit(path: str | Path) -> Edit:
     file = SafetensorsFile.open(path)
     if any(name.startswith(MAP) for name in file.tensors):
         return open_map(file)
+    for kind, part in _OTHER_ADAPTERS.items():
+        if any(re.search(part, name) for name in file.tensors):
+            raise BadInput(f"{path} is {kind}, which cannot be applied here.", MERGE)
     if is_lora(file):
         return open_lora(file)
-    for kind, part in _OTHER_ADAPTERS.items():
-        if any(part in name for name in file.tensors):
-            raise BadInput(
-                f"{path} is {kind}, which cannot be applied here.",
-                "Merge it into the checkpoint with the tool that it comes from.",
-            )
     if may_be_denoiser({name: info.shape for name, info in file.tensors.items()}):
         return open_weights(file)
     what = not_a_checkpoint(file.tensors) or "a file of another kind"
@@ -221,7 +221,7 @@ def record_apply(
     histories = [list(edit.made.history) if edit.made else [] for edit in edits]
     files = [
         {
-            "file": path.name,
+            "file": as_text(path.name),
             "sha256": hash_file(path),
             "form": type(edit).__name__.lower(),
             "history": entries,

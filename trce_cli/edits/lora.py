@@ -27,21 +27,27 @@ _SPELT: Final = {
     "lora.down.weight": _DOWN,
     "lora.up.weight": _UP,
     "lora_magnitude_vector.weight": _MAGNITUDE,
+    "lora_A.default.weight": _DOWN,  # with the name that PEFT gives an adapter which got none
+    "lora_B.default.weight": _UP,
 }
 _PARTS: Final = (
     *(_UP, _DOWN, _MID, "alpha", "dora_scale", _MAGNITUDE, *_SPELT),
     *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
 )
-_BEFORE: Final = ("unet", "transformer", "base_model.model")  # of diffusers' and PEFT's paths of layers
+# What stands before a layer's path in diffusers' files, PEFT's, ComfyUI's, and others'.
+_BEFORE: Final = ("unet.", "transformer.", "base_model.model.", "diffusion_model.", "")
 # A layer's name, kohya's or a path, and which part of its edit a tensor is.
-LORA: Final = re.compile(
-    rf"(lora_(?!te)\w+|(?:{'|'.join(map(re.escape, _BEFORE))})(?:\.\w+?)+)"
+_LORA: Final = re.compile(
+    rf"(lora_(?!te)\w+|\w+?(?:\.\w+?)+)"
     rf"\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})"
 )
+# How diffusers before 0.22 named what its attention processors held: the layers that these were of.
+_PROCESSOR: Final = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight$")
 # What the names of a text encoder's tensors begin with, and what follows a layer's name in them.
 _OF_TEXT: Final = ("lora_te", "text_encoder")
 _BEHIND: Final = re.compile(r"\.(lora|alpha|dora_scale|hada|lokr)")
+MERGE: Final = "Merge it into the checkpoint with the tool that it comes from."
 _PEFT: Final = "lora_adapter_metadata"  # the metadata in which diffusers keeps PEFT's configuration
 
 
@@ -84,7 +90,7 @@ class Lora:
         keys = checkpoint.keys("denoiser")
         names = {name: key for key in keys for name in checkpoint.names.kohya(key)}
         for key in keys:
-            names |= {f"{start}.{key.removesuffix('.weight')}": key for start in _BEFORE}
+            names |= {start + key.removesuffix(".weight"): key for start in _BEFORE}
         edits: dict[str, WeightEdit] = {}
         for layer, parts in self.parts.items():
             if layer not in names:
@@ -165,18 +171,18 @@ def _factor(parts: Mapping[str, Tensor], number: int) -> tuple[Tensor, int | Non
     return a @ b, len(b)
 
 
-def split(name: str) -> tuple[str, str]:
-    """The layer and the part that a tensor's name says; BadInput for no name of a LoRA's tensor."""
-    if not (found := LORA.fullmatch(name)):
-        raise BadInput(f"{name!r} is no tensor of a LoRA.")
+def split(name: str) -> tuple[str, str] | None:
+    """The layer of a denoiser and the part that a tensor's name says; None for no name of such a tensor."""
+    name = _PROCESSOR.sub(lambda at: f".{at[1].replace('to_out', 'to_out.0')}.lora.{at[2]}.weight", name)
+    if name.startswith(_OF_TEXT) or not (found := _LORA.fullmatch(name)):
+        return None
     layer, part = found.groups()
     return layer, _SPELT.get(part, part)
 
 
 def is_lora(file: SafetensorsFile) -> bool:
-    """Whether all of a file's tensors are of layers of a denoiser, or of a text encoder."""
-    names = file.tensors
-    return bool(names) and all(LORA.fullmatch(name) or name.startswith(_OF_TEXT) for name in names)
+    """Whether some of a file's tensors are of layers of a denoiser, or of a text encoder."""
+    return any(split(name) or (name.startswith(_OF_TEXT) and _BEHIND.search(name)) for name in file.tensors)
 
 
 def open_lora(file: SafetensorsFile) -> Lora:
@@ -187,12 +193,14 @@ def open_lora(file: SafetensorsFile) -> Lora:
         raise BadInput(
             f"{file.path} is a LoRA of the text encoder alone ({len(text)} layers), and that is never "
             "changed here.",
-            "Merge it into the checkpoint with the tool that it comes from.",
+            MERGE,
         )
     for name, info in file.tensors.items():
         if name.startswith(_OF_TEXT):
             continue
-        layer, part = split(name)
+        if (of := split(name)) is None:
+            raise BadInput(f"{file.path} is a LoRA with {name}, which cannot be applied here.", MERGE)
+        layer, part = of
         parts.setdefault(layer, {})[part] = name
         if info.dtype not in FLOATS or (part == "alpha" and info.shape not in ((), (1,))):
             raise _no_factor(file, name)

@@ -9,6 +9,7 @@ from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.home import home_of
 from trce_cli.errors import BadInput
 from trce_cli.prompts.files import read_prompts
+from trce_cli.system.paths import as_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def choose_prior(
     if file is None:
         source, benign = home.name, home.captions()
     else:
-        source, benign = file.name, [prompt.text for prompt in read_prompts(file, note=note)]
+        source, benign = as_text(file.name), [prompt.text for prompt in read_prompts(file, note=note)]
     taken = set(map(_plain, benign))
     kept = tuple(canary for canary in home.canaries() if _plain(canary) not in taken)
     if not kept:

@@ -15,6 +15,7 @@ from trce_cli.images.schedulers import own_scheduler, scheduler_name
 from trce_cli.images.settings import DrawSettings
 from trce_cli.prompts.files import Prompt
 from trce_cli.settings import MAX_SEED
+from trce_cli.system.paths import as_text
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import hash_file
 from trce_cli.system.shards import digest
@@ -154,7 +155,7 @@ def picture_files(checkpoint: Checkpoint, report: Report = no_report) -> dict[st
     """
     hashes = {}
     for name, path in sorted(checkpoint.drawn_from().items()):
-        hashes[name] = hash_file(path)
+        hashes[as_text(name)] = hash_file(path)
         report(1)
     checkpoint.check_unchanged()
     return hashes

@@ -17,6 +17,11 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(expanded(path)))
 
 
+def as_text(name: str) -> str:
+    """The name of a file as what is written can hold it: bytes that are no UTF-8 are replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def existing(path: Path) -> Path:
     """`path`, or the innermost of the folders around it that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())

@@ -196,7 +196,7 @@ class StableDiffusion:
 
         base = configs.tables(self.key)
         return [
-            *sampling.lost_in_file(config, base),
+            *sampling.lost_in_file(config, base, are_read=self.pooled),
             *(
                 f"Other tools refuse a single file whose {spec.folder} has {count:,} {what}."
                 for spec in self.encoders

@@ -15,7 +15,8 @@ from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.clip.spec import EncoderSpec, max_clip_skip
 from trce_cli.families.load import load_strictly, quiet_libraries
 from trce_cli.families.sd.denoiser import load_unet
-from trce_cli.families.sd.sampling import check_scheduler, class_of
+from trce_cli.families.sd.sampling import check_scheduler
+from trce_cli.families.sd.schedule import own_scheduler
 
 
 def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
@@ -63,6 +64,11 @@ def load(
             f"{weights.path} holds no VAE, which drawing needs.",
             "Get the form of this checkpoint that has its VAE in it.",
         )
+    if (kind := weights.config["vae"].get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise BadInput(
+            f"{weights.name} is not drawn here: its VAE is an {kind}.",
+            "`trce map` and `trce apply` work on it.",
+        )
     texts = load_text_encoders(weights, encoders, device, dtype)
     parts: dict[str, Any] = dict(zip((spec.folder for spec in encoders), texts, strict=True))
     parts |= zip((spec.tokenizer for spec in encoders), load_tokenizers(weights, encoders), strict=True)
@@ -75,21 +81,11 @@ def load(
         diffusers.AutoencoderKL.from_config, weights, "vae", device, lambda key: dtype
     )
     with refusing(f"{weights.name} cannot be loaded"):
-        parts["scheduler"] = _own_scheduler(weights)
+        parts["scheduler"] = own_scheduler(weights.config).from_config(dict(weights.config["scheduler"]))
         pipe = getattr(diffusers, pipeline).from_pretrained(weights.folder(), local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()
     return pipe.to(device)
-
-
-def _own_scheduler(weights: Weights) -> Any:
-    """As the checkpoint's configurations say, which for a single file need not be what the folder says."""
-    import diffusers
-
-    made: Any = getattr(diffusers, class_of(weights.config), None)
-    if diffusers.SchedulerMixin not in getattr(made, "__mro__", ()):
-        raise BadInput(f"diffusers has no scheduler {class_of(weights.config)}.")
-    return made.from_config(dict(weights.config["scheduler"]))
 
 
 def scheduler(pipe: Any, wanted: str, offset: Mapping[str, int]) -> Any:

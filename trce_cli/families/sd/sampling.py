@@ -147,8 +147,7 @@ def _kept(text: str) -> dict[str, Any]:
     where = f"The metadata {SCHEDULER}"
     table = parse_json(text, where)
     validated(Scheduler, table, where)
-    name = str(table.get("_class_name"))
-    if not (name.isidentifier() and name.endswith("Scheduler")):
+    if not isinstance(table.get("_class_name"), str):
         raise BadInput(f"{where} names no scheduler.")
     return dict(table)
 
@@ -193,15 +192,21 @@ def sampling(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def lost_in_file(config: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Sentences on what other readers will not find in a single file."""
+def lost_in_file(
+    config: Mapping[str, Mapping[str, Any]], base: Mapping[str, Mapping[str, Any]], are_read: bool
+) -> list[str]:
+    """Sentences on what other readers will not find in a single file.
+
+    are_read: whether they look for the tensors that mark v-prediction and noise alone at the end.
+    """
     tensors, kept = marks(config, base)
     if not kept:
         return []
     told = {what: value for what, value in sampling(config).items() if sampling(base)[what] != value}
-    if V_PRED in tensors:
+    if V_PRED in tensors and are_read:
         del told["predicts"]
-    told.pop("zero terminal SNR", None)
+    if ZERO_SNR in tensors and are_read:
+        told.pop("zero terminal SNR", None)
     if not told and not few_steps(config):
         return []
     said = ", ".join(f"{what} {value}" for what, value in told.items()) or "its noise schedule"

@@ -1,14 +1,28 @@
 """SD's noise schedule, sampled with DDIM."""
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
-from trce_cli.families.sd.sampling import class_of, few_steps, is_edm
+from trce_cli.families.sd.sampling import class_of, few_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def own_scheduler(config: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Diffusers' class of the scheduler that configurations say, for a single file not always the folder's.
+
+    BadInput where there is none of that name.
+    """
+    import diffusers
+
+    made: Any = getattr(diffusers, class_of(config), None)
+    if diffusers.SchedulerMixin not in getattr(made, "__mro__", ()):
+        raise BadInput(f"diffusers has no scheduler {class_of(config)}.")
+    return made
 
 
 class Ddim:
@@ -20,8 +34,9 @@ class Ddim:
     def __init__(self, weights: Weights, steps: int, offset: Mapping[str, int]) -> None:
         from diffusers import DDIMScheduler
 
-        own = class_of(weights.config)
-        why = f"its noise is that of {own}" if is_edm(own) else few_steps(weights.config)
+        made = own_scheduler(weights.config)
+        has_betas = "beta_start" in inspect.signature(made).parameters
+        why = few_steps(weights.config) if has_betas else f"its noise is that of {made.__name__}"
         if weights.config["denoiser"].get("in_channels", 4) != 4:
             why = "it fills in pictures"
         if why:
