@@ -269,6 +269,28 @@ def test_a_single_file_of_the_transformer_alone_is_edited_in_place(
     torch.testing.assert_close(draw(load(tmp_path / "whole")), draw(load(edited / "out")), rtol=0, atol=2e-4)
 
 
+def test_a_file_in_bf16_is_of_the_folders_text_encoder(
+    edited: Path, folder: Path, tmp_path: Path, trce: Callable[..., Any]
+) -> None:
+    """The norm before the door belongs to it, and is all of it that the file holds."""
+    state = load_file(tiny.z_image_file(folder, tmp_path / "whole.safetensors"))
+    file, name = tmp_path / "file.safetensors", f"model.diffusion_model.{NORM}"
+    save_file({key: value.bfloat16() for key, value in state.items()}, file, metadata={"format": "pt"})
+    line = ["apply", edited / "out.map.safetensors", file, "--config", folder]
+    run = trce(*line, "-o", tmp_path / "out.safetensors")
+    assert run.status == 0, run.err
+    torch.testing.assert_close(
+        load_file(tmp_path / "out.safetensors")[f"model.diffusion_model.{DOOR}"].float(),
+        load_file(edited / "out.safetensors")[DOOR],
+        rtol=0.02,
+        atol=0.02,
+    )
+    save_file(state | {name: state[name] * 1.01}, file, metadata={"format": "pt"})  # another norm
+    run = trce(*line, "-o", tmp_path / "no.safetensors")
+    assert run.status == 2
+    assert "--allow-other-text-encoder" in run.err
+
+
 def test_a_wide_map_is_kept_in_two_factors_and_does_the_same(
     checkpoint: Checkpoint, edited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Weights into modules, strictly: nothing is left at random values."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,6 +124,7 @@ def load_denoiser(
     train: bool = False,
 ) -> M:
     """The denoiser, frozen, in `dtype`; for training what stage 2 tunes is float32 and has gradients."""
+    quiet_libraries()
     module = load_strictly(
         make, weights, "denoiser", device, lambda key: torch.float32 if train and is_tuned(key) else dtype
     )
@@ -145,3 +147,4 @@ def quiet_libraries() -> None:
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", module=rf"{library.__name__}\.")
