@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -294,6 +295,24 @@ def test_weights_that_are_missing_or_not_finite_are_told(
 def chroma(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue("tiny_chroma")
     return found
+
+
+def test_a_tokenizer_without_its_fast_form_says_what_it_needs(
+    chroma: Path, tmp_path: Path, trce: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Chroma's repository has it: a SentencePiece model alone."""
+    copy = shutil.copytree(chroma, tmp_path / "copy")
+    (copy / "tokenizer/tokenizer.json").unlink()
+    (copy / "tokenizer/spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)  # as where it is not installed
+    (tmp_path / "blades.toml").write_text(PRESET)
+    run = trce("map", copy, "-p", tmp_path / "blades.toml", "-o", tmp_path / "out")
+    assert run.status == 2
+    assert "needs sentencepiece" in run.err
+    assert "trce[sentencepiece]" in run.err
+    assert not (tmp_path / "out").exists()
+    file = tiny.flux_file(chroma, tmp_path / "file.safetensors")
+    assert "tokenizer/spiece.model" in open_checkpoint(str(file), config=copy).drawn_from()
 
 
 @torch.no_grad()

@@ -494,7 +494,7 @@ def test_a_hub_id_gives_what_a_single_file_lacks_and_no_more(
     checkpoint = open_checkpoint(str(file), config="someone/z-image")
     assert asked["repo_id"] == "someone/z-image"
     assert "transformer/*.safetensors" in asked["ignore_patterns"]
-    assert "*.jinja" in asked["allow_patterns"]
+    assert {"*.jinja", "*/spiece.model"} <= set(asked["allow_patterns"])
     assert set(checkpoint.parts) == {"text_encoder", "vae"}
     assert {"text_encoder/model.safetensors", "tokenizer/tokenizer_config.json"} <= set(
         checkpoint.drawn_from()

@@ -102,7 +102,7 @@ def fetched(
     return folder
 
 
-_TEXTS: Final = ("*.json", "*.txt", "*.jinja", "*.md", "LICENSE*")
+_TEXTS: Final = ("*.json", "*.txt", "*.jinja", "*/spiece.model", "*.md", "LICENSE*")
 
 
 def _check_held(repository: str, held: Sequence[str]) -> None:

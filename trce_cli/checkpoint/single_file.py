@@ -67,7 +67,7 @@ class SingleFile(Checkpoint):
 def _texts(folder: Path, family: Family, names: Iterable[str]) -> dict[str, Path]:
     """Of the files in a diffusers folder its configurations and tokenizers, each a file of that folder."""
     parts = (family.denoiser, *family.weight_parts, *family.other_parts)
-    found = [name for name in names if name.endswith((".json", ".txt", ".jinja"))]
+    found = [name for name in names if name.endswith((".json", ".txt", ".jinja", ".model"))]
     return {name: inside(folder, name) for name in found if name.rpartition("/")[0] in parts}
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,14 +43,36 @@ def check_embeddings(*embeddings: Tensor) -> None:
 
 
 def fast_tokenizer(folder: Path) -> Any:
-    """A tokenizer in its fast form that can pad, from local files only; BadInput for any other."""
+    """A tokenizer in its fast form that can pad, from local files only; BadInput for any other.
+
+    Some are published as a SentencePiece model alone, which transformers converts by two further packages.
+    """
     from transformers import AutoTokenizer
 
+    if (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():
+        missing = [
+            package
+            for package, name in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf"))
+            if not _is_installed(name)
+        ]
+        if missing:
+            raise BadInput(
+                f"The tokenizer in {folder} is a SentencePiece model, which needs {' and '.join(missing)}.",
+                "pip install 'trce[sentencepiece]'",
+            )
     with refusing(f"The tokenizer in {folder} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
         raise BadInput(f"The tokenizer in {folder} has no fast form, or no token to pad with.")
     return tokenizer
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def spread(words: Iterable[str], rank: Mapping[str, int], count: int | None) -> list[str]:
