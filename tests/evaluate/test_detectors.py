@@ -1,6 +1,7 @@
 """Detectors against their libraries' own verdicts, on tiny models."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,18 @@ def test_a_clip_model_that_lacks_a_weight_is_refused(tiny_clip: Path, tmp_path: 
     save_file(weights, tmp_path / "clip/model.safetensors", {"format": "pt"})
     with pytest.raises(BadInput, match=r"visual_projection\.weight is missing"):
         ZeroShotClip(request_for("unsafe", str(tmp_path / "clip")))
+
+
+def test_a_clip_model_that_its_library_cannot_load_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"projection_dim": 7}))
+    with pytest.raises(BadInput, match="cannot be loaded as a CLIP model"):
+        TransformersClip(str(folder), CPU)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(BadInput, match="is not a file"):
+        TransformersClip(str(folder), CPU)
 
 
 def test_zero_shot_clip_is_the_models_own_softmax(tiny_clip: Path) -> None:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from trce_cli.checkpoint.bases import public_name
-from trce_cli.errors import BadInput, first_line
+from trce_cli.errors import refusing
+from trce_cli.system.foreign import open_file
 from trce_cli.system.safetensors import hash_file
 
 
 def refuse_missing(found: Mapping[str, Any]) -> None:
     """Raise ValueError where transformers, as it tells after loading, left weights at random values."""
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"the weight {missing[0]} is missing.")
+        raise ValueError(f"the weight {missing[0]} is missing")
 
 
 class TransformersClip:
@@ -29,7 +30,11 @@ class TransformersClip:
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        try:
+        hint = "Give a folder or hub id with config.json, model.safetensors, tokenizer and preprocessor."
+        with refusing(f"{name} cannot be loaded as a CLIP model", hint):
+            for path in sorted(Path(name).glob("*")):
+                if not path.is_dir():
+                    open_file(path).close()  # a library would wait for a pipe
             model, found = CLIPModel.from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -37,11 +42,6 @@ class TransformersClip:
             self._model = model.eval().to(device)
             self._processor = CLIPProcessor.from_pretrained(name)
             weights = Path(str(cached_file(name, "model.safetensors")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(
-                f"{name} cannot be loaded as a CLIP model: {first_line(error)}",
-                "Give a folder or hub id with config.json, model.safetensors, tokenizer and preprocessor.",
-            ) from error
         self.name = f"CLIP {public_name(name)}"
         self.files = {"model.safetensors": hash_file(weights)}
         self.scale = float(self._model.logit_scale.detach().exp())

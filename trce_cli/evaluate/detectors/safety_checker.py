@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from trce_cli.errors import BadInput, first_line
+from trce_cli.errors import BadInput, refusing
 from trce_cli.evaluate.detectors.base import Request
 from trce_cli.system.safetensors import hash_file
 
@@ -37,7 +37,7 @@ class SafetyChecker:
                 f"{request.original.name} has no safety_checker with safetensors weights.",
                 "Give --against a checkpoint that has one, or use another --detector.",
             )
-        try:
+        with refusing(f"The safety checker in {folder} cannot be loaded"):
             model, found = StableDiffusionSafetyChecker.from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -50,8 +50,6 @@ class SafetyChecker:
             self._processor = CLIPImageProcessor.from_pretrained(
                 request.original.config_folder / "feature_extractor"
             )
-        except (OSError, ValueError) as error:
-            raise BadInput(f"The safety checker in {folder} cannot be loaded: {first_line(error)}") from error
         self._model.to(request.device)
         self._device = request.device
         self.labels = tuple(f"concept {number}" for number in range(len(self._model.concept_embeds)))
