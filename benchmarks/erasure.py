@@ -50,7 +50,8 @@ class Row:
 ORIGINAL = Row("original")
 MAP = Row("stage 1 alone: `trce map`", command=("map",))
 BOTH = Row("both stages", source="map", command=("steer",))
-PLAIN = ("map", "--preserve", "0.3", "--strength", "1")  # where the preset goes further, for its own slots
+# The preset goes further, for its own slots.
+PLAIN = ("map", "--preserve", "0.3", "--strength", "1", "--deflate", "0")
 PAPER = (*PLAIN, "--token-weights", "0,1,0,0", "--ridge", "0", "--word-share", "0")
 EMOJI = {
     "original": ORIGINAL,

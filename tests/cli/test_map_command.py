@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -248,6 +249,7 @@ def test_output_and_input_must_lie_apart(
         (("--preserve", "-1"), "-1"),
         (("--preserve", "nan"), "nan"),
         (("--strength", "inf"), "inf"),
+        (("--deflate", "1"), "1"),
         (("--token-weights", "0,0,0,0"), "0"),
         (("--token-weights", "1,2,3"), "1"),
         (("--token-weights", "a,b,c,d"), "a,b,c,d"),
@@ -440,12 +442,16 @@ def test_the_python_interface_solves_what_the_command_solves(
 ) -> None:
     import trce_cli
 
-    outcome = map_(
-        tiny_sd1, files / "edit.safetensors", "--as", "map", "--strength", "0.7", "--device", "cpu"
-    )
+    given = ("--strength", "0.7", "--deflate", "0.5", "--device", "cpu")
+    outcome = map_(tiny_sd1, files / "edit.safetensors", "--as", "map", *given)
     assert outcome.status == 0, outcome.err
-    ours = trce_cli.solve_map(tiny_sd1, files / "blades.toml", prior=files / "captions.txt", strength=0.7)
+    ours = trce_cli.solve_map(
+        tiny_sd1, files / "blades.toml", prior=files / "captions.txt", strength=0.7, deflate=0.5
+    )
     theirs = load_map(files / "edit.safetensors")
+    taken = theirs.made.history[0]["figures"]["deflated"]
+    assert taken > 0
+    assert re.search(rf"Dimensions taken away, of \d+ +│ +│ {taken} +│", outcome.out)
     changes = [each.streams["context"].change for each in (ours, theirs)]
     torch.testing.assert_close(*changes, rtol=1e-6, atol=1e-7)
     for name in ("settings", "presets", "base"):

@@ -193,6 +193,21 @@ def test_compounds_count_as_pairs_do_and_guards_look_at_one_concept(tiny_sd1: Pa
         assert solution.figures["cosine_to_safe"]["after"]["mean"] == pytest.approx(float(after.mean()), 1e-4)
 
 
+def test_a_map_is_deflated_at_its_strength_and_only_where_it_is_asked_for(tiny_sd1: Path) -> None:
+    checkpoint = open_checkpoint(str(tiny_sd1))
+    asked = MapSettings(preserve=0.05, ridge=1e-6, word_share=0.0, strength=2.5)
+    statistics = Statistics.of(checkpoint, PAIRS, PRIOR, [asked])
+    plain = statistics.solve(asked).streams["context"].matrix
+    values, vectors = torch.linalg.eig(plain)
+    assert 0 < (turned := int((values.real < 0.01).sum())) < len(plain)
+    deflated = statistics.solve(asked.model_copy(update={"deflate": 0.01}))
+    kept = torch.where(values.real < 0.01, 0, values)
+    expected = (vectors @ torch.diag(kept) @ torch.linalg.inv(vectors)).real
+    torch.testing.assert_close(deflated.streams["context"].matrix, expected, atol=1e-7, rtol=0)
+    assert deflated.figures["deflated"] == turned
+    assert "deflated" not in statistics.solve(asked).figures
+
+
 @pytest.mark.parametrize(("preserve", "strength", "ridge"), [(0.5, 1.0, 0.0), (20.0, 0.7, 1e-3)])
 def test_the_pooled_embedding_is_mapped_where_it_enters(
     tiny_sdxl: Path, preserve: float, strength: float, ridge: float

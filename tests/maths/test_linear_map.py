@@ -1,5 +1,6 @@
 """Linear maps: whole and factored ones do the same."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -86,3 +87,33 @@ def test_norm_is_the_largest_singular_value_of_the_change() -> None:
     assert factored().norm == pytest.approx(expected, rel=1e-12)
     assert whole.norm == pytest.approx(expected, rel=1e-6)
     assert whole.scaled(-0.5).norm == pytest.approx(expected / 2, rel=1e-6)
+
+
+def contracting(factored: bool) -> LinearMap:
+    """Eigenvalues of M: -0.4, 0.1 twice turning, 0.3, 0.8, 1.3, and 1 six times."""
+    change = torch.diag(torch.tensor([-1.4, -0.9, -0.9, -0.7, -0.2, 0.3], dtype=torch.float64))
+    change[1, 2], change[2, 1] = 0.5, -0.5
+    basis = random(WIDTH, WIDTH, seed=11)
+    up, down = basis[:, :6] @ change, torch.linalg.inv(basis)[:6]
+    return LinearMap((up, down)) if factored else LinearMap.of(up @ down)
+
+
+@pytest.mark.parametrize("is_factored", [False, True])
+@pytest.mark.parametrize(("least", "gone"), [(0.0, 1), (0.2, 3), (0.5, 4), (0.99, 5)])
+def test_what_is_left_of_too_little_is_taken_away_and_nothing_else(
+    is_factored: bool, least: float, gone: int
+) -> None:
+    linear = contracting(is_factored)
+    deflated, count = linear.deflated(least)
+    values, vectors = np.linalg.eig(linear.matrix.numpy())  # all of it, unlike there
+    assert int((values.real < least).sum()) == count == gone
+    expected = (vectors * np.where(values.real < least, 0, values)) @ np.linalg.inv(vectors)
+    np.testing.assert_allclose(deflated.matrix.numpy(), expected.real, atol=1e-10)
+    assert int(torch.linalg.matrix_rank(deflated.matrix, rtol=1e-9)) == WIDTH - gone
+    assert len(deflated.factors) == len(linear.factors)
+
+
+@each_map
+def test_nothing_is_taken_from_a_map_that_leaves_enough_everywhere(linear: LinearMap) -> None:
+    weak = linear.scaled(0.01)
+    torch.testing.assert_close(weak.deflated(0.5)[0].matrix, weak.matrix)

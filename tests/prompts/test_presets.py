@@ -127,7 +127,8 @@ def test_a_file_marked_as_utf8_by_its_editor_is_read(tmp_path):
             [
                 "map.lambda",
                 "unknown",
-                "preserve, word_share, word_prompts, ridge, token_weights, strength, compounds, clip_skip",
+                "preserve, word_share, word_prompts, ridge, token_weights, strength, deflate, compounds, "
+                "clip_skip",
             ],
         ),
         (

@@ -200,3 +200,6 @@ def _add_size(table: "Table", figures: dict[str, Any], part: dict[str, Any], of:
     table.add_row(f"{begin}pectral norm of the change", "", f"{part['norm']:.3g}", verdict)
     row = f"{'... c' if of else 'C'}ondition number, within rank {part['rank']} of {part['dim']}"
     table.add_row(row, "", f"{part['condition']:.2g}", NO_LIMIT)
+    if "deflated" in part:
+        row = f"{'... d' if of else 'D'}imensions taken away, of {part['dim']}"
+        table.add_row(row, "", str(part["deflated"]), NO_LIMIT)

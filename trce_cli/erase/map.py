@@ -260,6 +260,9 @@ def fit(
     fitter = targets.fitter()
     found = fitter.solve(P, settings.preserve, settings.ridge, cut_off)
     linear = found.map.scaled(settings.strength)
+    deflated = {}
+    if settings.deflate and linear.is_finite:
+        linear, deflated["deflated"] = linear.deflated(settings.deflate)
     check_moves(linear, fitter, weights)
     return linear, {
         "norm": linear.norm,
@@ -267,7 +270,7 @@ def fit(
         "rank": found.rank,
         "dim": len(P),
         "cut_off": cut_off,
-    }
+    } | deflated
 
 
 def door_changes(

@@ -48,6 +48,7 @@ def plan(
         "ridge": settings.ridge,
         "token_weights": list(slot_weights(checkpoint.family, settings.token_weights).values()),
         "strength": settings.strength,
+        "deflate": settings.deflate,
         "compounds": settings.compounds,
         "clip_skip": settings.clip_skip,
         "memory_bytes": _memory(checkpoint),

@@ -23,9 +23,9 @@ class MapSettings(MapTable):
 
     preserve: lambda. word_share: of the words in P; word_prompts: in how many prompts they stand at most.
     ridge: r as a share of the mean eigenvalue. token_weights: w in the order of the family's slots, or by
-    their names; None: the family's. strength: s in M_s = I + s (M - I), 1 is the full edit. compounds: see
-    `pairs.with_compounds`. clip_skip: the highest that is solved for. without: further streams that are left
-    alone.
+    their names; None: the family's. strength: s in M_s = I + s (M - I), 1 is the full edit. deflate: what of
+    M_s is taken away, see `LinearMap.deflated`; 0: nothing. compounds: see `pairs.with_compounds`. clip_skip:
+    the highest that is solved for. without: further streams that are left alone.
     """
 
     without: tuple[str, ...] = ()

@@ -67,6 +67,23 @@ class LinearMap:
         """M_s = I + s (M - I): 0 is the identity, 1 the full edit."""
         return LinearMap((strength * self.factors[0], *self.factors[1:]))
 
+    def deflated(self, least: float) -> tuple["LinearMap", int]:
+        """M (I - Q), with Q the spectral projector of M's eigenvalues whose real part is below `least` < 1.
+
+        What M leaves less than that share of, or turns round, is taken away altogether: M is singular there,
+        and no embedding whatever comes out along these directions. Other eigenvalues and eigenvectors are
+        kept. Also returns how many dimensions that are.
+        """
+        # D = up down has the eigenvalues of down up, but for zeros: these are M's of 1, which stay.
+        whole = len(self.factors) == 1
+        up, down = (self.change, torch.eye(self.width).double()) if whole else self.factors
+        right, left = (_span_below(each, least - 1) for each in (down @ up, (down @ up).mT))
+        X, Y = up @ right, down.mT @ left
+        Q = torch.linalg.solve(Y.mT @ X, X, left=False), Y.mT + (Y.mT @ up) @ down  # Q M, as two factors
+        if whole:
+            return LinearMap.of(up - Q[0] @ Q[1]), len(Q[1])
+        return LinearMap((torch.cat([up, -Q[0]], 1), torch.cat([down, Q[1]]))), len(Q[1])
+
     def __matmul__(self, then: "LinearMap") -> "LinearMap":
         """M_a M_b = I + a + b + a b; factored where both are, with the sum of their ranks."""
         if len(self.factors) == len(then.factors) == 2:
@@ -113,3 +130,12 @@ class LinearMap:
         )
         U, S, Vt = torch.linalg.svd(up @ down.mT)
         return left @ U, S, Vt @ right.mT
+
+
+def _span_below(matrix: Tensor, least: float) -> Tensor:
+    """An orthonormal basis, in columns, of eigenvectors whose eigenvalues have a real part below `least`."""
+    values, vectors = torch.linalg.eig(matrix)
+    chosen = (values.real < least) & (values.imag >= 0)  # of two that are conjugate one has both parts
+    turning = chosen & (values.imag > 0)
+    basis: Tensor = torch.linalg.qr(torch.cat([vectors[:, chosen].real, vectors[:, turning].imag], 1))[0]
+    return basis

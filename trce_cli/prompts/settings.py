@@ -88,6 +88,11 @@ class MapTable(Settings):
         1.0,
         description="How much of the edit to apply, 1 is all of it; else the preset's, else {default}.",
     )
+    deflate: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Directions of which the edit leaves less than this share, or which it turns round, are "
+        "taken away altogether, against attacks; 0 for none; else the preset's, else {default}.",
+    )
     compounds: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
         description="Further phrases a concept that name up to three more, against attacks that "
