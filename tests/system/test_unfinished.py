@@ -67,3 +67,17 @@ def test_a_run_that_is_done_leaves_nothing(tmp_path: Path) -> None:
         assert kept.folder == tmp_path / ".x.run"
         write_text(tmp_path / "x", "1")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def _fails_after(output: Path, made: tuple[str, ...]) -> None:
+    with unfinished(output, "run", {"a": 1}, force=False) as kept:
+        for name in made:
+            kept(name, lambda: {"found": torch.ones(1)})
+        raise BadInput("no")
+
+
+@pytest.mark.parametrize("made", [(), ("one",)])
+def test_a_run_that_fails_leaves_what_another_can_go_on_with(tmp_path: Path, made: tuple[str, ...]) -> None:
+    with pytest.raises(BadInput, match="no"):
+        _fails_after(tmp_path / "x", made)
+    assert [path.name for path in tmp_path.iterdir()] == [".x.run"][: len(made)]

@@ -95,7 +95,8 @@ def _not_kept(path: Path) -> BadInput:
 
 @contextmanager
 def unfinished(output: Path, kind: str, arguments: Mapping[str, Any], force: bool) -> Iterator[Kept]:
-    """With what a stopped run of these arguments, plain JSON values, made; removed when the block ends well.
+    """With what a stopped run of these arguments, plain JSON values, made; removed when the block ends well,
+    or before anything is kept.
 
     kind: of the run, the ending of the hidden folder's name. Raises BadInput where the folder holds a run of
     other arguments, which `force` drops, and where another process is at work in it.
@@ -109,7 +110,13 @@ def unfinished(output: Path, kind: str, arguments: Mapping[str, Any], force: boo
         clear_stale(folder)
         _check_arguments(folder, arguments, force)
         write_json(folder / RUN, arguments)
-        yield Kept(folder)
+        try:
+            yield Kept(folder)
+        except BaseException:
+            with suppress(OSError):  # what has ended the block is told
+                if {path.name for path in folder.iterdir()} == {RUN}:  # nothing to go on with
+                    _remove(folder)
+            raise
         _remove(folder)
     finally:
         os.close(handle)
