@@ -13,6 +13,7 @@ from trce_cli.checkpoint.scaled import BESIDE, scale_of
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Shape, Stored
 from trce_cli.families.registry import FAMILIES, family_of_file, family_of_folder
+from trce_cli.system.foreign import check_unchanged
 from trce_cli.system.paths import inside
 from trce_cli.system.safetensors import SafetensorsFile
 
@@ -116,7 +117,8 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
     configs = Configs(folder, family.denoiser, told.config)
     try:
         family.check(configs)
-    except BadInput as error:  # the folder alone was fine
+    except BadInput as error:  # the folder alone was fine, unless it has changed since
+        check_unchanged({folder / relative: identity for relative, identity in before.items()})
         raise BadInput(f"By what {path} says of itself {error.message}", OTHER_BUILD) from None
     names = family.names(configs)
     places = names.from_file(shapes)
