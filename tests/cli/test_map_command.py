@@ -308,7 +308,8 @@ def test_broken_checkpoints_are_refused_in_one_sentence(
         (("--strength", "0"), "would do nothing"),
         (("--preserve", "1e12"), "would do nothing"),
         (("--token-weights", "1,0,0,0"), "would do nothing"),
-        (("--strength", "1e60"), "more than the --max-collateral"),
+        (("--strength", "1e20"), "more than the --max-collateral"),
+        (("--strength", "1e200"), "not finite"),
     ],
 )
 def test_an_edit_that_does_nothing_or_is_ruinous_fails(

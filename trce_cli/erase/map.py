@@ -325,4 +325,6 @@ def relative_change(weight: Tensor, moment: Tensor, moved: Tensor, name: str) ->
         raise BadInput(f"{name} holds NaN or infinite values.", "Download or copy the checkpoint again.")
     # The sum over captions of |W c|^2 is the trace of W P W^T.
     before, after = (float((W @ P.float() * W).sum()) for P in (moment, moved))
+    if not math.isfinite(after):  # more than float32 holds
+        return math.inf
     return math.sqrt(max(after, 0) / before) if before else 0.0

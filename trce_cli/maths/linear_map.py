@@ -46,8 +46,8 @@ class LinearMap:
 
     @property
     def is_finite(self) -> bool:
-        """Whether it holds neither NaN nor infinity."""
-        return all(bool(torch.isfinite(factor).all()) for factor in self.factors)
+        """Whether it holds neither NaN nor infinity, in float32 either, in which maps are kept and hooked."""
+        return all(bool(torch.isfinite(factor.float()).all()) for factor in self.factors)
 
     @property
     def norm(self) -> float:
