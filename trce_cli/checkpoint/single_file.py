@@ -115,11 +115,12 @@ def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
         raise BadInput(f"{path} is of the family {family.name}, and {folder} of {meant.name}.")
     told = family.told_by_file(shapes, file.metadata, file.read, configs, config is None)
     configs = Configs(folder, family.denoiser, told.config)
-    try:
-        family.check(configs)
-    except BadInput as error:  # the folder alone was fine, unless it has changed since
-        check_unchanged({folder / relative: identity for relative, identity in before.items()})
-        raise BadInput(f"By what {path} says of itself {error.message}", OTHER_BUILD) from None
+    if told.config:  # else the folder's own, which were checked
+        try:
+            family.check(configs)
+        except BadInput as error:  # the folder alone was fine, unless it has changed since
+            check_unchanged({folder / relative: identity for relative, identity in before.items()})
+            raise BadInput(f"By what {path} says of itself {error.message}", OTHER_BUILD) from None
     names = family.names(configs)
     places = names.from_file(shapes)
     denoiser = {ours: at.name for ours, at in places["denoiser"].items()}

@@ -8,6 +8,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.base import Configs
 from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
+from trce_cli.families.tokenizer_files import check_files
 from trce_cli.system.foreign import validated
 
 Heads = Annotated[int, Field(ge=1, le=1 << 10)]
@@ -33,7 +34,9 @@ class Llm(BaseModel):
 
 
 def check(config: Configs, spec: LlmSpec) -> None:
-    """Raise BadInput where the configuration lacks a size, or asks for what is not computed here."""
+    """Raise BadInput where the configuration lacks a size, or asks for what is not computed here, and for a
+    tokenizer that is not to be read.
+    """
     where = config.path / spec.folder / "config.json"
     told: Any = config[spec.folder]
     if (kind := told.get("model_type")) != spec.kind:
@@ -52,3 +55,4 @@ def check(config: Configs, spec: LlmSpec) -> None:
     slides = set(found.layer_types or []) - {"full_attention"}
     if (slides or found.use_sliding_window) and (found.sliding_window or 0) < spec.limit:
         raise BadInput(f"{where}: its attention sees fewer tokens than a prompt may have.")
+    check_files(config.path / spec.tokenizer)

@@ -12,7 +12,6 @@ from trce_cli.families.flow_config import Autoencoder, Width, check_parts
 from trce_cli.families.flux.spec import CHROMA_T5, CLIP, T5
 from trce_cli.families.t5 import config as t5
 from trce_cli.families.t5.spec import T5Spec
-from trce_cli.families.tokenizer_files import check_files
 
 Layers = Annotated[int, Field(ge=0, le=256)]
 
@@ -87,7 +86,6 @@ def _check(config: Configs, model: type[_Blocks], spec: T5Spec, name: str) -> No
             f"a variant that sees pictures, not {name} for prompts."
         )
     _same(config, "joint_attention_dim", found, spec.folder, "d_model")
-    check_files(config.path / spec.tokenizer)
 
 
 def _same(config: Configs, ours: str, found: _Blocks, folder: str, theirs: str) -> None:

@@ -11,7 +11,6 @@ from trce_cli.families.causal_llm import config as llm
 from trce_cli.families.causal_llm.names import states_width
 from trce_cli.families.causal_llm.spec import LlmSpec
 from trce_cli.families.flow_config import Convolutional, Width, check_parts
-from trce_cli.families.tokenizer_files import check_files
 from trce_cli.system.foreign import validated
 
 Layers = Annotated[int, Field(ge=0, le=256)]
@@ -88,4 +87,3 @@ def check(config: Configs, spec: LlmSpec) -> None:
         raise BadInput(
             f"{where}: joint_attention_dim is {found.joint_attention_dim}; the text encoder gives {width}."
         )
-    check_files(config.path / spec.tokenizer)

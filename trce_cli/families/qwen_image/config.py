@@ -12,7 +12,6 @@ from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
 from trce_cli.families.flow import Scheduler
 from trce_cli.families.flow_config import Width, check_parts
-from trce_cli.families.tokenizer_files import check_files
 
 LATENTS: Final = 128  # a side of what is drawn, as diffusers' pipeline has it
 
@@ -85,7 +84,6 @@ def check(config: Configs, spec: LlmSpec) -> None:
         raise BadInput(
             f"{where}: joint_attention_dim is {found.joint_attention_dim}; the text encoder gives {width}."
         )
-    check_files(config.path / spec.tokenizer)
 
 
 def canvas(weights: Weights) -> Canvas:

@@ -13,7 +13,6 @@ from trce_cli.families.flow import Scheduler
 from trce_cli.families.flow_config import Autoencoder, Width, check_parts
 from trce_cli.families.sd3.spec import CLIPS, T5, reads_t5
 from trce_cli.families.t5 import config as t5
-from trce_cli.families.tokenizer_files import check_files
 
 Block = Annotated[int, Field(ge=0, le=255)]
 
@@ -70,7 +69,6 @@ def check(config: Configs) -> None:
             raise BadInput(
                 f"{where}: joint_attention_dim is {found.joint_attention_dim}; the {T5.folder} gives {width}."
             )
-        check_files(config.path / T5.tokenizer)
 
 
 def canvas(weights: Weights) -> Canvas:

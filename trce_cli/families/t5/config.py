@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.families.base import Configs
 from trce_cli.families.t5.spec import T5Spec
+from trce_cli.families.tokenizer_files import check_files
 from trce_cli.system.foreign import validated
 
 Size = Annotated[int, Field(ge=1, le=1 << 16)]
@@ -29,5 +30,8 @@ class T5(BaseModel):
 
 
 def check(config: Configs, spec: T5Spec) -> None:
-    """Raise BadInput where the configuration lacks a size or asks for what is not computed here."""
+    """Raise BadInput where the configuration lacks a size or asks for what is not computed here, and for a
+    tokenizer that is not to be read.
+    """
     validated(T5, dict(config[spec.folder]), str(config.path / spec.folder / "config.json"))
+    check_files(config.path / spec.tokenizer)

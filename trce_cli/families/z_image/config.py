@@ -10,7 +10,6 @@ from trce_cli.families.base import Configs
 from trce_cli.families.causal_llm import config as llm
 from trce_cli.families.causal_llm.spec import LlmSpec
 from trce_cli.families.flow_config import Autoencoder, Width, check_parts
-from trce_cli.families.tokenizer_files import check_files
 
 Layers = Annotated[int, Field(ge=0, le=256)]
 Axes = Annotated[list[Annotated[int, Field(ge=1, le=1 << 16)]], Field(min_length=1, max_length=8)]
@@ -50,4 +49,3 @@ def check(config: Configs, spec: LlmSpec) -> None:
     llm.check(config, spec)
     if (width := config[spec.folder]["hidden_size"]) != found.cap_feat_dim:
         raise BadInput(f"{where}: cap_feat_dim is {found.cap_feat_dim}; the text encoder's width is {width}.")
-    check_files(config.path / spec.tokenizer)
