@@ -1,6 +1,7 @@
 """Settings: given, recommended, default; and the plan."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from trce_cli.erase.map_plan import plan
 from trce_cli.erase.prior import Prior
 from trce_cli.erase.settings import MapSettings, choose_map_settings
 from trce_cli.errors import BadInput
+from trce_cli.families.base import Family
 from trce_cli.families.registry import FAMILIES
 from trce_cli.families.slots import slot_weights
 from trce_cli.prompts.pairs import PromptPair
 from trce_cli.prompts.presets import load_preset
+from trce_cli.prompts.settings import MapTable
 
 SD1 = FAMILIES[0]
 NOTHING = {"preserve": None, "token_weights": None, "strength": None}
@@ -52,6 +55,13 @@ def test_token_weights_are_for_the_slots_of_the_family(weights: object) -> None:
 def test_token_weights_by_name_are_those_in_order() -> None:
     settings, _ = choose_map_settings({"token_weights": {"KEYWORD": 0.5, "FIRST_EOT": 1}}, [], SD1)
     assert settings.token_weights == (0, 1, 0, 0.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.key)
+def test_the_help_names_the_lambda_that_a_family_is_mapped_with(family: Family) -> None:
+    told = (MapTable.model_fields["preserve"].description or "").format(default=MapTable().preserve)
+    used = choose_map_settings({}, [], family)[0].preserve
+    assert re.search(rf"\b{used:g}[ .]", told.partition("which is")[2])
 
 
 def test_given_beats_recommended_beats_default(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def choose_map_settings(
     """
     chosen = _without_none(given)
     parts = [part for part in every_part(presets) if _are_slots(family, part.map.token_weights)]
-    default = {"preserve": family.defaults.preserve}
+    default = _without_none({"preserve": family.defaults.preserve})
     settings = MapSettings.of(default | recommended(parts, "map") | chosen, option_name)
     weights = tuple(slot_weights(family, settings.token_weights).values())
     settings = settings.model_copy(update={"token_weights": weights})

@@ -188,7 +188,8 @@ class Defaults:
     slots: the slots that are mapped, with their weights; guards measure at these. kohya: the base model as a
     LoRA's metadata names it, `ss_base_model_version`. tags, doors: what model cards are tagged with, and
     call the doors. whole_file: the class of diffusers that loads a single file with all parts, if any.
-    moved: limits of how far these slots have to be moved; None: those of CLIP. preserve: lambda.
+    moved: limits of how far these slots have to be moved; None: those of CLIP. preserve: lambda; None: the
+    default of presets' `[map]`.
     """
 
     guidance: float
@@ -198,7 +199,7 @@ class Defaults:
     doors: str
     whole_file: str | None = None
     moved: Limits | None = None
-    preserve: float = 1.0  # a benign caption counts as much as a prompt pair
+    preserve: float | None = None
 
     @property
     def meaning(self) -> dict[str, float]:
