@@ -232,7 +232,7 @@ def test_every_route_draws_the_same(edited: Path, folder: Path, pipe: Any) -> No
 
     with safe_open(edited / "out.lora.safetensors", "pt") as file:
         assert set(file.keys()) == {
-            f"lora_unet_cap_embedder_1.{part}" for part in ("alpha", "lora_down.weight", "lora_up.weight")
+            f"transformer.cap_embedder.1.{part}.weight" for part in ("lora_A", "lora_B")
         }
     pipe.load_lora_weights(edited / "out.lora.safetensors")
     torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=2e-4)
@@ -450,7 +450,7 @@ def test_stage_2_trains_the_attention_of_the_main_layers(
     (tmp_path / "blades.toml").write_text(PRESET + steer + "max_steps = 3\n")
     run = trce(
         "steer", edited / "out", "-p", tmp_path / "blades.toml", "-o", tmp_path / "steered",
-        "--device", "cpu", "--max-drift", 1000,
+        "--device", "cpu", "--max-drift", 1000, "--as", "diffusers", "--as", "lora", "--energy", 1,
     )  # fmt: skip
     assert run.status == 0, run.err
     before, after = (load_file(path / WEIGHTS) for path in (edited / "out", tmp_path / "steered"))
@@ -458,7 +458,14 @@ def test_stage_2_trains_the_attention_of_the_main_layers(
     assert changed == {
         f"layers.{layer}.attention.to_{part}.weight" for layer in (0, 1) for part in ("q", "k", "v", "out.0")
     }
-    draw(load(tmp_path / "steered"))
+    # diffusers' paths: single files stack queries, keys and values, and so have no kohya names for each.
+    pipe, lora = load(folder), tmp_path / "steered.lora.safetensors"
+    assert {name.partition(".lora_")[0] for name in load_file(lora)} == {
+        "transformer.cap_embedder.1",
+        *(f"transformer.{key.removesuffix('.weight')}" for key in changed),
+    }
+    pipe.load_lora_weights(lora)
+    torch.testing.assert_close(draw(pipe), draw(load(tmp_path / "steered")), rtol=0, atol=2e-4)
 
 
 def test_it_is_evaluated_and_attacked(

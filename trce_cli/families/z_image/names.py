@@ -57,13 +57,16 @@ class Names:
         return name.removeprefix(PREFIX) == "norm_final.weight"
 
     def kohya(self, key: str) -> tuple[str, ...]:
-        """The names of a linear layer in a LoRA: from diffusers' path, and from that of single files."""
+        """The names of a linear layer in a LoRA: diffusers' path, which is what its loader and ComfyUI take,
+        and kohya's, of which ComfyUI knows none for queries, keys and values by themselves.
+        """
         module, _, leaf = key.rpartition(".")
         if leaf != "weight" or "norm" in key or key == NORM:
             return ()
         names = (module, stored(key).name.removesuffix(".weight"))
         found = dict.fromkeys(names if stored(key).plain else names[:1])
-        return tuple("lora_unet_" + name.replace(".", "_").replace("-", "_") for name in found)
+        theirs = ("lora_unet_" + name.replace(".", "_").replace("-", "_") for name in found)
+        return (f"transformer.{module}", *theirs)
 
 
 def diffusers_name(key: str) -> str:
