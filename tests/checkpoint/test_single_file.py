@@ -18,6 +18,7 @@ from trce_cli.errors import BadInput
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.sd import configs
 from trce_cli.prompts.presets import load_preset
+from trce_cli.system.safetensors import SafetensorsFile
 
 FAMILIES = tiny.FAMILIES
 
@@ -223,6 +224,14 @@ def test_weights_on_each_other_that_cannot_be_cut_apart_are_named(
     save_file(load_file(files["sd2"]) | {key: torch.zeros(shape)}, path)
     with pytest.raises(BadInput, match=r"in_proj_weight in .* cannot be 3 equal pieces"):
         open_checkpoint(str(path), config=folders["sd2"])
+
+
+def test_the_header_is_read_once(files: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, opened = SafetensorsFile.open, []
+    monkeypatch.setattr(SafetensorsFile, "open", lambda path: opened.append(path) or read(path))
+    with pytest.raises(BadInput, match="asks for"):  # the family's base is larger
+        open_checkpoint(str(files["sd1"]))
+    assert opened == [files["sd1"]]
 
 
 def test_a_config_of_another_family_is_refused(files: dict, folders: dict, tmp_path: Path) -> None:

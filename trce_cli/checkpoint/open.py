@@ -38,7 +38,8 @@ def open_checkpoint(
     if path.is_dir():
         return open_folder(name, path, variant, hub.commit(path / "model_index.json") or revision)
     if path.suffix == ".safetensors":
-        found = open_single_file(name, path, _config(config) if config else _embedded_base(path))
+        file = SafetensorsFile.open(path)
+        found = open_single_file(name, file, _config(config) if config else _embedded_base(file))
         return replace(found, revision=hub.commit(path))
     if path.suffix in PICKLE_SUFFIXES:
         raise BadInput(
@@ -58,10 +59,10 @@ def _embedded(name: str) -> Path | None:
     return next((home.folder for home in EMBEDDED if home.name == name), None)
 
 
-def _embedded_base(path: Path) -> Path | None:
+def _embedded_base(file: SafetensorsFile) -> Path | None:
     """The folder of the embedded checkpoint that a single file was made from, by its own history."""
     with suppress(BadInput):
-        for entry in parse_history(SafetensorsFile.open(path).metadata.get(HISTORY, ""), str(path)):
+        for entry in parse_history(file.metadata.get(HISTORY, ""), str(file.path)):
             return _embedded(entry["base"]["name"])
     return None
 

@@ -102,9 +102,9 @@ def _family(path: Path, shapes: Mapping[str, Shape], given: tuple[Family, Config
         raise
 
 
-def open_single_file(name: str, path: Path, config: Path | None) -> SingleFile:
+def open_single_file(name: str, file: SafetensorsFile, config: Path | None) -> SingleFile:
     """See `open_checkpoint`."""
-    file = SafetensorsFile.open(path)
+    path = file.path
     shapes = {key: info.shape for key, info in file.tensors.items() if not key.endswith(BESIDE)}
     before = seen(config) if config and config.is_dir() else {}
     given = _configured(config) if config else None
