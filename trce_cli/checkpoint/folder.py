@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -152,10 +152,11 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
             if "ControlNet" in kind
             else "Give the folder that holds text_encoder/, tokenizer/ and the like.",
         )
-    before = seen(folder)
+    names = listed(folder)
+    before = seen(folder, names)
     family, config = family_of_folder(str(folder), lambda denoiser: Configs(folder, denoiser))
     denoiser = _denoiser_copies(folder, family, config, variant)
-    files, left_out = _folder_files(folder, family, config["model_index"], denoiser)
+    files, left_out = _folder_files(folder, names, family, config["model_index"], denoiser)
     parts = {part: part_weights(folder, family, config, part, variant) for part in family.weight_parts}
     checkpoint = DiffusersFolder(
         name=name,
@@ -178,15 +179,24 @@ def open_folder(name: str, folder: Path, variant: str | None, revision: str | No
     return checkpoint
 
 
-def seen(folder: Path) -> dict[str, Identity]:
-    """The files of a folder by relative name, as they are before anything of it is read; not its card."""
-    found = {}
+def listed(folder: Path) -> list[str]:
+    """The relative names of a folder's files, and of links in it to whatever; nothing that is hidden."""
+    found = []
     for place, folders, names in os.walk(folder, onerror=unseen):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
-            if (relative := path.relative_to(folder).as_posix()) != CARD:
-                with suppress(OSError):  # a link to nothing, which is told where it matters
-                    found[relative] = Identity.of(path)
+        links = [name for name in folders if Path(place, name).is_symlink()]  # these are not gone into
+        names = [*links, *sorted(name for name in names if not name.startswith("."))]
+        found += [Path(place, name).relative_to(folder).as_posix() for name in names]
+    return found
+
+
+def seen(folder: Path, names: Iterable[str]) -> dict[str, Identity]:
+    """Of these names in a folder the files as they are before anything of it is read; not its card."""
+    found = {}
+    for name in names:
+        if name != CARD and not (folder / name).is_dir():
+            with suppress(OSError):  # a link to nothing, which is told where it matters
+                found[name] = Identity.of(folder / name)
     return found
 
 
@@ -298,42 +308,36 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _folder_files(
-    folder: Path, family: Family, model_index: Mapping[str, Any], denoiser: tuple[WeightCopy, ...]
+    folder: Path,
+    names: Iterable[str],
+    family: Family,
+    model_index: Mapping[str, Any],
+    denoiser: tuple[WeightCopy, ...],
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """What belongs to an edited checkpoint, and what is left out, most of it since it may hold unedited
-    weights.
+    """What of the `listed` names belongs to an edited checkpoint, and what is left out, most of it since it
+    may hold unedited weights.
     """
     parts = {name for name, entry in model_index.items() if isinstance(entry, list) and entry[:1] != [None]}
     edited = {f"{family.denoiser}/{file.path.name}" for copy in denoiser for file in copy.files}
     files: dict[str, Path] = {}
     left_out: dict[str, str] = {}
-    for place, folders, names in os.walk(folder, onerror=unseen):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in folders:
-            if (Path(place) / name).is_symlink():
-                raise BadInput(
-                    f"{Path(place) / name} is a symbolic link to a folder.", "Put the folder itself there."
-                )
-        for name in sorted(names):
-            path = (Path(place) / name).relative_to(folder)
-            relative = path.as_posix()
-            if name.startswith("."):
-                continue
-            if not (folder / path).exists():
-                raise BadInput(
-                    f"{folder / path} is a link to a file that is not there.", "Fetch the checkpoint again."
-                )
-            if not (folder / path).is_file():
-                continue
-            is_weights = path.suffix in WEIGHT_SUFFIXES
-            if relative == PICTURE:
-                left_out[relative] = "it shows what this checkpoint draws, and not an edited one"
-            elif is_weights and path.parts[0] == family.denoiser and relative not in edited:
-                left_out[relative] = (
-                    f"a copy of the {family.network} that cannot be edited would keep what is erased"
-                )
-            elif is_weights and path.parts[0] not in parts:
-                left_out[relative] = "weights of no part of the pipeline could keep what is erased"
-            else:
-                files[relative] = inside(folder, relative)
+    for relative in names:
+        path, part = folder / relative, relative.partition("/")[0]
+        if path.is_dir():
+            raise BadInput(f"{path} is a symbolic link to a folder.", "Put the folder itself there.")
+        if path.is_symlink() and not path.exists():
+            raise BadInput(f"{path} is a link to a file that is not there.", "Fetch the checkpoint again.")
+        if not path.is_file():
+            continue
+        is_weights = path.suffix in WEIGHT_SUFFIXES
+        if relative == PICTURE:
+            left_out[relative] = "it shows what this checkpoint draws, and not an edited one"
+        elif is_weights and part == family.denoiser and relative not in edited:
+            left_out[relative] = (
+                f"a copy of the {family.network} that cannot be edited would keep what is erased"
+            )
+        elif is_weights and part not in parts:
+            left_out[relative] = "weights of no part of the pipeline could keep what is erased"
+        else:
+            files[relative] = inside(folder, relative)
     return files, left_out

@@ -7,7 +7,7 @@ from typing import Final
 
 from trce_cli.checkpoint.checkpoint import Checkpoint, Place, WeightCopy
 from trce_cli.checkpoint.checks import OTHER_BUILD, check
-from trce_cli.checkpoint.folder import Configs, part_weights, seen
+from trce_cli.checkpoint.folder import Configs, listed, part_weights, seen
 from trce_cli.checkpoint.provenance import HISTORY, single_file_metadata
 from trce_cli.checkpoint.scaled import BESIDE, scale_of
 from trce_cli.errors import BadInput
@@ -56,7 +56,8 @@ class SingleFile(Checkpoint):
 
     def drawn_from(self) -> dict[str, Path]:
         """The file, by whatever name it goes, the configurations and tokenizers, and parts that it lacks."""
-        beside = list(_texts(self.config_folder, self.family, seen(self.config_folder)).values())
+        folder = self.config_folder
+        beside = list(_texts(folder, self.family, seen(folder, listed(folder))).values())
         for part in self.parts:
             beside += [file.path for file in self.parts[part].files if file.path != self.path]
         return {
@@ -106,7 +107,7 @@ def open_single_file(name: str, file: SafetensorsFile, config: Path | None) -> S
     """See `open_checkpoint`."""
     path = file.path
     shapes = {key: info.shape for key, info in file.tensors.items() if not key.endswith(BESIDE)}
-    before = seen(config) if config and config.is_dir() else {}
+    before = seen(config, listed(config)) if config and config.is_dir() else {}
     given = _configured(config) if config else None
     family = _family(path, shapes, given)
     meant, configs = given or _configured(family.base_folder())
