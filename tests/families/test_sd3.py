@@ -16,7 +16,9 @@ from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
+from trce_cli.edits.inspection import describe
 from trce_cli.errors import BadInput
+from trce_cli.families.registry import SD3
 from trce_cli.families.sd3.text import Sd3Text
 from trce_cli.maths.closed_form import CUT_OFF
 
@@ -233,6 +235,7 @@ def test_names_are_those_that_diffusers_reads(
         assert set(found.keys("denoiser")) == set(expected) == set(load_file(path / FILE))
         for key, value in expected.items():
             assert torch.equal(found.read("denoiser", key), value)
+        assert f"A single file of {SD3.name} holds neither" in describe(str(file))["why"]
 
 
 def test_one_edit_by_every_route_draws_the_same(folder: Path, given: Path, trce: Callable[..., Any]) -> None:

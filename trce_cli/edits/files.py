@@ -87,9 +87,9 @@ def open_edit(path: str | Path) -> Edit:
             raise BadInput(f"{path} is {kind}, which cannot be applied here.", MERGE)
     if is_lora(file):
         return open_lora(file)
-    if may_be_denoiser({name: info.shape for name, info in file.tensors.items()}):
+    if may_be_denoiser(file.shapes):
         return open_weights(file)
-    what = not_a_checkpoint(file.tensors) or "a file of another kind"
+    what = not_a_checkpoint(file.shapes) or "a file of another kind"
     raise BadInput(
         f"{path} is neither a map nor a LoRA nor weights of a denoiser, but {what}.",
         "The edits come first, the checkpoint last.",

@@ -117,7 +117,7 @@ def _describe_file(file: SafetensorsFile) -> dict[str, Any]:
         made = None
     found: dict[str, Any] = {
         "path": str(file.path),
-        "kind": not_a_checkpoint(file.tensors),
+        "kind": not_a_checkpoint(file.shapes),
         "bytes": file.size,
         "tensors": len(file.tensors),
         "dtypes": sorted({info.dtype for info in file.tensors.values()}),
@@ -136,7 +136,7 @@ def _other_file(name: str) -> SafetensorsFile | None:
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     file = SafetensorsFile.open(path)
-    return file if not_a_checkpoint(file.tensors) else None
+    return file if not_a_checkpoint(file.shapes) else None
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def both(a: str, b: str, config: Path | None = None) -> tuple[Readers, Readers]:
 
 def _kind(name: str) -> str:
     file = _other_file(name)
-    return (not_a_checkpoint(file.tensors) if file else None) or "a checkpoint"
+    return (not_a_checkpoint(file.shapes) if file else None) or "a checkpoint"
 
 
 def readers(name: str, config: Path | None = None) -> Readers:

@@ -106,9 +106,8 @@ class TrajectorySet:
             raise BadInput(
                 f"The trajectories in {self.folder} were made for other inputs: {name} was {values}.", hint
             )
-        shapes = {name: info.shape for name, info in file.tensors.items()}
         typed = all(info.dtype in DTYPES.get(name, ("F16",)) for name, info in file.tensors.items())
-        if shard is None or shapes != shard.tensors(self.plan.shape) or not typed:
+        if shard is None or file.shapes != shard.tensors(self.plan.shape) or not typed:
             raise BadInput(f"{path} does not hold what its place in the set asks for.", hint)
 
     @property

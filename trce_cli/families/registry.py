@@ -1,6 +1,6 @@
 """The known families, and which of them a checkpoint is of."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from trce_cli.errors import BadInput
@@ -102,21 +102,24 @@ def may_be_denoiser(shapes: Mapping[str, Shape]) -> bool:
     if any(key.startswith(CHECKPOINT) for key in shapes):
         return False
     denoisers = {f"the {family.network} of a diffusers folder" for family in FAMILIES}
-    return not_a_checkpoint(shapes) in (None, *denoisers) and all(
-        family.claims_file(shapes) is not None for family in FAMILIES
-    )
+    return not_a_checkpoint(shapes) in (None, *denoisers) and not _is_claimed(shapes)
 
 
-def not_a_checkpoint(keys: Collection[str]) -> str | None:
-    """What a safetensors file is by its keys, where it is something that is often taken for a checkpoint."""
-    if any(key.startswith((CHECKPOINT, *_WHOLE)) for key in keys):
+def not_a_checkpoint(shapes: Mapping[str, Shape]) -> str | None:
+    """What a safetensors file is by its tensors, where it is often taken for a checkpoint and is none."""
+    if any(key.startswith((CHECKPOINT, *_WHOLE)) for key in shapes) or _is_claimed(shapes):
         return None
-    if any(".lora" not in key and key.startswith(_FLAT) for key in keys):
+    if any(".lora" not in key and key.startswith(_FLAT) for key in shapes):
         return None
     known = dict(_EDITS)
     for family in FAMILIES:
         known |= family.fragments
-    return next((what for start, what in known.items() if any(key.startswith(start) for key in keys)), None)
+    return next((what for start, what in known.items() if any(key.startswith(start) for key in shapes)), None)
+
+
+def _is_claimed(shapes: Mapping[str, Shape]) -> bool:
+    """Whether a single file with such tensors is of a family."""
+    return any(family.claims_file(shapes) is None for family in FAMILIES)
 
 
 def _unknown(where: str, reason: str) -> BadInput:

@@ -140,6 +140,11 @@ class SafetensorsFile:
         _check_tiling(path, tensors, size - 8 - length)
         return cls(path, tensors, metadata, 8 + length, size, identity, handle)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
     def read(self, name: str, piece: tuple[int, int] = (0, 1)) -> "torch.Tensor":
         """Read one tensor in the file's dtype (one of `READABLE`); the copy is private and writable.
 
