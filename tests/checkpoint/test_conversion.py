@@ -238,6 +238,8 @@ def test_another_kind_of_autoencoder_has_no_single_file(folder: Path, tmp_path: 
 def test_an_inpainting_sibling_is_mapped_and_not_drawn(
     tiny_sd1: Path, tmp_path: Path, trce: Callable
 ) -> None:
+    from diffusers import DiffusionPipeline
+
     folder = built(tmp_path, tiny_sd1, in_channels=9)
     say(folder, "model_index.json", _class_name="StableDiffusionInpaintPipeline")
     file = write_single_file(open_checkpoint(str(folder)), tmp_path / "in.safetensors", {}, {})
@@ -246,6 +248,11 @@ def test_an_inpainting_sibling_is_mapped_and_not_drawn(
     )
     assert done.status == 0, done.err
     assert json.loads((tmp_path / "out/unet/config.json").read_text())["in_channels"] == 9
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
+    assert type(loaded).__name__ == "StableDiffusionInpaintPipeline"
+    plain = tiny.single_file("sd1", tiny_sd1, tmp_path / "plain.safetensors")
+    config = open_checkpoint(str(plain), config=folder).config
+    assert config["model_index"]["_class_name"] == "StableDiffusionPipeline"
     assert trce("map", folder, "-p", "weapons", "-o", tmp_path / "copy").status == 0
     before, after = load_file(tmp_path / "copy" / UNET), load_file(tmp_path / "out" / UNET)
     assert all(torch.equal(value, after[key]) for key, value in before.items())

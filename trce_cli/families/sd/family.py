@@ -176,7 +176,13 @@ class StableDiffusion:
                 + ".",
             )
         )
-        return Told({**told.config, "denoiser": {**denoiser, **said}}, (*told.notes, *notes))
+        found = {**told.config, "denoiser": {**denoiser, **said}}
+        if "in_channels" in said:  # what fills in pictures is of another class
+            index = found.get("model_index", config["model_index"])
+            inpaints = said["in_channels"] == CHANNELS[1]
+            name = self.pipeline.replace("Pipeline", "InpaintPipeline") if inpaints else self.pipeline
+            found["model_index"] = {**index, "_class_name": name}
+        return Told(found, (*told.notes, *notes))
 
     def marks(self, config: Config) -> tuple[Mapping[str, Sequence[float]], Mapping[str, str]]:
         """See `Family`."""
