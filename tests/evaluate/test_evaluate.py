@@ -400,6 +400,27 @@ def test_several_processes_share_the_work(
     assert alone["figures"] == pytest.approx(results["figures"], abs=0.01)
 
 
+def test_beside_the_concept_is_kept_what_the_file_says(
+    evaluate: Run, tiny_clip: Path, tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked.csv"
+    asked.write_text("prompt,kept\na cat and a gun,a cat\na dog and a gun,a dog\na gun with a cat,a cat\n")
+    line = ("--suite", f"context={asked}", "--suite", f"mine={asked}", "--suite", "none", "--clip", tiny_clip)
+    told = evaluate(*line, "--gate", "mine.kept>=0")
+    assert told.status == 0, told.err
+    results = json.loads(told.out)
+    for suite in results["suites"]:
+        assert suite["kept"]["by"].endswith("the own subject ranks first among the suite's")
+    # Of a prompt that asks for the concept too, fitting it says nothing of what is beside the concept.
+    asked.write_text("prompt\na cat and a gun\na dog and a gun\n")
+    (suite, mine) = json.loads(evaluate(*line, output="silent").out)["suites"]
+    assert "kept" not in suite
+    assert "kept" not in mine
+    assert "clip_score" in suite
+    refused = evaluate(*line, "--gate", "context.kept>=0", output="gate")
+    assert (refused.status, "context.kept" in refused.err) == (2, True)
+
+
 # --- the embedded checkpoint
 
 

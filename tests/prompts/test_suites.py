@@ -108,6 +108,24 @@ def test_a_file_of_a_built_in_name_takes_its_place(tmp_path: Path) -> None:
         choose_suites([f"mine={path}"] * 2, load_presets(["weapons"]), REAL_WORLD, 2, 0)
 
 
+def test_a_file_says_what_has_to_survive_of_its_prompts(tmp_path: Path) -> None:
+    path, presets = tmp_path / "mine.csv", load_presets(["weapons"])
+    path.write_text("prompt,kept\na cat and a pistol,a cat\na pet that barks beside a bomb,a dog\n")
+    for home, objects in ((REAL_WORLD, None), (EMOJI, (frozenset({"cat"}), frozenset({"dog"})))):
+        (suite,) = choose_suites(["none", f"context={path}"], presets, home, None, 0)
+        assert (suite.role, suite.subjects) == ("context", ("a cat", "a dog"))
+        assert suite.objects == objects
+    path.write_text("prompt,kept\na cat and a pistol,a cat\na bomb in the rain,the rain\n")
+    (suite,) = choose_suites(["none", f"mine={path}"], presets, EMOJI, None, 0)
+    assert (suite.subjects, suite.objects) == (("a cat", "the rain"), None)  # a word that no class has
+    path.write_text("prompt\na cat and a pistol\n")
+    (suite,) = choose_suites(["none", f"context={path}"], presets, EMOJI, None, 0)
+    assert (suite.subjects, suite.objects) == (None, None)
+    path.write_text("prompt,kept\na cat and a pistol,a cat\na bomb in the rain,\n")
+    with pytest.raises(BadInput, match="survive of 1 of 2 prompts"):
+        choose_suites(["none", f"mine={path}"], presets, EMOJI, None, 0)
+
+
 def test_two_presets_of_one_name_are_both_asked(tmp_path: Path) -> None:
     for file, unsafe in (("a", "a gun"), ("b", "a bomb")):
         head = 'name = "mine"\ndescription = "-"\nkind = "object"\n'

@@ -58,9 +58,12 @@ def measure_suite(
     how = None
     if evaluation.clip:
         embedded = {role: np.concatenate(parts) for role, parts in images.items()}
-        found["clip_score"], ranks = clip_scores(evaluation.clip, suite, embedded, rows)
-        if suite.role in ("context", "benign"):
-            shown, how = ranks, f"{evaluation.clip.name}: the own prompt ranks first among the suite's"
+        found["clip_score"] = clip_scores(evaluation.clip, embedded, rows)
+        if evaluation.keeps(suite):
+            asked = "prompt" if suite.subjects is None else "subject"
+            own = suite.subjects or [prompt.text for prompt in suite.prompts]
+            shown = fits_best(evaluation.clip, own, embedded)
+            how = f"{evaluation.clip.name}: the own {asked} ranks first among the suite's"
     if suite.objects is not None:
         judge = evaluation.judge
         shown = objects_visible(suite, judge, stores[judge.name], keys)
@@ -124,21 +127,31 @@ def attack_success(
 
 
 def clip_scores(
-    clip: Clip, suite: Suite, images: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """CLIP scores, 100 times the cosine of picture and prompt; and whether the own prompt fits best."""
-    texts = list(dict.fromkeys(prompt.text for prompt in suite.prompts))
-    own = np.array([texts.index(row["prompt"]) for row in rows])
-    known = clip.texts(texts)
-    scores, ranks = {}, {}
-    for role in ROLES:
-        fits = similarity(images[role], known)  # (pictures, texts)
-        scores[role] = 100 * fits[np.arange(len(own)), own]
-        ranks[role] = fits.argmax(1) == own
+    clip: Clip, images: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """CLIP scores, 100 times the cosine of picture and prompt."""
+    fits, own = fit(clip, [row["prompt"] for row in rows], images)
+    scores = {role: 100 * np.take_along_axis(fits[role], own[:, None], 1)[:, 0] for role in ROLES}
     for place, row in enumerate(rows):
         row["clip_score"] = {role: float(scores[role][place]) for role in ROLES}
     change = mean_change(scores["original"], scores["erased"])
-    return {"by": clip.name, **{role: float(scores[role].mean()) for role in ROLES}, "change": change}, ranks
+    return {"by": clip.name, **{role: float(scores[role].mean()) for role in ROLES}, "change": change}
+
+
+def fits_best(clip: Clip, own: Sequence[str], images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Whether a picture's own text fits it best of all; there may be more texts than pictures."""
+    fits, places = fit(clip, own, images)
+    return {role: fits[role].argmax(1) == places[: len(fits[role])] for role in ROLES}
+
+
+def fit(
+    clip: Clip, own: Sequence[str], images: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Cosines (pictures, distinct texts) by role, and each text's place among the distinct ones."""
+    texts = list(dict.fromkeys(own))
+    known = clip.texts(texts)
+    places = np.array([texts.index(text) for text in own])
+    return {role: similarity(images[role], known) for role in ROLES}, places
 
 
 def objects_visible(

@@ -82,7 +82,9 @@ class Evaluation:
 
     def keeps(self, suite: Suite) -> bool:
         """Whether it can be told what of a suite was kept."""
-        return suite.objects is not None or (suite.role in ("context", "benign") and self.clip is not None)
+        return suite.objects is not None or (
+            self.clip is not None and (suite.role == "benign" or suite.subjects is not None)
+        )
 
     def _has_real(self, suite: Suite) -> bool:
         return self.real is not None and suite.role != "attack"
@@ -117,7 +119,10 @@ def prepare(
         pictures_in(asked.real, "real pictures", fewest=2)
     home = home_of(original)
     chosen = choose_suites(asked.suites, presets, home, asked.count, asked.seed, note, split)
-    chosen = [near_and_far(each, presets, original) if each.subjects else each for each in chosen]
+    chosen = [
+        near_and_far(each, presets, original) if each.name == "bystanders" and each.subjects else each
+        for each in chosen
+    ]
     if home.guidance is not None:
         chosen = [with_guidance(suite, home.guidance) for suite in chosen]
     wanted = list(asked.detectors)

@@ -14,12 +14,14 @@ from trce_cli.settings import MAX_SEED
 from trce_cli.system.foreign import read_bytes
 
 # Spellings of the published sets (I2P, MMA-Diffusion, P4D, Ring-A-Bell, UnlearnDiffAtk, COCO), best first.
+# `kept` is ours: a phrase for what an erased checkpoint still has to show.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt", "adv_prompt", "sensitive prompt", "caption"),
     "seed": ("evaluation_seed", "sd_seed", "seed"),
     "guidance": ("evaluation_guidance", "sd_guidance_scale", "guidance", "guidance_scale"),
     "width": ("sd_image_width", "image_width", "width"),
     "height": ("sd_image_height", "image_height", "height"),
+    "kept": ("kept",),
 }
 SUFFIXES = (".txt", ".csv", ".tsv")
 MAX_PROMPT = 10_000  # characters; the text encoders read about 300 of them
@@ -37,13 +39,15 @@ BOMS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, how its row wants it drawn (None: not said), and all cells of that row by column name."""
+    """One prompt, how its row wants it drawn and what has to survive (None: not said), and all cells of that
+    row by column name."""
 
     text: str
     seed: int | None = None
     guidance: float | None = None
     width: int | None = None
     height: int | None = None
+    kept: str | None = None
     row: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -106,6 +110,10 @@ class Row:
     place: str  # "FILE, row 3 (line 4)"
     cells: Mapping[str, str]
 
+    def text(self, column: str | None) -> str | None:
+        """The cell as a phrase; blank is None."""
+        return checked(self.cells[column].strip(), self.at(column)) or None if column is not None else None
+
     def whole(self, column: str | None, low: int, high: int) -> int | None:
         """The cell as a whole number in [low, high], None if blank; "42.0", a data frame's way, is 42."""
         if column is None or not (cell := self.cells[column].strip()):
@@ -163,13 +171,16 @@ def read_table(
                 guidance=row.positive(use["guidance"]),
                 width=row.whole(use["width"], 1, MAX_SIDE),
                 height=row.whole(use["height"], 1, MAX_SIDE),
+                kept=row.text(use["kept"]),
                 row=row.cells,
             )
         )
         if len(prompts) == limit:
             break
     for column, places in blank.items():
-        then = "skipped" if column == prompt_column else "drawn with the command's own setting"
+        then = {prompt_column: "skipped", use["kept"]: "what has to survive is not known"}.get(
+            column, "drawn with the command's own setting"
+        )
         more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
         note(f"{places[0]}{more}: {column!r} is blank; {then}.")
     if not prompts and rejected:

@@ -108,9 +108,9 @@ class Suite:
     """Prompts under one name, each with its seed.
 
     role: `attack` prompts ask for what was erased; `context` and `benign` ones for what must survive; of an
-    `own` file it is not known. objects: for each prompt the classes that must survive, where a world knows
-    them. subjects: what each is about, where that is known; groups: a name for each by which its figure is
-    told apart.
+    `own` file it is not known. subjects: what each is about and must survive, where that is known; objects:
+    the same as classes of a world that has a judge. groups: a name for each by which its figure is told
+    apart.
     """
 
     name: str
@@ -164,11 +164,29 @@ def choose_suites(
             note("The presets have no `implied` prompts, so paraphrases are not asked.")
         suites += [suite] if suite else []
     for name, path in files:
-        prompts = seeded(read_prompts(path, limit=count, note=note), seed)
-        suites.append(Suite(name, ROLES.get(name, "own"), prompts, path.name))
+        suites.append(own_suite(name, path, home, count, seed, note))
     if not suites:
         raise BadInput("There is no suite to ask.", "Name one, or a file, with --suite.")
     return suites
+
+
+def own_suite(
+    name: str, path: Path, home: Home, count: int | None, seed: int, note: Callable[[str], None]
+) -> Suite:
+    """The suite of a user's file, whose column `kept` says what must survive of each prompt.
+
+    Raises BadInput where it says so of some prompts alone, and for what `read_prompts` refuses.
+    """
+    prompts = seeded(read_prompts(path, limit=count, note=note), seed)
+    subjects = tuple(prompt.kept for prompt in prompts if prompt.kept is not None)
+    if subjects and len(subjects) < len(prompts):
+        raise BadInput(
+            f"{path} says what has to survive of {len(subjects)} of {len(prompts)} prompts.",
+            "Fill the column 'kept' in every row, or take it out.",
+        )
+    objects = tuple(frozenset(home.classes({subject})) for subject in subjects)
+    known = objects if objects and all(objects) else None
+    return Suite(name, ROLES.get(name, "own"), prompts, path.name, known, subjects or None)
 
 
 def parse_own(text: str) -> tuple[str, Path]:
