@@ -16,7 +16,7 @@ import tiny
 from trce_cli.checkpoint.convert import write_folder, write_single_file
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.errors import BadInput
-from trce_cli.families.sd import configs, sampling
+from trce_cli.families.sd import configs, sampling, schedule
 
 CPU = torch.device("cpu")
 EMPTY = torch.zeros(0)
@@ -190,6 +190,45 @@ def test_a_scheduler_without_betas_is_kept_and_no_ddim(
     assert opened.family.sampling(opened.config)["scheduler"] == name
     with pytest.raises(BadInput, match=said):
         opened.family.denoise(opened).schedule(5)
+
+
+@pytest.mark.parametrize("name", ["IPNDMScheduler", "CMStochasticIterativeScheduler"])
+def test_no_betas_are_invented_to_draw_with_another_scheduler(
+    name: str, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+    scheduler(folder, _class_name=name)
+    opened = open_checkpoint(str(folder))
+    pipe = opened.pipe(CPU, torch.float32)
+    assert type(opened.family.scheduler(pipe, name)).__name__ == name
+    with pytest.raises(BadInput, match=f"no betas for DDIMScheduler: its noise is that of {name}"):
+        opened.family.scheduler(pipe, "ddim")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "is none of diffusers' StableDiffusionPipeline"),
+        ("ScoreSdeVeScheduler", "is none of diffusers' StableDiffusionPipeline"),
+        ("UNet2DConditionModel", "diffusers has no scheduler"),
+    ],
+)
+def test_a_scheduler_that_nothing_is_drawn_with_is_told(
+    name: str, said: str, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+    scheduler(folder, _class_name=name)
+    with pytest.raises(BadInput, match=said):
+        open_checkpoint(str(folder)).pipe(CPU, torch.float32)
+
+
+def test_a_library_that_a_scheduler_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class StandIn:  # as diffusers puts it in the place of a class whose library is not installed
+        _backends = ("torch", "torchsde")
+
+    monkeypatch.setattr("diffusers.DPMSolverSDEScheduler", StandIn)
+    with pytest.raises(BadInput, match="DPMSolverSDEScheduler needs torch and torchsde"):
+        schedule.own_scheduler({"model_index": {}, "scheduler": {"_class_name": "DPMSolverSDEScheduler"}})
 
 
 def test_marks_that_nobody_reads_are_told(tiny_sd1: Path, tiny_sdxl: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.clip.spec import EncoderSpec, max_clip_skip
 from trce_cli.families.load import load_strictly, quiet_libraries
 from trce_cli.families.sd.denoiser import load_unet
-from trce_cli.families.sd.sampling import check_scheduler
-from trce_cli.families.sd.schedule import own_scheduler
+from trce_cli.families.sd.schedule import check_scheduler, own_scheduler
+
+# What diffusers' pipelines of Stable Diffusion ask of a scheduler.
+_OF_PIPELINES: Final = ("init_noise_sigma", "order", "scale_model_input", "set_timesteps", "step")
 
 
 def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
@@ -81,7 +83,14 @@ def load(
         diffusers.AutoencoderKL.from_config, weights, "vae", device, lambda key: dtype
     )
     with refusing(f"{weights.name} cannot be loaded"):
-        parts["scheduler"] = own_scheduler(weights.config).from_config(dict(weights.config["scheduler"]))
+        made = own_scheduler(weights.config)
+        parts["scheduler"] = made.from_config(dict(weights.config["scheduler"]))
+        if not all(hasattr(parts["scheduler"], name) for name in _OF_PIPELINES):
+            raise BadInput(
+                f"{weights.name} is not drawn here: its scheduler is {made.__name__}, which is none of "
+                f"diffusers' {pipeline}.",
+                "`trce map` and `trce apply` work on it.",
+            )
         pipe = getattr(diffusers, pipeline).from_pretrained(weights.folder(), local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.enable_slicing()
@@ -94,8 +103,8 @@ def scheduler(pipe: Any, wanted: str, offset: Mapping[str, int]) -> Any:
 
     if type(pipe.scheduler).__name__ == wanted:
         return pipe.scheduler
-    config = pipe.scheduler.config
-    check_scheduler(type(pipe.scheduler).__name__, config, wanted)
+    made, config = getattr(diffusers, wanted), pipe.scheduler.config
+    check_scheduler(type(pipe.scheduler), config, made)
     plain: dict[str, Any] = {}
     if wanted == "PNDMScheduler":
         plain = {"skip_prk_steps": True}  # PLMS as in SD's configs: no warm-up steps
@@ -104,7 +113,7 @@ def scheduler(pipe: Any, wanted: str, offset: Mapping[str, int]) -> Any:
         plain = {"clip_sample": False}
         if wanted == "DDIMScheduler" and offset:
             plain |= {**offset, "set_alpha_to_one": config.get("set_alpha_to_one", False)}
-    return getattr(diffusers, wanted).from_config(config, **plain)
+    return made.from_config(config, **plain)
 
 
 def draw(

@@ -76,7 +76,7 @@ def told_by_file(
     changed = {key: value for key, value in said.items() if scheduler.get(key) != value}
     if not changed:
         return Told({}, tuple(notes))
-    if zero and not _knows_zero_snr(class_of(config)):
+    if zero and not knows_zero_snr(class_of(config)):
         changed |= {"_class_name": "DDIMScheduler", "clip_sample": False}
     found = _sampled_with(config, {"_class_name": class_of(config), **scheduler, **changed})
     if bias is not None and is_base and "prediction_type" in changed:
@@ -248,22 +248,6 @@ def few_steps(config: Mapping[str, Mapping[str, Any]]) -> str | None:
     return None
 
 
-def _knows_zero_snr(scheduler: str) -> bool:
+def knows_zero_snr(scheduler: str) -> bool:
+    """Whether diffusers' class of a scheduler knows a schedule that ends in noise alone."""
     return scheduler.startswith(_ZERO_SNR)
-
-
-def check_scheduler(own: str, scheduler: Mapping[str, Any], wanted: str) -> None:
-    """Raise BadInput where diffusers' class `wanted` would sample with another noise schedule than trained.
-
-    own: the class that the checkpoint comes with. scheduler: its configuration.
-    """
-    if is_edm(own) and not is_edm(wanted):
-        raise BadInput(
-            f"The checkpoint has no betas for {wanted}: its noise is that of {own}.",
-            "Leave out --scheduler.",
-        )
-    if scheduler.get("rescale_betas_zero_snr") and not _knows_zero_snr(wanted):
-        raise BadInput(
-            f"{wanted} has no zero terminal SNR, which the checkpoint was trained with.",
-            "Choose --scheduler ddim, euler or dpmsolver++.",
-        )

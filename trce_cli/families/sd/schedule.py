@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from trce_cli.errors import BadInput, refusing
 from trce_cli.families.base import Weights
-from trce_cli.families.sd.sampling import class_of, few_steps
+from trce_cli.families.sd.sampling import class_of, few_steps, knows_zero_snr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +19,34 @@ def own_scheduler(config: Mapping[str, Mapping[str, Any]]) -> Any:
     """
     import diffusers
 
-    made: Any = getattr(diffusers, class_of(config), None)
+    made: Any = getattr(diffusers, name := class_of(config), None)
+    if needed := getattr(made, "_backends", None):  # a stand-in for a class of which a library is missing
+        raise BadInput(f"The scheduler {name} needs {' and '.join(needed)}: not all of these are installed.")
     if diffusers.SchedulerMixin not in getattr(made, "__mro__", ()):
-        raise BadInput(f"diffusers has no scheduler {class_of(config)}.")
+        raise BadInput(f"diffusers has no scheduler {name}.")
     return made
+
+
+def has_betas(scheduler: type) -> bool:
+    """Whether diffusers' class of a scheduler has the noise of betas, and not sigmas of its own."""
+    return "beta_start" in inspect.signature(scheduler).parameters
+
+
+def check_scheduler(own: type, scheduler: Mapping[str, Any], wanted: type) -> None:
+    """Raise BadInput where diffusers' class `wanted` would sample with another noise schedule than trained.
+
+    own: the class that the checkpoint comes with. scheduler: its configuration.
+    """
+    if has_betas(wanted) and not has_betas(own):
+        raise BadInput(
+            f"The checkpoint has no betas for {wanted.__name__}: its noise is that of {own.__name__}.",
+            "Leave out --scheduler.",
+        )
+    if scheduler.get("rescale_betas_zero_snr") and not knows_zero_snr(wanted.__name__):
+        raise BadInput(
+            f"{wanted.__name__} has no zero terminal SNR, which the checkpoint was trained with.",
+            "Choose --scheduler ddim, euler or dpmsolver++.",
+        )
 
 
 class Ddim:
@@ -35,8 +59,7 @@ class Ddim:
         from diffusers import DDIMScheduler
 
         made = own_scheduler(weights.config)
-        has_betas = "beta_start" in inspect.signature(made).parameters
-        why = few_steps(weights.config) if has_betas else f"its noise is that of {made.__name__}"
+        why = few_steps(weights.config) if has_betas(made) else f"its noise is that of {made.__name__}"
         if weights.config["denoiser"].get("in_channels", 4) != 4:
             why = "it fills in pictures"
         if why:
