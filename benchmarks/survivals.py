@@ -71,7 +71,7 @@ def checkpoint(row: str, work: Path) -> str:
 
 def measured(row: str, part: str, work: Path, count: int, steps: int) -> dict[str, Any]:
     """The results of a row after the treatments of a part, measured where they are not there yet."""
-    output, asked = work / f"{row}-{part}", PARTS[part]
+    output, asked = work / f"{part}-of-{row}", PARTS[part]
     if not (output / "results.json").exists():
         words = ["evaluate", checkpoint(row, work), "--against", "emoji", "-p", PRESET, "-o", str(output)]
         words += [word for suite in asked.suites for word in ("--suite", suite)]
@@ -79,7 +79,7 @@ def measured(row: str, part: str, work: Path, count: int, steps: int) -> dict[st
         words += ["--count", str(count), "--after-count", str(count), "--steps", str(steps), *asked.options]
         # What another part drew of the same prompts with the same settings, the row's own before others'.
         drawn = [file.parent for file in sorted(work.glob("*/results.json"))]
-        drawn.sort(key=lambda folder: not folder.name.startswith(f"{row}-"))
+        drawn.sort(key=lambda folder: not folder.name.endswith(f"-of-{row}"))
         words += ["--reuse", str(drawn[0])] if drawn else []
         run(*words)
     found: dict[str, Any] = json.loads((output / "results.json").read_text("utf-8"))

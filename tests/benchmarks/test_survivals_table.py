@@ -1,6 +1,10 @@
 """The tables of `benchmarks/survivals.py`, of results as `trce evaluate` writes them."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks import survivals
 from trce_cli.evaluate.survivals.registry import TREATMENTS
@@ -42,3 +46,20 @@ def test_a_table_has_a_line_a_state_with_intervals_and_changes_that_are_sure() -
 def test_every_treatment_is_measured() -> None:
     asked = [name for part in survivals.PARTS.values() for name in part.treatments]
     assert sorted(asked) == sorted(TREATMENTS)
+
+
+def test_no_two_folders_of_the_table_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def run(command: str, *words: str) -> None:
+        output = Path(words[words.index("-o") + 1])
+        output.mkdir()  # fails where another command's lies
+        if command == "evaluate":
+            (output / "results.json").write_text(json.dumps(results()))
+        made.append(output.name)
+
+    monkeypatch.setattr(survivals, "run", run)
+    for part in survivals.PARTS:
+        for row in survivals.ROWS:
+            survivals.measured(row, part, tmp_path, 40, 10)
+    assert len(made) == len(set(made)) == len(survivals.ROWS) * (len(survivals.PARTS) + 1)
