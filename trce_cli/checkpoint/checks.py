@@ -1,9 +1,10 @@
 """What an opened checkpoint has to hold before it is believed, seen from headers and configurations alone."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
-from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint, WeightCopy
 from trce_cli.checkpoint.scaled import BESIDE
 from trce_cli.errors import BadInput
 from trce_cli.system.safetensors import FLOATS
@@ -53,21 +54,29 @@ def check_weights(checkpoint: Checkpoint, converting: bool) -> None:
         for number, copy in enumerate(copies):
             if copy is None:
                 continue
-            where = f"The {checkpoint.folder(part).name} of {checkpoint.path}"
+            where = f"The {checkpoint.folder(part).name} of {_lies_in(checkpoint, copy)}"
             missing = [key for key in wanted if key not in copy.tensors]
             if missing and (number == 0 or checkpoint.path.is_dir()):
                 raise BadInput(f"{where} lacks {_some(missing)}, which its configuration asks for.", hint)
             for key, place in copy.tensors.items():
+                if place.info.dtype not in FLOATS and not converting:
+                    continue  # packed, in a shape of its own; such weights are copied as they are
                 if key in wanted and _plain(place.shape) != _plain(wanted[key]):
                     raise BadInput(
-                        f"{key} in {where[4:]} has the shape {list(place.shape)}; its configuration asks for "
-                        f"{list(wanted[key])}.",
+                        f"{key} in the {where[4:]} has the shape {list(place.shape)}; its configuration asks "
+                        f"for {list(wanted[key])}.",
                         hint,
                     )
             if converting and number == 0 and (unknown := [key for key in copy.tensors if key not in wanted]):
                 raise BadInput(f"{where} has {_some(unknown)}, which its configuration does not know.", hint)
     if converting and (unknown := unknown_tensors(checkpoint)):
         raise BadInput(f"{checkpoint.path} holds {_some(unknown)}, which would be lost.", hint)
+
+
+def _lies_in(checkpoint: Checkpoint, copy: WeightCopy) -> Path:
+    """The checkpoint, or the folder of the configurations, which has what a single file lacks."""
+    is_own = checkpoint.path.is_dir() or any(file.path == checkpoint.path for file in copy.files)
+    return checkpoint.path if is_own else checkpoint.config_folder
 
 
 def unknown_tensors(checkpoint: Checkpoint) -> list[str]:

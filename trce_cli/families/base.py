@@ -119,6 +119,12 @@ class Told:
     notes: tuple[str, ...] = ()
 
 
+def taken_from_weights(what: str, said: Mapping[str, Any]) -> str:
+    """A note on what a single file's weights say where the configuration says otherwise."""
+    listed = ", ".join(f"{key} = {value}" for key, value in said.items())
+    return f"{what} are taken from the weights, which the configuration says otherwise: {listed}."
+
+
 @dataclass(frozen=True)
 class Canvas:
     """What pictures a checkpoint draws: the size that it was trained for in pixels, of what the sides must be
@@ -622,7 +628,7 @@ class Family(Protocol):
         self, config: Mapping[str, Mapping[str, Any]], converting: bool
     ) -> Mapping[str, Mapping[str, Shape]]:
         """Every weight and its shape that the configurations ask for: part -> name -> shape, of those parts
-        for which no library is needed to tell.
+        for which no library is needed to tell; with `converting` of those that both layouts hold.
 
         With `converting` raises BadInput for a part that the other layout has no place for.
         """

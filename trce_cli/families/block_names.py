@@ -33,6 +33,9 @@ DOUBLE_STACKED: Final = {
 }
 SINGLE: Final = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm"}
 
+# What configurations call the numbers of blocks, and what the names of their weights begin with.
+COUNTS: Final = {"num_layers": "transformer_blocks.", "num_single_layers": "single_transformer_blocks."}
+
 _TUNED = re.compile(r"transformer_blocks\.\d+\.attn\.to_(q|k|v|out\.0)\.weight")
 
 

@@ -1,12 +1,23 @@
 """What families have in common whose denoiser is a transformer that matches flows, in a folder of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Canvas, Configs, Defaults, Names, Shape, Text, Told, Weights
+from trce_cli.families.base import (
+    Canvas,
+    Configs,
+    Defaults,
+    Names,
+    Shape,
+    Text,
+    Told,
+    Weights,
+    taken_from_weights,
+)
+from trce_cli.families.shapes import vae_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +32,7 @@ class TransformerFamily(ABC):
 
     transformer: its class in diffusers. encoders: the text encoders' folders, and the classes that each may
     be of. pipelines: the classes of diffusers that draw with it. repository: one that has the parts that
-    single files lack.
+    single files lack. layers: what a configuration calls the number of layers whose weights' names begin so.
     """
 
     key: ClassVar[str]
@@ -36,6 +47,7 @@ class TransformerFamily(ABC):
     streams: ClassVar[tuple[str, ...]]
     slots: ClassVar[tuple[str, ...]]
     fragments: ClassVar[Mapping[str, str]]
+    layers: ClassVar[Mapping[str, str]]
 
     denoiser: ClassVar = "transformer"
     network: ClassVar = "transformer"
@@ -102,16 +114,35 @@ class TransformerFamily(ABC):
         config: Config,
         is_base: bool,
     ) -> Told:
-        """See `Family`: nothing, these files are sampled as their family is."""
-        return Told()
+        """See `Family`: how many layers there are, of which pruned models have fewer."""
+        found, wanted = self.names(config).from_file(shapes)["denoiser"], self.shapes(config["denoiser"])
+        said = {
+            key: count
+            for key, start in self.layers.items()
+            if (count := _numbered(found, start)) not in (0, _numbered(wanted, start))
+        }
+        if not said:
+            return Told()
+        return Told({"denoiser": {**config["denoiser"], **said}}, (taken_from_weights("Layers", said),))
 
     def marks(self, config: Config) -> tuple[dict[str, Sequence[float]], dict[str, str]]:
         """See `Family`: there are none."""
         return {}, {}
 
     def weights(self, config: Config, converting: bool) -> dict[str, dict[str, Shape]]:
-        """See `Family`: the text encoders' alone."""
-        return {}
+        """See `Family`: single files hold the transformer alone."""
+        found: dict[str, dict[str, Shape] | None] = {"denoiser": self.shapes(config["denoiser"])}
+        if not converting:
+            found["vae"] = self.vae_shapes(config["vae"])
+        return {part: weights for part, weights in found.items() if weights is not None}
+
+    @abstractmethod
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """Of all weights of a transformer of this configuration."""
+
+    def vae_shapes(self, config: Mapping[str, Any]) -> dict[str, Shape] | None:
+        """Of all weights of an autoencoder of this configuration; None where they cannot be told."""
+        return vae_weights(config)
 
     def sampling(self, config: Config) -> dict[str, str]:
         """See `Family`."""
@@ -158,3 +189,9 @@ class TransformerFamily(ABC):
     def scheduler(self, pipe: Any, name: str) -> Any:
         """See `Family`: there is the one that the checkpoint comes with."""
         return pipe.scheduler
+
+
+def _numbered(names: Collection[str], start: str) -> int:
+    """How many there are, numbered from 0 on, of what names begin so; 0 where a number is left out."""
+    found = {name.removeprefix(start).partition(".")[0] for name in names if name.startswith(start)}
+    return len(found) if found == {str(number) for number in range(len(found))} else 0

@@ -20,7 +20,7 @@ class _Config(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Blocks(_Config):
+class Blocks(_Config):
     """What both denoisers have, with diffusers' values where one is silent; none is told pictures."""
 
     patch_size: Literal[1] = 1
@@ -35,15 +35,20 @@ class _Blocks(_Config):
         list[Annotated[int, Field(ge=2, le=1 << 12)]], Field(min_length=3, max_length=3)
     ] = [16, 56, 56]
 
+    @property
+    def width(self) -> int:
+        """Numbers of a token."""
+        return self.num_attention_heads * self.attention_head_dim
 
-class Transformer(_Blocks):
+
+class Transformer(Blocks):
     """Of FLUX.1's denoiser."""
 
     pooled_projection_dim: Width = 768
     guidance_embeds: bool = False
 
 
-class ChromaTransformer(_Blocks):
+class ChromaTransformer(Blocks):
     """Of Chroma's."""
 
     approximator_num_channels: Annotated[int, Field(ge=4, le=1 << 12)] = 64
@@ -73,7 +78,7 @@ def check_chroma(config: Configs) -> None:
     _check(config, ChromaTransformer, CHROMA_T5, "Chroma")
 
 
-def _check(config: Configs, model: type[_Blocks], spec: T5Spec, name: str) -> None:
+def _check(config: Configs, model: type[Blocks], spec: T5Spec, name: str) -> None:
     check_parts(config, model, Autoencoder)
     t5.check(config, spec)
     found = model.model_validate(dict(config["denoiser"]))
@@ -88,7 +93,7 @@ def _check(config: Configs, model: type[_Blocks], spec: T5Spec, name: str) -> No
     _same(config, "joint_attention_dim", found, spec.folder, "d_model")
 
 
-def _same(config: Configs, ours: str, found: _Blocks, folder: str, theirs: str) -> None:
+def _same(config: Configs, ours: str, found: Blocks, folder: str, theirs: str) -> None:
     if (width := config[folder][theirs]) != getattr(found, ours):
         raise BadInput(
             f"{config.path / 'transformer/config.json'}: {ours} is {getattr(found, ours)}; the {folder} "

@@ -4,11 +4,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trce_cli.families.base import Configs, Defaults, Door, Shape, Weights
-from trce_cli.families.block_names import QKV, is_tuned
+from trce_cli.families.base import Configs, Defaults, Door, Shape, Told, Weights
+from trce_cli.families.block_names import COUNTS, QKV, is_tuned
 from trce_cli.families.clip.names import clip_weights
-from trce_cli.families.flux.names import APPROXIMATOR, DOOR, FILE_DOORS, POOLED_DOOR, Names
-from trce_cli.families.flux.spec import CHROMA_T5, CLIP, POOLED, T5, t5
+from trce_cli.families.flux.names import APPROXIMATOR, DOOR, FILE_DOORS, GUIDANCE, POOLED_DOOR, Names
+from trce_cli.families.flux.spec import CHROMA_T5, CLIP, DEV_SCHEDULE, POOLED, T5, t5
 from trce_cli.families.layout import PREFIX
 from trce_cli.families.t5.names import t5_weights
 from trce_cli.families.t5.spec import CONTEXT, SLOTS, T5Spec
@@ -30,6 +30,7 @@ class T5Family(TransformerFamily):
 
     slots: ClassVar = SLOTS
     fragments: ClassVar = {"shared.": "a text encoder", "encoder.block.": "a text encoder"}
+    layers: ClassVar = COUNTS
 
     @abstractmethod
     def t5(self, config: Mapping[str, Any]) -> T5Spec:
@@ -97,6 +98,33 @@ class Flux(T5Family):
         from trce_cli.families.flux.config import check
 
         check(config)
+
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """See `TransformerFamily`."""
+        from trce_cli.families.flux.shapes import flux_weights
+
+        return flux_weights(config)
+
+    def told_by_file(
+        self,
+        shapes: Mapping[str, Shape],
+        metadata: Mapping[str, str],
+        read: "Callable[[str], Tensor]",
+        config: Config,
+        is_base: bool,
+    ) -> Told:
+        """See `Family`: whether guidance is embedded, too, as in dev and not in schnell."""
+        told = super().told_by_file(shapes, metadata, read, config, is_base)
+        guided = any(name.removeprefix(PREFIX).startswith(GUIDANCE) for name in shapes)
+        if guided == bool(config["denoiser"].get("guidance_embeds")):
+            return told
+        said = {**told.config.get("denoiser", config["denoiser"]), "guidance_embeds": guided}
+        if not guided:
+            note = "The file embeds no guidance, as schnell: its schedule is that of the --config folder."
+            return Told({"denoiser": said}, (*told.notes, note))
+        note = "The file embeds guidance, as dev, and its --config folder does not: its schedule is dev's."
+        schedule = {**config["scheduler"], **DEV_SCHEDULE}
+        return Told({"denoiser": said, "scheduler": schedule}, (*told.notes, note))
 
     def t5(self, config: Mapping[str, Any]) -> T5Spec:
         """See `T5Family`."""
@@ -168,6 +196,7 @@ class Chroma(T5Family):
     encoders: ClassVar = {CHROMA_T5.folder: ("T5EncoderModel",)}
     pipelines = ("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline")
     repository = "lodestones/Chroma1-HD"
+    layers: ClassVar = {**COUNTS, "approximator_layers": f"{APPROXIMATOR}.layers."}
     weight_parts = (CHROMA_T5.folder, "vae")
     other_parts = ("scheduler", CHROMA_T5.tokenizer)
     streams = (CONTEXT,)
@@ -189,6 +218,12 @@ class Chroma(T5Family):
         from trce_cli.families.flux.config import check_chroma
 
         check_chroma(config)
+
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """See `TransformerFamily`."""
+        from trce_cli.families.flux.shapes import chroma_weights
+
+        return chroma_weights(config)
 
     def t5(self, config: Mapping[str, Any]) -> T5Spec:
         """See `T5Family`."""

@@ -11,6 +11,7 @@ from trce_cli.families.t5 import names as t5
 DOOR: Final = "context_embedder.weight"
 POOLED_DOOR: Final = "time_text_embed.text_embedder.linear_1.weight"
 FILE_DOORS: Final = ("txt_in.weight", "vector_in.in_layer.weight")
+GUIDANCE: Final = "guidance_in."  # what dev has, and schnell has not
 APPROXIMATOR: Final = "distilled_guidance_layer"  # what Chroma has in place of most modulation
 
 _EMBEDDERS: Final = {

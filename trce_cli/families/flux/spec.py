@@ -15,6 +15,9 @@ T5: Final = T5Spec("text_encoder_2", "tokenizer_2", 512)
 CHROMA_T5: Final = T5Spec("text_encoder", "tokenizer", 512, masked=True)
 SCHNELL: Final = 256  # tokens that the variant without embedded guidance was trained to read
 
+# What dev's repository says of its schedule, and schnell's otherwise.
+DEV_SCHEDULE: Final[Mapping[str, Any]] = {"use_dynamic_shifting": True, "shift": 3.0}
+
 
 def t5(denoiser: Mapping[str, Any]) -> T5Spec:
     """How much of a prompt a transformer of this configuration reads."""

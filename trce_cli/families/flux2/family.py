@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.families.base import Configs, Defaults, Shape, Weights
-from trce_cli.families.block_names import QKV, is_tuned
+from trce_cli.families.block_names import COUNTS, QKV, is_tuned
 from trce_cli.families.causal_llm.family import LlmFamily
 from trce_cli.families.causal_llm.spec import CONTEXT, MAPPED, MOVED, PADDED_SLOTS, PRESERVE, LlmSpec
 from trce_cli.families.flux2.names import DOOR, FILE_DOOR, GUIDANCE, MODULATION, Names
@@ -31,6 +31,7 @@ class Flux2Klein(LlmFamily):
     door = DOOR
     pipelines = ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline")
     repository = "black-forest-labs/FLUX.2-klein-4B"
+    layers: ClassVar = COUNTS
     slots: ClassVar = PADDED_SLOTS
     # The slots: not measured. Those of `ZImage`, and the padding, since it sees the whole prompt and the
     # denoiser sees all of it. Guidance: diffusers' default for it.
@@ -56,6 +57,18 @@ class Flux2Klein(LlmFamily):
         from trce_cli.families.flux2.config import check
 
         check(config, QWEN3)
+
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """See `TransformerFamily`."""
+        from trce_cli.families.flux2.shapes import denoiser_weights
+
+        return denoiser_weights(config)
+
+    def vae_shapes(self, config: Mapping[str, Any]) -> dict[str, Shape] | None:
+        """See `TransformerFamily`."""
+        from trce_cli.families.flux2.shapes import vae_weights
+
+        return vae_weights(config)
 
     def sampling(self, config: Config) -> dict[str, str]:
         """See `Family`."""

@@ -41,6 +41,7 @@ class QwenImage(LlmFamily):
     door = DOOR
     pipelines = ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline")
     repository = "Qwen/Qwen-Image"
+    layers: ClassVar = {"num_layers": "transformer_blocks."}
     # Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
         4.0,
@@ -63,6 +64,18 @@ class QwenImage(LlmFamily):
         from trce_cli.families.qwen_image.config import check
 
         check(config, QWEN25)
+
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """See `TransformerFamily`."""
+        from trce_cli.families.qwen_image.shapes import denoiser_weights
+
+        return denoiser_weights(config)
+
+    def vae_shapes(self, config: Mapping[str, Any]) -> dict[str, Shape] | None:
+        """See `TransformerFamily`."""
+        from trce_cli.families.qwen_image.shapes import vae_weights
+
+        return vae_weights(config)
 
     def norm_eps(self, config: Mapping[str, Any]) -> float:
         """See `LlmFamily`."""

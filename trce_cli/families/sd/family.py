@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Told, Weights
+from trce_cli.families.base import (
+    Canvas,
+    Configs,
+    Defaults,
+    Door,
+    Shape,
+    Told,
+    Weights,
+    taken_from_weights,
+)
 from trce_cli.families.clip.names import POSITIONS, clip_weights, text_in_file
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec, max_clip_skip
 from trce_cli.families.clip.tokens import SLOTS
@@ -170,11 +179,7 @@ class StableDiffusion:
         notes = (
             ()
             if is_base and not said.keys() - {"time_cond_proj_dim"}
-            else (
-                "Layers are taken from the weights, which the configuration says otherwise: "
-                + ", ".join(f"{key} = {value}" for key, value in said.items())
-                + ".",
-            )
+            else (taken_from_weights("Layers", said),)
         )
         found = {**told.config, "denoiser": {**denoiser, **said}}
         if "in_channels" in said:  # what fills in pictures is of another class
@@ -277,7 +282,8 @@ class StableDiffusion:
 
     def weights(self, config: Config, converting: bool) -> dict[str, dict[str, Shape]]:
         """See `Family`."""
-        from trce_cli.families.sd.shapes import unet_weights, vae_weights
+        from trce_cli.families.sd.shapes import unet_weights
+        from trce_cli.families.shapes import vae_weights
 
         if converting and config["denoiser"].get("_class_name") == MOTION_UNET:
             raise BadInput("Its U-Net has motion modules, for which the other layout has no names.")

@@ -1,14 +1,12 @@
-"""Every weight that an SD U-Net or autoencoder of a configuration has, and its shape (pure).
+"""Every weight that an SD U-Net of a configuration has, and its shape, as diffusers names it (pure)."""
 
-As diffusers' UNet2DConditionModel and AutoencoderKL name them: importing these takes longer than an edit.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from trce_cli.families.base import Shape
+from trce_cli.families.shapes import Found, layer, resnet
 
-# Options of a U-Net or autoencoder that change which weights there are, and the values that are known here.
+# Options of a U-Net that change which weights there are, and the values that are known here.
 _KNOWN: Final[Mapping[str, Sequence[Any]]] = {
     "addition_embed_type": (None, "text_time"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
@@ -25,9 +23,6 @@ _KNOWN: Final[Mapping[str, Sequence[Any]]] = {
 }
 _MOST: Final = 64  # levels, layers and blocks in a row
 _BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-_VAE_BLOCKS: Final = {"DownEncoderBlock2D", "UpDecoderBlock2D"}
-
-Found = Iterator[tuple[str, Shape]]
 
 
 def unet_weights(config: Mapping[str, Any]) -> dict[str, Shape] | None:
@@ -138,29 +133,29 @@ def _unet(
     context: Sequence[int],
 ) -> Found:
     time, linear = widths[0] * 4, bool(config.get("use_linear_projection"))
-    yield from _layer("conv_in", widths[0], config.get("in_channels", 4), 3, 3)
-    yield from _layer("time_embedding.linear_1", time, widths[0])
-    yield from _layer("time_embedding.linear_2", time, time)
+    yield from layer("conv_in", widths[0], config.get("in_channels", 4), 3, 3)
+    yield from layer("time_embedding.linear_1", time, widths[0])
+    yield from layer("time_embedding.linear_2", time, time)
     if guided := config.get("time_cond_proj_dim"):
         yield "time_embedding.cond_proj.weight", (widths[0], guided)
     if config.get("addition_embed_type") == "text_time":
-        yield from _layer("add_embedding.linear_1", time, config["projection_class_embeddings_input_dim"])
-        yield from _layer("add_embedding.linear_2", time, time)
+        yield from layer("add_embedding.linear_1", time, config["projection_class_embeddings_input_dim"])
+        yield from layer("add_embedding.linear_2", time, time)
     before = widths[0]
     for level, width in enumerate(widths):
         place, attends = f"down_blocks.{level}", "CrossAttn" in down[level]
         deep = _each(inner[level], layers[level])
         for number in range(layers[level]):
-            yield from _resnet(f"{place}.resnets.{number}", before if not number else width, width, time)
+            yield from resnet(f"{place}.resnets.{number}", before if not number else width, width, time)
             if attends:
                 where = f"{place}.attentions.{number}"
                 yield from _attention(where, width, context[level], deep[number], linear)
         if level < len(widths) - 1:
-            yield from _layer(f"{place}.downsamplers.0.conv", width, width, 3, 3)
+            yield from layer(f"{place}.downsamplers.0.conv", width, width, 3, 3)
         before = width
     middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     for number in range({None: 0, "UNetMidBlock2D": 1}.get(middle, 2)):
-        yield from _resnet(f"mid_block.resnets.{number}", before, before, time)
+        yield from resnet(f"mid_block.resnets.{number}", before, before, time)
     if middle == "UNetMidBlock2DCrossAttn":
         yield from _attention("mid_block.attentions.0", before, context[-1], _each(inner[-1], 1)[0], linear)
     for level, width in enumerate(reversed(widths)):
@@ -170,94 +165,34 @@ def _unet(
         skip = widths[max(len(widths) - 2 - level, 0)]
         for number in range(count):
             seen = (before if not number else width) + (skip if number == count - 1 else width)
-            yield from _resnet(f"{place}.resnets.{number}", seen, width, time)
+            yield from resnet(f"{place}.resnets.{number}", seen, width, time)
             if attends:
                 where = f"{place}.attentions.{number}"
                 yield from _attention(where, width, context[-1 - level], deep[number], linear)
         if level < len(widths) - 1:
-            yield from _layer(f"{place}.upsamplers.0.conv", width, width, 3, 3)
+            yield from layer(f"{place}.upsamplers.0.conv", width, width, 3, 3)
         before = width
-    yield from _norm("conv_norm_out", widths[0])
-    yield from _layer("conv_out", config.get("out_channels", 4), widths[0], 3, 3)
-
-
-def vae_weights(config: Mapping[str, Any]) -> dict[str, Shape] | None:
-    """Of an AutoencoderKL; None for one that has options which are not known here."""
-    widths = list(config.get("block_out_channels") or (64,))
-    down, up = (config.get(f"{side}_block_types") or () for side in ("down", "up"))
-    plain = {*down, *up} <= _VAE_BLOCKS and len(down) == len(up) == len(widths)
-    return dict(_vae(config, widths)) if plain else None
-
-
-def _vae(config: Mapping[str, Any], widths: Sequence[int]) -> Found:
-    latent, layers = config.get("latent_channels", 4), config.get("layers_per_block", 1)
-    for side, levels, count, ends in (
-        ("encoder", widths, layers, (config.get("in_channels", 3), 2 * latent)),
-        ("decoder", widths[::-1], layers + 1, (latent, config.get("out_channels", 3))),
-    ):
-        block, scale = ("down_blocks", "downsamplers") if side == "encoder" else ("up_blocks", "upsamplers")
-        before = levels[0]
-        yield from _layer(f"{side}.conv_in", before, ends[0], 3, 3)
-        for level, width in enumerate(levels):
-            for number in range(count):
-                place = f"{side}.{block}.{level}.resnets.{number}"
-                yield from _resnet(place, before if not number else width, width, None)
-            if level < len(levels) - 1:
-                yield from _layer(f"{side}.{block}.{level}.{scale}.0.conv", width, width, 3, 3)
-            before = width
-        middle = widths[-1]
-        if config.get("mid_block_add_attention", True):
-            place = f"{side}.mid_block.attentions.0"
-            yield from _norm(f"{place}.group_norm", middle)
-            for name in ("to_q", "to_k", "to_v", "to_out.0"):
-                yield from _layer(f"{place}.{name}", middle, middle)
-        for number in range(2):
-            yield from _resnet(f"{side}.mid_block.resnets.{number}", middle, middle, None)
-        yield from _norm(f"{side}.conv_norm_out", before)
-        yield from _layer(f"{side}.conv_out", ends[1], before, 3, 3)
-    if config.get("use_quant_conv", True):
-        yield from _layer("quant_conv", 2 * latent, 2 * latent, 1, 1)
-    if config.get("use_post_quant_conv", True):
-        yield from _layer("post_quant_conv", latent, latent, 1, 1)
+    yield from layer("conv_norm_out", widths[0])
+    yield from layer("conv_out", config.get("out_channels", 4), widths[0], 3, 3)
 
 
 def _each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value] * count
 
 
-def _layer(name: str, *shape: int) -> Found:
-    yield f"{name}.weight", shape
-    yield f"{name}.bias", shape[:1]
-
-
-def _norm(name: str, width: int) -> Found:
-    yield from _layer(name, width)
-
-
-def _resnet(name: str, seen: int, width: int, time: int | None) -> Found:
-    yield from _norm(f"{name}.norm1", seen)
-    yield from _layer(f"{name}.conv1", width, seen, 3, 3)
-    if time is not None:
-        yield from _layer(f"{name}.time_emb_proj", width, time)
-    yield from _norm(f"{name}.norm2", width)
-    yield from _layer(f"{name}.conv2", width, width, 3, 3)
-    if seen != width:
-        yield from _layer(f"{name}.conv_shortcut", width, seen, 1, 1)
-
-
 def _attention(name: str, width: int, context: int, deep: int, linear: bool) -> Found:
     square = (width, width) if linear else (width, width, 1, 1)
-    yield from _norm(f"{name}.norm", width)
-    yield from _layer(f"{name}.proj_in", *square)
+    yield from layer(f"{name}.norm", width)
+    yield from layer(f"{name}.proj_in", *square)
     for number in range(deep):
         block = f"{name}.transformer_blocks.{number}"
         for norm in ("norm1", "norm2", "norm3"):
-            yield from _norm(f"{block}.{norm}", width)
+            yield from layer(f"{block}.{norm}", width)
         for attention, seen in (("attn1", width), ("attn2", context)):
             yield f"{block}.{attention}.to_q.weight", (width, width)
             yield f"{block}.{attention}.to_k.weight", (width, seen)
             yield f"{block}.{attention}.to_v.weight", (width, seen)
-            yield from _layer(f"{block}.{attention}.to_out.0", width, width)
-        yield from _layer(f"{block}.ff.net.0.proj", 8 * width, width)
-        yield from _layer(f"{block}.ff.net.2", width, 4 * width)
-    yield from _layer(f"{name}.proj_out", *square)
+            yield from layer(f"{block}.{attention}.to_out.0", width, width)
+        yield from layer(f"{block}.ff.net.0.proj", 8 * width, width)
+        yield from layer(f"{block}.ff.net.2", width, 4 * width)
+    yield from layer(f"{name}.proj_out", *square)

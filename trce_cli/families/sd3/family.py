@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Canvas, Configs, Defaults, Door, Shape, Told, Weights
+from trce_cli.families.base import (
+    Canvas,
+    Configs,
+    Defaults,
+    Door,
+    Shape,
+    Told,
+    Weights,
+    taken_from_weights,
+)
 from trce_cli.families.clip.names import clip_weights, text_in_file
 from trce_cli.families.clip.spec import CONTEXT, POOLED
 from trce_cli.families.clip.tokens import SLOTS as CLIP_SLOTS
@@ -81,6 +90,16 @@ class Sd3(TransformerFamily):
 
         check(config)
 
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """See `TransformerFamily`."""
+        from trce_cli.families.sd3.shapes import denoiser_weights
+
+        return denoiser_weights(config)
+
+    def weights(self, config: Config, converting: bool) -> dict[str, dict[str, Shape]]:
+        """See `Family`: single files have an autoencoder as well."""
+        return super().weights(config, converting=False)
+
     def told_by_file(
         self,
         shapes: Mapping[str, Shape],
@@ -101,8 +120,7 @@ class Sd3(TransformerFamily):
         own = {key.removeprefix(PREFIX): shape for key, shape in shapes.items()}
         if not (said := built_by(config["denoiser"], own)):
             return Told(text, tuple(remarks))
-        listed = ", ".join(f"{key} = {value}" for key, value in said.items())
-        note = f"Blocks are taken from the weights, which the configuration says otherwise: {listed}."
+        note = taken_from_weights("Blocks", said)
         return Told({**text, "denoiser": {**config["denoiser"], **said}}, (note, *remarks))
 
     def doors(self, config: Config, keys: Collection[str]) -> tuple[Door, ...]:

@@ -25,6 +25,7 @@ class ZImage(LlmFamily):
     door = DOOR
     pipelines = ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
     repository = "Tongyi-MAI/Z-Image-Turbo"
+    layers: ClassVar = {"n_layers": "layers.", "n_refiner_layers": "noise_refiner."}
     # Guidance: diffusers' default for it.
     defaults: ClassVar = Defaults(
         5.0,
@@ -55,6 +56,12 @@ class ZImage(LlmFamily):
         from trce_cli.families.z_image.config import check
 
         check(config, QWEN3)
+
+    def shapes(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """See `TransformerFamily`."""
+        from trce_cli.families.z_image.shapes import denoiser_weights
+
+        return denoiser_weights(config)
 
     def norm_eps(self, config: Mapping[str, Any]) -> float:
         """See `LlmFamily`."""
