@@ -81,6 +81,9 @@ def test_a_tensor_of_a_file_that_would_be_lost_is_named(file: Path, tiny_sd1: Pa
     harmless += [
         "cond_stage_model.transformer.text_model.embeddings.position_ids",
         "first_stage_model.loss.w",
+        "logit_scale",
+        "te.text_model.embeddings.position_ids",
+        "text_encoder.logit_scale",
     ]
     path = Path(shutil.copy(file, tmp_path / "file.safetensors"))
     change(path, {name: torch.zeros(1) for name in harmless})
@@ -230,7 +233,8 @@ def test_another_kind_of_autoencoder_has_no_single_file(folder: Path, tmp_path: 
     done = trce("map", folder, "-p", "weapons", *forms, "-o", tmp_path / "out")
     assert (done.status, "AutoencoderTiny" in done.err) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-    assert trce("map", folder, "-p", "weapons", "-o", tmp_path / "out").status == 0
+    done = trce("map", folder, "-p", "weapons", "-o", tmp_path / "out")
+    assert (done.status, "Next: trce inspect" in done.err) == (0, True), done.err
     with pytest.raises(BadInput, match="its VAE is an AutoencoderTiny"):
         open_checkpoint(str(folder)).pipe(torch.device("cpu"), torch.float32)
 
@@ -247,6 +251,7 @@ def test_an_inpainting_sibling_is_mapped_and_not_drawn(
         "map", file, "--config", tiny_sd1, "-p", "weapons", "--as", "diffusers", "-o", tmp_path / "out"
     )
     assert done.status == 0, done.err
+    assert f"Next: trce inspect {tmp_path / 'out'}\n" in done.err  # to draw it would be refused
     assert json.loads((tmp_path / "out/unet/config.json").read_text())["in_channels"] == 9
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
     assert type(loaded).__name__ == "StableDiffusionInpaintPipeline"
@@ -259,6 +264,31 @@ def test_an_inpainting_sibling_is_mapped_and_not_drawn(
     for command in (("generate", folder, "a dog"), ("steer", folder, "-p", "weapons")):
         done = trce(*command, "-o", tmp_path / f"no-{command[0]}")
         assert (done.status, "fills in pictures" in done.err) == (2, True)
+
+
+def test_a_file_that_lacks_its_vae_is_named_with_the_config_that_has_one(
+    file: Path, tiny_sd1: Path, tmp_path: Path, trce: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weightless = shutil.ignore_patterns("*.safetensors")
+    base = Path(shutil.copytree(tiny_sd1, tmp_path / "base", ignore=weightless))
+    monkeypatch.setattr(
+        "trce_cli.families.sd.configs.folder", lambda key: base
+    )  # as the family's own, but tiny
+    bare = {key: value for key, value in load_file(file).items() if not key.startswith("first_stage_model.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    for name, config, needed in (
+        (file, [], ""),
+        (tmp_path / "bare.safetensors", ["--config", tiny_sd1], f" --config {tiny_sd1}"),
+    ):
+        out = tmp_path / f"of-{name.stem}.safetensors"
+        done = trce("map", name, *config, "-p", "weapons", "-o", out)
+        assert done.status == 0, done.err
+        assert done.err.endswith(f"--output {out.with_suffix('')}-images{needed}\n")
+    refused = trce("generate", out, "a dog", "--steps", 2, "-o", tmp_path / "drawn")
+    assert (refused.status, "holds no VAE" in refused.err) == (2, True)
+    assert not (tmp_path / "drawn").exists()
+    done = trce("generate", out, "a dog", "--steps", 2, *config, "-o", tmp_path / "drawn")
+    assert done.status == 0, done.err
 
 
 @pytest.mark.parametrize(

@@ -138,30 +138,45 @@ def show_written(
     console.result(result | ({"pushed_to": url} if url else {}))
 
 
+def _is_drawn(checkpoint: "Checkpoint") -> bool:
+    from trce_cli.errors import BadInput
+
+    try:
+        checkpoint.family.canvas(checkpoint)
+    except BadInput:
+        return False
+    return True
+
+
 def _configured(made: Path, source: "Checkpoint") -> list[str]:
-    """The option without which what was made of the checkpoint cannot be opened; nothing where it can."""
+    """The option without which what was made of the checkpoint cannot be opened, or not be drawn as it can;
+    nothing where none is needed.
+    """
     from trce_cli.checkpoint.open import open_checkpoint
     from trce_cli.errors import BadInput, TrceError
 
     if made.is_dir():  # it has all that it needs
         return []
     try:
-        open_checkpoint(str(made))
+        if _is_drawn(open_checkpoint(str(made))) or not _is_drawn(source):
+            return []
     except BadInput:
-        return ["--config", source.name if source.path.is_dir() else str(source.config_folder)]
-    except (TrceError, OSError):  # what was written is written, whatever becomes of a hint
         pass
-    return []
+    except (TrceError, OSError):  # what was written is written, whatever becomes of a hint
+        return []
+    return ["--config", source.name if source.path.is_dir() else str(source.config_folder)]
 
 
 def _next_command(
     outputs: "Outputs", original: str, presets: Sequence[Mapping[str, Any]], source: "Checkpoint"
 ) -> str:
-    """What to type to see what the edit does, with a phrase that it erases."""
+    """What to type to see what the edit does, with a phrase that it erases; else what was made."""
     checkpoints = [path for form, path in outputs.forms if form.is_checkpoint]
     made = (checkpoints or [*outputs.paths.values()])[0]
     if not checkpoints:
         words = ["trce", "apply", str(made), original, "--output", f"{made.with_suffix('')}-applied"]
+    elif not _is_drawn(source):
+        words = ["trce", "inspect", str(made), *_configured(made, source)]
     else:
         phrases = [concept["unsafe"] for preset in presets for concept in preset["concepts"]]
         words = ["trce", "generate", str(made), *(phrases or ["PROMPT"])[:1], "--compare", original]

@@ -138,6 +138,15 @@ class Canvas:
     max_clip_skip: int = 1
 
 
+def check_vae(weights: "Weights") -> None:
+    """Raise BadInput where there is no autoencoder to draw with."""
+    if not weights.keys("vae"):
+        raise BadInput(
+            f"{weights.path} holds no VAE, which drawing needs.",
+            "Get the form of this checkpoint that has its VAE, or name the whole folder with --config.",
+        )
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What enters the denoiser of each prompt by each stream, (prompts, ...) float32 on the run's device.
@@ -655,7 +664,11 @@ class Family(Protocol):
         ...
 
     def canvas(self, weights: Weights) -> Canvas:
-        """What pictures the checkpoint draws; BadInput where its configurations do not say."""
+        """What pictures the checkpoint draws.
+
+        BadInput where it is not drawn here, which configurations and names of weights tell, or where they do
+        not say.
+        """
         ...
 
     def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:

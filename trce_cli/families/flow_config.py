@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from trce_cli.families.base import Canvas, Configs, Weights
+from trce_cli.families.base import Canvas, Configs, Weights, check_vae
 from trce_cli.families.flow import Scheduler
 from trce_cli.system.foreign import validated
 
@@ -45,6 +45,7 @@ def check_parts(config: Configs, transformer: type[BaseModel], autoencoder: type
 
 def canvas(weights: Weights) -> Canvas:
     """See `Family.canvas`: two latents a token, so many pixels a latent."""
+    check_vae(weights)
     vae = Convolutional.model_validate(dict(weights.config["vae"]))
     multiple = 2 ** len(vae.block_out_channels)
     size = max(vae.sample_size // multiple, 1) * multiple

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trce_cli.errors import BadInput, refusing
-from trce_cli.families.base import Weights
+from trce_cli.errors import refusing
+from trce_cli.families.base import Weights, check_vae
 from trce_cli.families.load import load_strictly, quiet_libraries
 
 
@@ -30,11 +30,7 @@ def assemble(
     import diffusers
 
     quiet_libraries()
-    if not weights.keys("vae"):
-        raise BadInput(
-            f"{weights.path} holds no VAE, which drawing needs.",
-            "Get the form of this checkpoint that has its VAE, or name the whole folder with --config.",
-        )
+    check_vae(weights)
     with refusing(f"The scheduler of {weights.name} cannot be used"):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(weights.config["scheduler"]))
     make = getattr(diffusers, autoencoder).from_config

@@ -20,6 +20,7 @@ CONFIG: Final[Mapping[str, Any]] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+_UNUSED: Final = frozenset({"logit_scale", "position_ids", "attn_mask"})
 
 _OPENCLIP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
@@ -91,6 +92,13 @@ def text_in_file(
                 "and tools that use it read prompts wrongly."
             )
     return said, remarks
+
+
+def is_unused(name: str) -> bool:
+    """Whether a tensor of a single file, wherever it lies, is what CLIP models hold and no text passes
+    through: a number of its training, positions counted, a causal mask.
+    """
+    return name.rpartition(".")[2] in _UNUSED
 
 
 def published(key: str) -> str | None:

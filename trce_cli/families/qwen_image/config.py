@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Canvas, Configs, Weights
+from trce_cli.families.base import Canvas, Configs, Weights, check_vae
 from trce_cli.families.causal_llm import config as llm
 from trce_cli.families.causal_llm.names import text_config
 from trce_cli.families.causal_llm.spec import LlmSpec
@@ -88,6 +88,7 @@ def check(config: Configs, spec: LlmSpec) -> None:
 
 def canvas(weights: Weights) -> Canvas:
     """See `Family.canvas`: two latents a token, so many pixels a latent."""
+    check_vae(weights)
     factor = Vae.model_validate(dict(weights.config["vae"])).factor
     steps = Scheduler.model_validate(dict(weights.config["scheduler"])).num_train_timesteps
     return Canvas(LATENTS * factor, LATENTS * factor, 2 * factor, steps - 1)

@@ -100,16 +100,22 @@ class UNet:
         return Ddim(self.weights, steps, {} if self.pooled else {"steps_offset": 1})
 
 
-def load_unet(weights: Weights, device: torch.device, dtype: torch.dtype, train: bool = False) -> nn.Module:
-    """The U-Net; see `families.load.load_denoiser`."""
-    from diffusers import UNet2DConditionModel
-
-    kind = weights.config["denoiser"].get("_class_name", UNet2DConditionModel.__name__)
-    if kind != UNet2DConditionModel.__name__:
+def check_unet(weights: Weights) -> None:
+    """Raise BadInput for a U-Net of another class than is loaded here."""
+    if (
+        kind := weights.config["denoiser"].get("_class_name", "UNet2DConditionModel")
+    ) != "UNet2DConditionModel":
         raise BadInput(
             f"{weights.name} is not drawn here: its U-Net is a {kind}.",
             "`trce map` and `trce apply` work on it.",
         )
+
+
+def load_unet(weights: Weights, device: torch.device, dtype: torch.dtype, train: bool = False) -> nn.Module:
+    """The U-Net; see `families.load.load_denoiser`."""
+    from diffusers import UNet2DConditionModel
+
+    check_unet(weights)
     return load_denoiser(UNet2DConditionModel.from_config, weights, device, dtype, is_tuned, train)
 
 

@@ -90,7 +90,7 @@ class Names:
     def is_leftover(self, name: str) -> bool:
         """Whether a tensor of a single file is no weight of anything: statistics and buffers of training,
         what a text encoder has and does not use, and what says how the file is sampled."""
-        return name in MARKS or _LEFTOVER.match(name) is not None
+        return name in MARKS or clip.is_unused(name) or _LEFTOVER.match(name) is not None
 
     def kohya(self, key: str) -> tuple[str, ...]:
         """The names of a layer of the U-Net in kohya's form, the one to write first; see `kohya_names`."""
@@ -99,12 +99,12 @@ class Names:
 
 
 _LEFTOVER = re.compile(
-    r"(text_encoder(_2)?\..*(position_ids|logit_scale)$|model_ema\.(decay|num_updates)$|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|logvar|lvlb_weights"
+    r"(model_ema\.(decay|num_updates)$|alphas_cumprod|betas$|sqrt_|log_one_minus|posterior_|logvar|lvlb_weights"
     r"|global_step$|epoch$|scale_factor$|denoiser\.sigmas$|loss\.|first_stage_model\.loss\."
     r"|first_stage_model\.model_ema\."
-    r"|(cond_stage_model|conditioner\.embedders\.\d)\..*(position_ids|logit_scale|attn_mask|text_projection"
-    r"|text_projection\.(weight|bias))$|(cond_stage_model|conditioner\.embedders\.\d)\.model\.transformer\."
-    r"resblocks\.|conditioner\.embedders\.\d\.(outputdim|.*sigmas)$)"
+    r"|(cond_stage_model|conditioner\.embedders\.\d)\..*text_projection(\.(weight|bias))?$"
+    r"|(cond_stage_model|conditioner\.embedders\.\d)\.model\.transformer\.resblocks\."
+    r"|conditioner\.embedders\.\d\.(outputdim|.*sigmas)$)"
 )
 _TOP = {  # diffusers -> LDM
     "conv_in": "input_blocks.0.0",

@@ -10,19 +10,21 @@ import torch
 from PIL import Image
 
 from trce_cli.errors import BadInput, refusing
-from trce_cli.families.base import Canvas, Weights
+from trce_cli.families.base import Canvas, Weights, check_vae
 from trce_cli.families.clip.load import load_text_encoders, load_tokenizers
 from trce_cli.families.clip.spec import EncoderSpec, max_clip_skip
 from trce_cli.families.load import load_strictly, quiet_libraries
-from trce_cli.families.sd.denoiser import load_unet
+from trce_cli.families.sd.denoiser import check_unet, load_unet
 from trce_cli.families.sd.schedule import check_scheduler, own_scheduler
 
+_EDITED: Final = "`trce map` and `trce apply` work on it."  # a hint where nothing is drawn
 # What diffusers' pipelines of Stable Diffusion ask of a scheduler.
 _OF_PIPELINES: Final = ("init_noise_sigma", "order", "scale_model_input", "set_timesteps", "step")
 
 
 def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
     """See `Family.canvas`."""
+    _check_drawn(weights)
     blocks = weights.config["vae"].get("block_out_channels")
     sample = weights.config["denoiser"].get("sample_size")
     size = sample if isinstance(sample, list) else [sample, sample]
@@ -40,6 +42,18 @@ def canvas(weights: Weights, encoders: Sequence[EncoderSpec]) -> Canvas:
     )
 
 
+def _check_drawn(weights: Weights) -> None:
+    if (channels := weights.config["denoiser"].get("in_channels", 4)) != 4:
+        does = "fills in" if channels == 9 else "is given"
+        raise BadInput(
+            f"{weights.name} {does} pictures (its U-Net takes {channels} channels): not drawn here.", _EDITED
+        )
+    check_unet(weights)
+    check_vae(weights)
+    if (kind := weights.config["vae"].get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise BadInput(f"{weights.name} is not drawn here: its VAE is an {kind}.", _EDITED)
+
+
 def load(
     weights: Weights,
     pipeline: str,
@@ -55,22 +69,7 @@ def load(
     import diffusers
 
     quiet_libraries()
-    if (channels := weights.config["denoiser"].get("in_channels", 4)) != 4:
-        does = "fills in" if channels == 9 else "is given"
-        raise BadInput(
-            f"{weights.name} {does} pictures (its U-Net takes {channels} channels): not drawn here.",
-            "`trce map` and `trce apply` work on it.",
-        )
-    if not weights.keys("vae"):
-        raise BadInput(
-            f"{weights.path} holds no VAE, which drawing needs.",
-            "Get the form of this checkpoint that has its VAE in it.",
-        )
-    if (kind := weights.config["vae"].get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
-        raise BadInput(
-            f"{weights.name} is not drawn here: its VAE is an {kind}.",
-            "`trce map` and `trce apply` work on it.",
-        )
+    _check_drawn(weights)
     texts = load_text_encoders(weights, encoders, device, dtype)
     parts: dict[str, Any] = dict(zip((spec.folder for spec in encoders), texts, strict=True))
     parts |= zip((spec.tokenizer for spec in encoders), load_tokenizers(weights, encoders), strict=True)
@@ -89,7 +88,7 @@ def load(
             raise BadInput(
                 f"{weights.name} is not drawn here: its scheduler is {made.__name__}, which is none of "
                 f"diffusers' {pipeline}.",
-                "`trce map` and `trce apply` work on it.",
+                _EDITED,
             )
         pipe = getattr(diffusers, pipeline).from_pretrained(weights.folder(), local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from trce_cli.errors import BadInput
-from trce_cli.families.base import Canvas, Configs, Shape, Weights
+from trce_cli.families.base import Canvas, Configs, Shape, Weights, check_vae
 from trce_cli.families.clip import config as clip
 from trce_cli.families.flow import Scheduler
 from trce_cli.families.flow_config import Autoencoder, Width, check_parts
@@ -73,6 +73,7 @@ def check(config: Configs) -> None:
 
 def canvas(weights: Weights) -> Canvas:
     """See `Family.canvas`: the transformer says for how many latents it was trained."""
+    check_vae(weights)
     found = transformer(weights.config["denoiser"])
     vae = Autoencoder.model_validate(dict(weights.config["vae"]))
     multiple = found.patch_size * 2 ** (len(vae.block_out_channels) - 1)

@@ -58,9 +58,7 @@ _LAYOUT: Final = Layout(
     },
 )
 # What tools put beside the weights of text encoders: a number that is not used, positions, a copy.
-_LEFTOVER: Final = re.compile(
-    r"text_encoders\.\w+\.(.+\.)?(logit_scale|position_ids|encoder\.embed_tokens\.weight)"
-)
+_LEFTOVER: Final = re.compile(r"text_encoders\.\w+\.(.+\.)?encoder\.embed_tokens\.weight")
 _TUNED: Final = re.compile(r"transformer_blocks\.\d+\.attn2?\.to_(q|k|v|out\.0)\.weight")
 
 
@@ -117,7 +115,7 @@ class Names:
 
     def is_leftover(self, name: str) -> bool:
         """Whether a tensor of a single file is no weight of anything."""
-        return _LEFTOVER.fullmatch(name) is not None
+        return clip.is_unused(name) or _LEFTOVER.fullmatch(name) is not None
 
     def kohya(self, key: str) -> tuple[str, ...]:
         """The names of a linear layer in a LoRA: diffusers' path, which is what its loader and ComfyUI take,
