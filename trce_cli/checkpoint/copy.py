@@ -6,17 +6,23 @@ byte, so that a denoiser is never in memory.
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trce_cli.checkpoint.checkpoint import Checkpoint
+from trce_cli.checkpoint.checkpoint import Checkpoint, Place
 from trce_cli.checkpoint.scaled import scaled_edits
 from trce_cli.errors import BadInput, TrceError
+from trce_cli.families.base import Stored
 from trce_cli.system.paths import existing, real_path
 from trce_cli.system.progress import Report, no_report
 from trce_cli.system.safetensors import Edit, copy_file, share_file
 from trce_cli.system.whole import clear_stale, whole
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_copy(checkpoint: Checkpoint, output: Path, force: bool = False, link: bool = False) -> Path:
@@ -94,6 +100,21 @@ def _check_space(output: Path, needed: Callable[[], int]) -> None:
         )
 
 
+def _tensor_edits(weights: Sequence[tuple[Place, Edit]]) -> Mapping[str, Edit]:
+    """The edits of the tensor that holds these weights, and of its scale, from those of the weights."""
+    place, edit = weights[0]
+    if place.stored.plain:
+        return scaled_edits(place, edit)
+    pieces = [(place.stored, edit) for place, edit in weights]
+    return scaled_edits(replace(place, stored=Stored(place.stored.name)), partial(_stacked_edit, pieces))
+
+
+def _stacked_edit(pieces: Sequence[tuple[Stored, Edit]], tensor: "torch.Tensor") -> "torch.Tensor":
+    for stored, edit in pieces:
+        tensor = stored.replaced(tensor, edit(stored.view(tensor)))
+    return tensor
+
+
 def _replaceable_folder(output: Path) -> bool:
     return output.is_dir() and ((output / "model_index.json").is_file() or not any(output.iterdir()))
 
@@ -121,17 +142,15 @@ def write_patched(
     result, a failing disk, or an input that changed meanwhile. The input is never written to.
     """
     output = check_copy(checkpoint, output, force, link)
-    patches: dict[Path, dict[str, Edit]] = {}
     opened = {file.path: file for file in checkpoint.denoiser_files}
+    held: dict[tuple[Path, str], list[tuple[Place, Edit]]] = {}  # of each tensor the weights in it
     for key, edit in edits.items():
         for copy in checkpoint.denoiser:
             place = copy.tensors[key]
-            if not place.stored.plain:
-                raise BadInput(
-                    f"{place.file.path} keeps {key} together with other weights: it is not edited in place.",
-                    "Write it --as diffusers.",
-                )
-            patches.setdefault(place.file.path, {}).update(scaled_edits(place, edit))
+            held.setdefault((place.file.path, place.stored.name), []).append((place, edit))
+    patches: dict[Path, dict[str, Edit]] = {}
+    for (path, _), weights in held.items():
+        patches.setdefault(path, {}).update(_tensor_edits(weights))
     metadata, files = checkpoint.carried(files)
     with whole(output, force, unchanged or checkpoint.check_unchanged) as fresh:
         for relative, source in checkpoint.files.items():

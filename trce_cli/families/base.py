@@ -102,6 +102,16 @@ class Stored:
         stored = _halves_swapped(stored) if self.swapped else stored.mT if self.transposed else stored
         return stored[..., None, None] if self.convolution else stored
 
+    def replaced(self, stored: "Tensor", weight: "Tensor") -> "Tensor":
+        """The tensor with this weight in place of the one in it, in the wider dtype of the two."""
+        import torch
+
+        at, count = self.piece
+        stored = stored.to(torch.promote_types(stored.dtype, weight.dtype), copy=True)
+        size = len(stored) // count
+        stored[at * size : (at + self.span) * size] = self.packed([weight])
+        return stored
+
 
 def _halves_swapped(weight: "Tensor") -> "Tensor":
     return weight.roll(len(weight) // 2, 0)
