@@ -473,7 +473,7 @@ def test_a_plan_refuses_what_the_run_would_and_pictures_of_others_stay_apart(
     assert evaluate(*few, "--steps", 3, "--force", "--dry-run").status == 0
     told = evaluate(*few, "--dry-run")
     assert json.loads(told.out)["images_to_draw"] == 0
-    for output in ("out", "out/images"):
+    for output in ("out", "out/images", "out/images/explicit", "out/new"):
         for more in ((), ("--force",), ("--dry-run",)):
             told = trce("generate", erased, "a cat", "--steps", 1, "-o", tmp_path / output, *more)
             assert told.status == 2

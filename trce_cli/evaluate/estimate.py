@@ -13,6 +13,7 @@ from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.survivals.run import AFTER, chosen
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.images.estimate import Places, missing, pace, plan_drawing
+from trce_cli.images.folder import PICTURES
 from trce_cli.images.plan import plan_images
 from trce_cli.images.record import ImageRecord
 
@@ -29,7 +30,7 @@ def places(evaluation: Evaluation, after: SurvivalSettings, output: Path) -> Pla
         suite.name: plan_images(suite.prompts, evaluation.checkpoints, evaluation.settings)
         for suite in evaluation.suites
     }
-    found = [(output / "images" / name, records) for name, records in suites.items()]
+    found = [(output / PICTURES / name, records) for name, records in suites.items()]
     for treatment in chosen(after):
         for state in treatment.states(evaluation):
             for name, records in suites.items():
@@ -82,7 +83,7 @@ def trials(evaluation: Evaluation, count: int, output: Path) -> Places:
     """What `trce tune` draws: every suite by the original and by so many trials."""
     roles = {"original": evaluation.original} | {f"trial {i}": evaluation.original for i in range(count)}
     return [
-        (output / "images" / suite.name, plan_images(suite.prompts, roles, evaluation.settings))
+        (output / PICTURES / suite.name, plan_images(suite.prompts, roles, evaluation.settings))
         for suite in evaluation.suites
     ]
 

@@ -16,6 +16,7 @@ from trce_cli.evaluate.features import ClipFeatures, Extractor, InceptionFeature
 from trce_cli.evaluate.gates import BOUNDS
 from trce_cli.evaluate.nearness import near_and_far
 from trce_cli.evaluate.settings import EvaluationSettings
+from trce_cli.images.folder import PICTURES
 from trce_cli.images.given import pictures_in
 from trce_cli.images.settings import STEPS, DrawSettings
 from trce_cli.prompts.bystanders import Split
@@ -111,7 +112,7 @@ def prepare(
             f"{erased.name} is {erased.family.name}, {original.name} is {original.family.name}.",
             "Compare a checkpoint with the original that it was made from.",
         )
-    if asked.reuse is not None and not (asked.reuse / "images").is_dir():
+    if asked.reuse is not None and not (asked.reuse / PICTURES).is_dir():
         raise BadInput(
             f"There are no images of an evaluation in {asked.reuse}.", "Give --reuse what --output was there."
         )

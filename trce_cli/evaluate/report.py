@@ -14,6 +14,7 @@ from trce_cli.evaluate.compare import compare_results
 from trce_cli.evaluate.gates import value_of
 from trce_cli.evaluate.scores import ROLES
 from trce_cli.evaluate.verdicts import CLIP_TELLS, GONE, KEPT, asks, verdict
+from trce_cli.images.folder import PICTURES
 from trce_cli.images.plots import ticks
 from trce_cli.images.record import load
 from trce_cli.system.whole import write_json, write_text
@@ -172,7 +173,7 @@ def gallery(output: Path, suite: Mapping[str, Any], rows: Sequence[Mapping[str, 
     """A suite's pairs of pictures, failures first, with what makes each a failure."""
     told = [(failure(suite, row), row) for row in rows]
     told.sort(key=lambda pair: not pair[0])  # stable: otherwise in the order of the prompts
-    folder = output / "images" / suite["name"]
+    folder = output / PICTURES / suite["name"]
     pairs = [
         {
             "prompt": row["prompt"],

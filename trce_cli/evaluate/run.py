@@ -19,7 +19,7 @@ from trce_cli.evaluate.survivals.base import Subject
 from trce_cli.evaluate.survivals.run import draw_rounds, measure_rounds, plan_rounds
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
 from trce_cli.images.draw import draw
-from trce_cli.images.folder import ImageFolder, look_into
+from trce_cli.images.folder import PICTURES, SCORES, ImageFolder, look_into
 from trce_cli.images.plan import identify, identity, plan_images
 from trce_cli.images.record import ImageRecord, write_image
 from trce_cli.system.processes import on_main
@@ -64,41 +64,41 @@ def evaluate(
         if share.merged:
             costs.extend(complete(share.merged, run))
         begin(output, share, run, force)
-        places = {name: make_inside(output, "images", name) for name in plans}
+        places = {name: make_inside(output, PICTURES, name) for name in plans}
         folders = [ImageFolder(places[name], plan, force) for name, plan in plans.items()]
         for other in [*([evaluation.reuse] if evaluation.reuse else []), *share.merged]:
             for folder in folders:
-                folder.take_over(other / "images" / folder.path.name)
+                folder.take_over(other / PICTURES / folder.path.name)
         for folder in folders if share.merged else ():
             folder.check_whole()
         return [[record.file for record in folder.missing] for folder in folders]
 
     missing: list[list[str]] = on_main(team, open_folders)
-    pieces = [(output / "images" / suite, record) for suite, plan in plans.items() for record in plan]
+    pieces = [(output / PICTURES / suite, record) for suite, plan in plans.items() for record in plan]
     pieces.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
     pieces = [*share.of_shard(pieces)]
     absent = {
-        output / "images" / suite / file
+        output / PICTURES / suite / file
         for suite, files in zip(plans, missing, strict=True)
         for file in files
     }
     wanted = [(folder, record) for folder, record in pieces if folder / record.file in absent]
+    stores = {
+        detector.name: ScoreStore(make_inside(output, SCORES), detector, share.name)
+        for detector in evaluation.detectors
+    }
     draw_share(evaluation, share.mine(wanted), device, costs, task, note)
-    pairs = {suite: pair_up(output / "images" / suite, plan) for suite, plan in plans.items()}
+    pairs = {suite: pair_up(output / PICTURES / suite, plan) for suite, plan in plans.items()}
     everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
     rounds = plan_rounds(evaluation, after, plans, output)
     draw_rounds(Subject(evaluation, device, dtype, task), rounds, output, share, costs, force)
-    stores = {
-        detector.name: ScoreStore(make_inside(output, "scores"), detector, share.name)
-        for detector in evaluation.detectors
-    }
     looked = [folder / record.file for folder, record in pieces]
     looked += [pair.path("erased") for each in rounds for pair in share.of_shard(each.every)]
     for detector in evaluation.detectors:
         store = stores[detector.name]
         for other in share.merged:
-            store.take_over(other / "scores")
+            store.take_over(other / SCORES)
         score_share(detector, store, share.mine(looked), device, costs, task)
     team.wait_for_everyone()
     costs = gather_costs(team, costs)
@@ -110,7 +110,7 @@ def evaluate(
         finish(output, share, run, costs)
         return None
     for name, plan in plans.items():
-        ImageFolder(output / "images" / name, plan)  # puts images.jsonl right
+        ImageFolder(output / PICTURES / name, plan)  # puts images.jsonl right
     for store in stores.values():
         store.read()  # what the other processes scored
     suites, verdicts = [], {}
@@ -158,7 +158,7 @@ def check_unmixed(evaluation: Evaluation, output: Path, dtype: str, force: bool)
     """Raise BadInput where the output holds pictures of other settings; reads no weights, writes nothing."""
     for suite in evaluation.suites:
         records = plan_images(suite.prompts, evaluation.checkpoints, evaluation.settings)
-        look_into(output / "images" / suite.name, settled(evaluation, records, dtype), force)
+        look_into(output / PICTURES / suite.name, settled(evaluation, records, dtype), force)
 
 
 def note_same(evaluation: Evaluation, note: Callable[[str], None], is_hash_same: bool = False) -> None:

@@ -28,7 +28,7 @@ from trce_cli.evaluate.measure import measure_suite
 from trce_cli.evaluate.question import Evaluation
 from trce_cli.evaluate.scores import ROLES, Pair, ScoreStore, score_share
 from trce_cli.images.draw import draw
-from trce_cli.images.folder import ImageFolder
+from trce_cli.images.folder import PICTURES, SCORES, ImageFolder
 from trce_cli.images.plan import checkpoint_hash, plan_images
 from trce_cli.images.plots import Trialled, trade_off
 from trce_cli.images.record import ImageRecord
@@ -159,7 +159,7 @@ def tune(
     def open_folders(force: bool = False) -> dict[str, ImageFolder]:
         return {
             name: ImageFolder(
-                make_inside(output, "images", name),
+                make_inside(output, PICTURES, name),
                 [*records, *(trial.record(each) for trial in trials for each in records)],
                 force,
             )
@@ -172,7 +172,7 @@ def tune(
         begin(output, work, run, force)
         for name, folder in open_folders(force).items():
             for other in work.merged:
-                folder.take_over(other / "images" / name)
+                folder.take_over(other / PICTURES / name)
 
     on_main(work.team, start)
     folders = open_folders()
@@ -188,7 +188,7 @@ def tune(
         settings = [trial.settings for trial in trials]
         statistics = Statistics.of(evaluation.original, pairs, maps.prior, settings, device=device, task=task)
         stores = {
-            each.name: ScoreStore(make_inside(output, "scores"), each, work.name)
+            each.name: ScoreStore(make_inside(output, SCORES), each, work.name)
             for each in evaluation.detectors
         }
         bench = Bench(evaluation, folders, plans, stores, device)

@@ -11,11 +11,12 @@ from trce_cli.errors import BadInput
 from trce_cli.images.grid import GRID
 from trce_cli.images.record import ImageRecord, parse_record, read_image, to_line, write_image
 from trce_cli.system.foreign import read_bytes, read_text
-from trce_cli.system.paths import matching
+from trce_cli.system.paths import matching, real_path
 from trce_cli.system.whole import appending, write_bytes, write_text
 
 INDEX = "images.jsonl"
 PICTURES = "images"  # where evaluations and tunings keep theirs, a folder a suite
+SCORES = "scores"  # and what detectors say of them
 MAX_INDEX = 1 << 30  # bytes
 MAX_PICTURE = 1 << 28  # bytes
 
@@ -98,8 +99,10 @@ def look_into(path: Path, wanted: Sequence[ImageRecord], force: bool = False) ->
 
 
 def check_unmeasured(output: Path) -> None:
-    """Raise BadInput where the folder is an output of `trce evaluate` or `trce tune`, or its pictures'."""
-    for folder in (output, *[output.parent] * (output.name == PICTURES)):
+    """Raise BadInput where the folder is an output of `trce evaluate` or `trce tune`, or lies in one."""
+    output = real_path(output)
+    around = [folder for folder in output.parents if (folder / SCORES).is_dir()]
+    for folder in (output, *[output.parent] * (output.name == PICTURES), *around):
         # Where pictures stand for themselves they have a grid.
         if any((one / INDEX).exists() and not (one / GRID).exists() for one in matching(folder / PICTURES)):
             raise BadInput(

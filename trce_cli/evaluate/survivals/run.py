@@ -17,7 +17,7 @@ from trce_cli.evaluate.scores import Pair, ScoreStore, pair_up
 from trce_cli.evaluate.survivals.base import State, Subject, Treatment
 from trce_cli.evaluate.survivals.registry import TREATMENTS, treatment_of
 from trce_cli.evaluate.survivals.settings import SurvivalSettings
-from trce_cli.images.folder import ImageFolder
+from trce_cli.images.folder import PICTURES, ImageFolder
 from trce_cli.images.record import ImageRecord, write_image
 from trce_cli.maths.statistics import Change, Rate
 from trce_cli.prompts.suites import Suite
@@ -84,7 +84,7 @@ def plan_rounds(
             identity = f"{state.identity} {hashes['original']}" if state.of_original else state.identity
             pairs = {}
             for suite in evaluation.suites:
-                untreated = pair_up(output / "images" / suite.name, plans[suite.name])[: asked.after_count]
+                untreated = pair_up(output / PICTURES / suite.name, plans[suite.name])[: asked.after_count]
                 place = output / AFTER / state.name / suite.name
                 pairs[suite.name] = [treated(pair, place, identity) for pair in untreated]
             rounds.append(Round(treatment, state, pairs))
