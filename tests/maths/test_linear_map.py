@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trce_cli.maths.closed_form import MapFitter, SecondMoment
 from trce_cli.maths.linear_map import LinearMap
 
 WIDTH, RANK = 12, 3
@@ -111,6 +112,21 @@ def test_what_is_left_of_too_little_is_taken_away_and_nothing_else(
     np.testing.assert_allclose(deflated.matrix.numpy(), expected.real, atol=1e-10)
     assert int(torch.linalg.matrix_rank(deflated.matrix, rtol=1e-9)) == WIDTH - gone
     assert len(deflated.factors) == len(linear.factors)
+
+
+@pytest.mark.parametrize("is_factored", [False, True])
+@pytest.mark.parametrize("least", [0.0, 0.3, 0.9])
+def test_a_solved_map_is_deflated_as_by_all_eigenvectors_of_it(is_factored: bool, least: float) -> None:
+    rows, ones = random(3, 15, 40, seed=21), torch.ones(15)
+    fitter = MapFitter(40, 15, is_factored).update(rows[0], rows[1], ones)
+    linear = fitter.solve(SecondMoment(40, 15).update(rows[2], ones).P, preserve=0.1, ridge=0.1).map
+    deflated, count = linear.deflated(least)
+    M = linear.matrix.numpy()
+    values, vectors = np.linalg.eig(M)
+    gone = values.real < least
+    assert gone.sum() == count > 0
+    projector = vectors[:, gone] @ np.linalg.inv(vectors)[gone]
+    np.testing.assert_allclose(deflated.matrix.numpy(), (M - M @ projector).real, atol=1e-9)
 
 
 @each_map

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,16 +74,16 @@ class LinearMap:
         What M leaves less than that share of, or turns round, is taken away altogether: M is singular there,
         and no embedding whatever comes out along these directions. Other eigenvalues and eigenvectors are
         kept. Also returns how many dimensions that are.
+
+        With X and Y, (width, dimensions), of which the right and the left eigenvectors of these eigenvalues
+        are combinations, Q = X (Y^T X)^-1 Y^T. Those of a change up down are up X and down^T Y with X and Y
+        of the small matrix down up, whose eigenvalues are the change's but for zeros: M's of 1, which stay.
         """
-        # D = up down has the eigenvalues of down up, but for zeros: these are M's of 1, which stay.
-        whole = len(self.factors) == 1
-        up, down = (self.change, torch.eye(self.width).double()) if whole else self.factors
-        right, left = (_span_below(each, least - 1) for each in (down @ up, (down @ up).mT))
-        X, Y = up @ right, down.mT @ left
-        Q = torch.linalg.solve(Y.mT @ X, X, left=False), Y.mT + (Y.mT @ up) @ down  # Q M, as two factors
-        if whole:
-            return LinearMap.of(up - Q[0] @ Q[1]), len(Q[1])
-        return LinearMap((torch.cat([up, -Q[0]], 1), torch.cat([down, Q[1]]))), len(Q[1])
+        X, Y = _spans_below(reduce(torch.matmul, reversed(self.factors)), least - 1)
+        if len(self.factors) > 1:
+            X, Y = self.factors[0] @ X, self.factors[1].mT @ Y
+        without = LinearMap((-torch.linalg.solve(Y.mT @ X, X, left=False), Y.mT))  # I - Q
+        return self @ without, X.shape[1]
 
     def __matmul__(self, then: "LinearMap") -> "LinearMap":
         """M_a M_b = I + a + b + a b; factored where both are, with the sum of their ranks."""
@@ -90,8 +91,8 @@ class LinearMap:
             (up, down), (then_up, then_down) = self.factors, then.factors
             rest = down + (down @ then_up) @ then_down  # up rest = a + a b
             return LinearMap((torch.cat([up, then_up], 1), torch.cat([rest, then_down])))
-        a, b = self.change, then.change
-        return LinearMap.of(a + b + a @ b)
+        a = self.change
+        return LinearMap.of(a + then.change + reduce(torch.matmul, then.factors, a))
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """M e for each embedding in the rows of (..., width); float64."""
@@ -132,10 +133,15 @@ class LinearMap:
         return left @ U, S, Vt @ right.mT
 
 
-def _span_below(matrix: Tensor, least: float) -> Tensor:
-    """An orthonormal basis, in columns, of eigenvectors whose eigenvalues have a real part below `least`."""
-    values, vectors = torch.linalg.eig(matrix)
-    chosen = (values.real < least) & (values.imag >= 0)  # of two that are conjugate one has both parts
+def _spans_below(matrix: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """Orthonormal bases, in columns, of the right and of the left eigenvectors whose eigenvalues have a real
+    part below `bound`, by one decomposition.
+    """
+    from scipy.linalg import eig
+
+    values, left, right = eig(matrix.numpy(), left=True)
+    chosen = (values.real < bound) & (values.imag >= 0)  # of two that are conjugate one has both parts
     turning = chosen & (values.imag > 0)
-    basis: Tensor = torch.linalg.qr(torch.cat([vectors[:, chosen].real, vectors[:, turning].imag], 1))[0]
-    return basis
+    parts = (np.hstack([each[:, chosen].real, each[:, turning].imag]) for each in (right, left))
+    X, Y = (torch.linalg.qr(torch.from_numpy(each))[0] for each in parts)
+    return X, Y
