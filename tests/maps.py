@@ -1,4 +1,4 @@
-"""Random maps for tiny checkpoints, as several tests need them."""
+"""Maps for tiny checkpoints: random ones, a preset to make some, and what they have to be."""
 
 from pathlib import Path
 
@@ -11,8 +11,23 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.checkpoint.provenance import record
 from trce_cli.cli.app import main
 from trce_cli.edits.edit import Made
+from trce_cli.maths.closed_form import CUT_OFF
 from trce_cli.maths.linear_map import LinearMap
 from trce_cli.prompts.presets import load_preset
+
+PRESET = """
+name = "blades"
+description = "blades"
+kind = "object"
+templates = ["{}", "a photo of {}"]
+concepts = [{ unsafe = "a knife", safe = "a spoon" }, { unsafe = "a pistol", safe = "a tulip" }]
+"""
+PAIRS = [
+    ("a knife", "a spoon"),
+    ("a photo of a knife", "a photo of a spoon"),
+    ("a pistol", "a tulip"),
+    ("a photo of a pistol", "a photo of a tulip"),
+]
 
 
 def low_rank(width: int, rank: int, seed: int) -> torch.Tensor:
@@ -48,3 +63,11 @@ def run_map(folder: Path, where: Path, preset: str, slots: str, preserve: float,
     command += f" --preserve {preserve} --ridge {ridge} --token-weights {slots} --max-collateral 1000 -q"
     assert main(command.split()) == 0
     return out
+
+
+def solved_plainly(A: torch.Tensor, B: torch.Tensor, G: torch.Tensor, ridge: float) -> torch.Tensor:
+    """M = I + (B - A) (G + r)^-1 on the range of G, written out apart from ours; float64."""
+    values, vectors = torch.linalg.eigh(G)
+    values, vectors = values[(kept := values > CUT_OFF * values[-1])], vectors[:, kept]
+    inverse = vectors @ torch.diag(1 / (values + ridge * values[:-1].mean())) @ vectors.mT
+    return torch.eye(len(A), dtype=torch.float64) + (B - A) @ inverse

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
-from maps import run_map
+from maps import PAIRS, PRESET, run_map, solved_plainly
 from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -24,33 +24,16 @@ from trce_cli.errors import BadInput
 from trce_cli.families.flux.text import FluxText
 from trce_cli.families.patches import packed, unpacked
 from trce_cli.families.t5.text import T5Text
-from trce_cli.maths.closed_form import CUT_OFF
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a dog", "", "Two Red apples, on a plate!", "the weather is fine today " * 200]
 DOOR, POOLED = "context_embedder.weight", "time_text_embed.text_embedder.linear_1.weight"
-PAIRS = [("a knife", "a spoon"), ("a pistol", "a tulip")]
-PRESET = (
-    'name = "blades"\ndescription = "blades"\nkind = "object"\ntemplates = ["{}", "a photo of {}"]\n'
-    + "".join(f'[[concepts]]\nunsafe = "{unsafe}"\nsafe = "{safe}"\n' for unsafe, safe in PAIRS)
-)
 
 
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue("tiny_flux")
     return found
-
-
-@pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> Checkpoint:
-    return open_checkpoint(str(folder))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> Any:
-    """diffusers' own, loaded by itself."""
-    return load(folder)
 
 
 def draw(pipe: Any) -> torch.Tensor:
@@ -126,8 +109,7 @@ def test_each_door_is_the_independent_solution(folder: Path, pipe: Any, tmp_path
     lam, rho = 0.5, 1e-3
     out = run_map(folder, tmp_path, PRESET, "EOS=1,PADS=2", lam, rho)
     pads = [64 * part - 1 for part in range(1, 9)]
-    pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
-    ends = {text: len(pipe.tokenizer_2(text).input_ids) - 1 for pair in pairs for text in pair}
+    ends = {text: len(pipe.tokenizer_2(text).input_ids) - 1 for pair in PAIRS for text in pair}
     ends |= {text: len(pipe.tokenizer_2(text).input_ids) - 1 for text in captions}
 
     def solved(stream: str) -> torch.Tensor:
@@ -138,13 +120,10 @@ def test_each_door_is_the_independent_solution(folder: Path, pipe: Any, tmp_path
             return states[[*(range(ends[text] + 1) if content else [ends[text]]), *pads]]
 
         weights = torch.tensor([1.0] + [2 / 8] * 8 if stream == "context" else [1.0], dtype=torch.float64)
-        A = sum((o := rows(a, False)).mT @ (weights[:, None] * o) for a, _ in pairs) / len(pairs)
-        B = sum(rows(b, False).mT @ (weights[:, None] * rows(a, False)) for a, b in pairs) / len(pairs)
+        A = sum((o := rows(a, False)).mT @ (weights[:, None] * o) for a, _ in PAIRS) / len(PAIRS)
+        B = sum(rows(b, False).mT @ (weights[:, None] * rows(a, False)) for a, b in PAIRS) / len(PAIRS)
         P = sum((c := rows(text, True)).mT @ c for text in captions) / len(captions)
-        values, vectors = torch.linalg.eigh(A + lam * P)
-        values, vectors = values[(kept := values > CUT_OFF * values[-1])], vectors[:, kept]
-        inverse = vectors @ torch.diag(1 / (values + rho * values[:-1].mean())) @ vectors.mT
-        return torch.eye(len(A), dtype=torch.float64) + (B - A) @ inverse
+        return solved_plainly(A, B, A + lam * P, rho)
 
     before, after = (
         load_file(path / "transformer/diffusion_pytorch_model.safetensors") for path in (folder, out)
@@ -366,18 +345,14 @@ def test_chromas_door_is_the_independent_solution(chroma: Path, tmp_path: Path) 
         end = len(pipe.tokenizer(text).input_ids) - 1
         return met[0][[*(range(end + 1) if content else [end]), *pads]]
 
-    pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
     w = torch.tensor([1.0] + [2 / 8] * 8, dtype=torch.float64)[:, None]
-    found = [(rows(a, False), rows(b, False)) for a, b in pairs]
+    found = [(rows(a, False), rows(b, False)) for a, b in PAIRS]
     A, B = (
-        sum(each.mT @ (w * o) for each, o in some) / len(pairs)
+        sum(each.mT @ (w * o) for each, o in some) / len(PAIRS)
         for some in ([(o, o) for o, _ in found], [(n, o) for o, n in found])
     )
     P = sum((c := rows(text, True)).mT @ c for text in captions) / len(captions)
-    values, vectors = torch.linalg.eigh(A + lam * P)
-    values, vectors = values[(kept := values > CUT_OFF * values[-1])], vectors[:, kept]
-    inverse = vectors @ torch.diag(1 / (values + rho * values[:-1].mean())) @ vectors.mT
-    M = torch.eye(len(A), dtype=torch.float64) + (B - A) @ inverse
+    M = solved_plainly(A, B, A + lam * P, rho)
     before, after = (
         load_file(path / "transformer/diffusion_pytorch_model.safetensors")[DOOR].double()
         for path in (chroma, out)

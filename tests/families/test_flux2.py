@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
-from maps import run_map
+from maps import PAIRS, PRESET, run_map, solved_plainly
 from plain_pipes import load
 from trce_cli import load_map, solve_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
@@ -22,7 +22,6 @@ from trce_cli.cli.app import main
 from trce_cli.errors import BadInput, TrceError
 from trce_cli.families.causal_llm.text import LlmText
 from trce_cli.families.patches import packed, unpacked
-from trce_cli.maths.closed_form import CUT_OFF
 
 CPU = torch.device("cpu")
 PROMPTS = [
@@ -35,28 +34,12 @@ DOOR = "context_embedder.weight"
 WEIGHTS, TEXT = "transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 PADS = [63, 127, 191, 255, 319, 383, 447, 511]
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-PAIRS = [("a knife", "a spoon"), ("a pistol", "a tulip")]
-PRESET = (
-    'name = "blades"\ndescription = "blades"\nkind = "object"\ntemplates = ["{}", "a photo of {}"]\n'
-    + "".join(f'[[concepts]]\nunsafe = "{unsafe}"\nsafe = "{safe}"\n' for unsafe, safe in PAIRS)
-)
 
 
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue("tiny_flux2-klein")
     return found
-
-
-@pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> Checkpoint:
-    return open_checkpoint(str(folder))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> Any:
-    """diffusers' own, loaded by itself."""
-    return load(folder)
 
 
 def draw(pipe: Any, guidance: float = 2.0) -> torch.Tensor:
@@ -133,7 +116,6 @@ def test_the_edit_is_that_of_an_independent_solution(folder: Path, pipe: Any, tm
     """M = I + (B - A)(A + lambda P + r)^-1 in float64, from what diffusers encodes."""
     lam, rho = 0.5, 1e-3
     out = run_map(folder, tmp_path, PRESET, "END=1,PADS=2", lam, rho)
-    pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
     prefix = len(pipe.tokenizer("<|im_start|>user\n").input_ids)
 
     def rows(prompt: str, content: bool = False, begin: int = prefix) -> torch.Tensor:
@@ -142,14 +124,11 @@ def test_the_edit_is_that_of_an_independent_solution(folder: Path, pipe: Any, tm
         return encoded(pipe, prompt)[[*own, *PADS]].double()
 
     weights = torch.tensor([1.0] + [2 / 8] * 8, dtype=torch.float64)[:, None]
-    A = sum((o := rows(a)).mT @ (weights * o) for a, _ in pairs) / len(pairs)
-    B = sum(rows(b).mT @ (weights * rows(a)) for a, b in pairs) / len(pairs)
+    A = sum((o := rows(a)).mT @ (weights * o) for a, _ in PAIRS) / len(PAIRS)
+    B = sum(rows(b).mT @ (weights * rows(a)) for a, b in PAIRS) / len(PAIRS)
     captions = [rows(text, True, prefix if number else 0) for number, text in enumerate(tiny.SENTENCES)]
     P = sum(c.mT @ c for c in captions) / len(captions)
-    values, vectors = torch.linalg.eigh(A + lam * P)
-    values, vectors = values[(kept := values > CUT_OFF * values[-1])], vectors[:, kept]
-    inverse = vectors @ torch.diag(1 / (values + rho * values[:-1].mean())) @ vectors.mT
-    M = torch.eye(len(A), dtype=torch.float64) + (B - A) @ inverse
+    M = solved_plainly(A, B, A + lam * P, rho)
     before, after = (load_file(path / WEIGHTS) for path in (folder, out))
     assert {key for key, value in before.items() if not torch.equal(value, after[key])} == {DOOR}
     expected = before[DOOR].double() @ M

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import plugins
 import tiny
+from maps import PAIRS, PRESET, solved_plainly
 from plain_pipes import load
 from trce_cli import load_map
 from trce_cli.checkpoint.open import open_checkpoint
@@ -20,17 +21,11 @@ from trce_cli.edits.inspection import describe
 from trce_cli.errors import BadInput
 from trce_cli.families.registry import SD3
 from trce_cli.families.sd3.text import Sd3Text
-from trce_cli.maths.closed_form import CUT_OFF
 
 CPU = torch.device("cpu")
 CLIP, WIDTH, LENGTH = 77, 48, 77 + 256
 PROMPTS = ["a photo of a dog", "", "Two Red apples, on a plate!", "the weather is fine today " * 60]
 DOOR, POOLED = "context_embedder.weight", "time_text_embed.text_embedder.linear_1.weight"
-PAIRS = [("a knife", "a spoon"), ("a pistol", "a tulip")]
-PRESET = (
-    'name = "blades"\ndescription = "blades"\nkind = "object"\ntemplates = ["{}", "a photo of {}"]\n'
-    + "".join(f'[[concepts]]\nunsafe = "{unsafe}"\nsafe = "{safe}"\n' for unsafe, safe in PAIRS)
-)
 FILE = "transformer/diffusion_pytorch_model.safetensors"
 PREFIX = "model.diffusion_model."
 
@@ -45,12 +40,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
 def without_t5(request: pytest.FixtureRequest) -> Path:
     found: Path = request.getfixturevalue("tiny_sd3-clip")
     return found
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> Any:
-    """diffusers' own, loaded by itself."""
-    return load(folder)
 
 
 @pytest.fixture
@@ -181,7 +170,6 @@ def test_each_door_is_the_independent_solution(
     line = mapping(path, given, "-o", given / "out", "--word-share", 0, "--preserve", lam, "--ridge", rho)
     assert main([*line, "--token-weights", weights]) == 0
     pads = [CLIP + 32 * part - 1 for part in range(1, 9)]
-    pairs = [(form.format(a), form.format(b)) for a, b in PAIRS for form in ("{}", "a photo of {}")]
 
     def ends(prompt: str) -> tuple[int, int]:
         behind = len(pipe.tokenizer_3(prompt).input_ids) - 1 if has_t5 else 0
@@ -203,13 +191,10 @@ def test_each_door_is_the_independent_solution(
         counts = [1.0] + [1 / 6] * 6 * (stream == "context")
         counts += ([0.5] + [2 / 8] * 8) * (stream == "context" and has_t5)
         w = torch.tensor(counts, dtype=torch.float64)[:, None]
-        A = sum((o := rows(stream, a, b)).mT @ (w * o) for a, b in pairs) / len(pairs)
-        B = sum(rows(stream, b, a).mT @ (w * rows(stream, a, b)) for a, b in pairs) / len(pairs)
+        A = sum((o := rows(stream, a, b)).mT @ (w * o) for a, b in PAIRS) / len(PAIRS)
+        B = sum(rows(stream, b, a).mT @ (w * rows(stream, a, b)) for a, b in PAIRS) / len(PAIRS)
         P = sum((c := rows(stream, text)).mT @ c for text in captions) / len(captions)
-        values, vectors = torch.linalg.eigh(A + lam * P)
-        values, vectors = values[(kept := values > CUT_OFF * values[-1])], vectors[:, kept]
-        inverse = vectors @ torch.diag(1 / (values + rho * values[:-1].mean())) @ vectors.mT
-        return torch.eye(len(A), dtype=torch.float64) + (B - A) @ inverse
+        return solved_plainly(A, B, A + lam * P, rho)
 
     before, after = (load_file(each / FILE) for each in (path, given / "out"))
     assert {key for key, value in before.items() if not torch.equal(value, after[key])} == {DOOR, POOLED}

@@ -53,17 +53,6 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-@pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> Checkpoint:
-    return open_checkpoint(str(folder))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> Any:
-    """diffusers' own, loaded by itself."""
-    return load(folder)
-
-
 def draw(pipe: Any, transformer: Any = None) -> torch.Tensor:
     pipe.transformer = transformer or pipe.transformer
     return torch.as_tensor(
