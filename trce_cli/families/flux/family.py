@@ -51,12 +51,9 @@ class T5Family(TransformerFamily):
 
     def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
         """See `Family`; T5's, which tells what to draw."""
-        from trce_cli.families.t5.load import load_tokenizer
-        from trce_cli.families.t5.tokens import Tokenizer
+        from trce_cli.families.t5.load import truncated
 
-        spec = self.t5(weights.config["denoiser"])
-        tokens = Tokenizer(load_tokenizer(weights, spec), spec).tokens(prompts)
-        return spec.limit, sum(not each.is_whole for each in tokens)
+        return truncated(weights, self.t5(weights.config["denoiser"]), prompts)
 
     def entrance(self, denoiser: "nn.Module") -> "nn.Module":
         """See `Family`: the transformer itself."""

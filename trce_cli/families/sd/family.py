@@ -20,7 +20,7 @@ from trce_cli.families.clip.names import POSITIONS, clip_weights, text_in_file
 from trce_cli.families.clip.spec import CONTEXT, POOLED, EncoderSpec, max_clip_skip
 from trce_cli.families.clip.tokens import SLOTS
 from trce_cli.families.sd import configs
-from trce_cli.families.sd.doors import POOLED_KEY, doors, mapped, widths
+from trce_cli.families.sd.doors import doors, mapped, widths
 from trce_cli.families.sd.names import FLAT, UNET, Names, is_tuned, unet_in_file
 
 if TYPE_CHECKING:
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from trce_cli.families.clip.text import ClipText
     from trce_cli.families.clip.words import ClipWords
     from trce_cli.families.sd.denoiser import UNet
-
-__all__ = [
-    "POOLED_KEY",
-    "SD1",
-    "SD2",
-    "SDXL",
-    "StableDiffusion",
-]  # the key is gone when streams are everywhere
 
 Config = Mapping[str, Mapping[str, Any]]
 CHANNELS: Final = (4, 9)  # of latents; for inpainting those of the masked picture and the mask as well
@@ -315,12 +307,9 @@ class StableDiffusion:
 
     def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
         """See `Family`."""
-        from trce_cli.families.clip.load import load_tokenizers
+        from trce_cli.families.clip.load import truncated
 
-        tokenizer = load_tokenizers(weights, self.encoders[:1])[0]
-        ids = tokenizer(list(prompts), truncation=False).input_ids if prompts else []
-        limit: int = tokenizer.model_max_length
-        return limit, sum(len(row) > limit for row in ids)
+        return truncated(weights, self.encoders[0], prompts)
 
     def room(self, weights: Weights) -> int:
         """See `Family`."""

@@ -177,17 +177,12 @@ class Sd3(TransformerFamily):
 
     def truncated(self, weights: Weights, prompts: Sequence[str]) -> tuple[int, int]:
         """See `Family`; of the encoder that reads most."""
-        from trce_cli.families.clip.load import load_tokenizers
-        from trce_cli.families.t5.load import load_tokenizer
-        from trce_cli.families.t5.tokens import Tokenizer
+        from trce_cli.families.clip import load as clip
+        from trce_cli.families.t5 import load as t5
 
         if reads_t5(weights.config["model_index"]):
-            tokens = Tokenizer(load_tokenizer(weights, T5), T5).tokens(prompts)
-            return T5.limit, sum(not each.is_whole for each in tokens)
-        tokenizer = load_tokenizers(weights, CLIPS[:1])[0]
-        ids = tokenizer(list(prompts), truncation=False).input_ids if prompts else []
-        limit: int = tokenizer.model_max_length
-        return limit, sum(len(row) > limit for row in ids)
+            return t5.truncated(weights, T5, prompts)
+        return clip.truncated(weights, CLIPS[0], prompts)
 
     def room(self, weights: Weights) -> int:
         """See `Family`: that of CLIP, which has less."""

@@ -1,5 +1,6 @@
 """T5's encoder and tokenizer as transformers has them, from the weights of a checkpoint."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from trce_cli.families.base import Weights
 from trce_cli.families.load import fast_tokenizer, guarded, load_strictly
 from trce_cli.families.t5.names import module_name
 from trce_cli.families.t5.spec import T5Spec
+from trce_cli.families.t5.tokens import Tokenizer
 
 
 def load_tokenizer(weights: Weights, spec: T5Spec) -> Any:
@@ -25,6 +27,12 @@ def load_tokenizer(weights: Weights, spec: T5Spec) -> Any:
             f"The {spec.folder} has {rows:,} rows, and none for some tokens of the tokenizer in {folder}."
         )
     return guarded(tokenizer, folder)
+
+
+def truncated(weights: Weights, spec: T5Spec, prompts: Sequence[str]) -> tuple[int, int]:
+    """See `Family`, of this encoder: how many tokens it reads, and how many prompts have more."""
+    tokens = Tokenizer(load_tokenizer(weights, spec), spec).tokens(prompts)
+    return spec.limit, sum(not each.is_whole for each in tokens)
 
 
 def make_model(config: dict[str, Any]) -> Any:
