@@ -125,32 +125,18 @@ def open_single_file(name: str, file: SafetensorsFile, config: Path | None) -> S
     names = family.names(configs)
     places = names.from_file(shapes)
     denoiser = {ours: at.name for ours, at in places["denoiser"].items()}
-    copies = {
-        label: WeightCopy(
+    copies = [
+        WeightCopy(
             label, {ours: Place(file, Stored(copy[key])) for ours, key in denoiser.items() if key in copy}
         )
         for label, copy in names.copies(shapes).items()
-    }
-    found = {
-        part: WeightCopy(
-            "plain",
-            {ours: Place(file, at, scale_of(file, at.name)) for ours, at in of.items() if at.name in shapes},
-        )
-        for part, of in places.items()
-    }
-    own = found.pop("denoiser")
-    parts = {part: copy for part, copy in found.items() if copy.tensors}
-    for part in family.weight_parts:
-        needed = family.text_weights(configs).get(part, {}).keys() - places.get(part, {}).keys()
-        if (part not in places or needed) and (copy := part_weights(folder, family, configs, part)):
-            of = {key: at for key, at in copy.tensors.items() if part not in places or key in needed}
-            parts[part] = replace(copy, tensors={**of, **(parts[part].tensors if part in parts else {})})
+    ]
     checkpoint = SingleFile(
         name=name,
         path=path,
         family=family,
-        denoiser=(own, *copies.values()),
-        parts=parts,
+        denoiser=(_held(file, places["denoiser"]), *copies),
+        parts=_parts(file, places, family, configs),
         config=configs,
         config_folder=folder,
         files={path.name: path},
@@ -165,3 +151,25 @@ def open_single_file(name: str, file: SafetensorsFile, config: Path | None) -> S
     )
     checkpoint.check_unchanged()
     return checkpoint
+
+
+def _held(file: SafetensorsFile, places: Mapping[str, Stored]) -> WeightCopy:
+    """The weights at these places, as far as the file holds them."""
+    held = {ours: at for ours, at in places.items() if at.name in file.tensors}
+    return WeightCopy("plain", {ours: Place(file, at, scale_of(file, at.name)) for ours, at in held.items()})
+
+
+def _parts(
+    file: SafetensorsFile, places: Mapping[str, Mapping[str, Stored]], family: Family, configs: Configs
+) -> dict[str, WeightCopy]:
+    """The parts beside the denoiser: the file's, and what such files never hold from the configurations'
+    folder.
+    """
+    held = {part: _held(file, of) for part, of in places.items() if part != "denoiser"}
+    parts = {part: copy for part, copy in held.items() if copy.tensors}
+    for part in family.weight_parts:
+        needed = family.text_weights(configs).get(part, {}).keys() - places.get(part, {}).keys()
+        if (part not in places or needed) and (copy := part_weights(configs.path, family, configs, part)):
+            of = {key: at for key, at in copy.tensors.items() if part not in places or key in needed}
+            parts[part] = replace(copy, tensors={**of, **(parts[part].tensors if part in parts else {})})
+    return parts

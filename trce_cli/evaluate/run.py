@@ -3,7 +3,7 @@
 Pictures lie under `images/SUITE`, scores under `scores`; a stopped evaluation is taken up from there.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,28 +60,16 @@ def evaluate(
         "treatments": digest(after.model_dump()),
     }
 
-    def open_folders() -> list[list[str]]:
+    def take_up() -> list[Path]:
         if share.merged:
             costs.extend(complete(share.merged, run))
         begin(output, share, run, force)
-        places = {name: make_inside(output, PICTURES, name) for name in plans}
-        folders = [ImageFolder(places[name], plan, force) for name, plan in plans.items()]
-        for other in [*([evaluation.reuse] if evaluation.reuse else []), *share.merged]:
-            for folder in folders:
-                folder.take_over(other / PICTURES / folder.path.name)
-        for folder in folders if share.merged else ():
-            folder.check_whole()
-        return [[record.file for record in folder.missing] for folder in folders]
+        return open_folders(evaluation, plans, output, share, force)
 
-    missing: list[list[str]] = on_main(team, open_folders)
+    absent = {*on_main(team, take_up)}
     pieces = [(output / PICTURES / suite, record) for suite, plan in plans.items() for record in plan]
     pieces.sort(key=lambda place: place[1].role)  # so that each process gets its share of both
     pieces = [*share.of_shard(pieces)]
-    absent = {
-        output / PICTURES / suite / file
-        for suite, files in zip(plans, missing, strict=True)
-        for file in files
-    }
     wanted = [(folder, record) for folder, record in pieces if folder / record.file in absent]
     stores = {
         detector.name: ScoreStore(make_inside(output, SCORES), detector, share.name)
@@ -89,7 +77,6 @@ def evaluate(
     }
     draw_share(evaluation, share.mine(wanted), device, costs, task, note)
     pairs = {suite: pair_up(output / PICTURES / suite, plan) for suite, plan in plans.items()}
-    everything = [pair for each in pairs.values() for pair in each]
     team.wait_for_everyone()
     rounds = plan_rounds(evaluation, after, plans, output)
     draw_rounds(Subject(evaluation, device, dtype, task), rounds, output, share, costs, force)
@@ -113,19 +100,40 @@ def evaluate(
         ImageFolder(output / PICTURES / name, plan)  # puts images.jsonl right
     for store in stores.values():
         store.read()  # what the other processes scored
-    suites, verdicts = [], {}
-    report = task("Measuring", len(everything), "pairs")
+    suites, verdicts, count = [], {}, sum(map(len, pairs.values()))
+    report = task("Measuring", count, "pairs")
     with phase(costs, "measure", device) as cost:
         for suite in evaluation.suites:
             found, rows = measure_suite(evaluation, suite, pairs[suite.name], stores, report)
             suites.append(found)
             verdicts[suite.name] = rows
-        cost["images"] = 2 * len(everything)
+        cost["images"] = 2 * count
         survivals, treated = measure_rounds(evaluation, rounds, stores, verdicts)
     results = describe(evaluation, plans, suites, survivals, costs, device, team.num_processes)
     results["gates"] = [gate.check(results["figures"]) for gate in gates]
     write_results(output, results, verdicts, treated)
     return results, verdicts
+
+
+def open_folders(
+    evaluation: Evaluation,
+    plans: Mapping[str, Sequence[ImageRecord]],
+    output: Path,
+    share: Share,
+    force: bool,
+) -> list[Path]:
+    """Make each suite's folder, take over what was drawn elsewhere, and tell which pictures are missing.
+
+    Raises BadInput as `evaluate` does.
+    """
+    places = {name: make_inside(output, PICTURES, name) for name in plans}
+    folders = [ImageFolder(places[name], plan, force) for name, plan in plans.items()]
+    for other in [*([evaluation.reuse] if evaluation.reuse else []), *share.merged]:
+        for folder in folders:
+            folder.take_over(other / PICTURES / folder.path.name)
+    for folder in folders if share.merged else ():
+        folder.check_whole()
+    return [folder.path / record.file for folder in folders for record in folder.missing]
 
 
 def plan_suites(

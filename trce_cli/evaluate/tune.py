@@ -194,18 +194,7 @@ def tune(
         bench = Bench(evaluation, folders, plans, stores, device)
         report = bench.start(todo, dtype, task, note)
         for trial in todo:
-            found: dict[str, Any] = {"key": trial.key, **trial.settings.model_dump(), "failed": None}
-            try:
-                solution = statistics.solve(trial.settings)
-                bench.draw(trial, solution, report)
-                found |= {"figures": solution.figures, **bench.judge(trial)}
-            except BadInput:  # of the checkpoint, whatever the settings
-                raise
-            except TrceError as error:
-                if isinstance(error.__cause__, OSError):  # the disk's, which says nothing of the settings
-                    raise
-                found["failed"] = error.message
-            done[trial.key] = found
+            done[trial.key] = bench.tried(trial, statistics, report)
             kept = done if work.is_alone else {each.key: done[each.key] for each in own if each.key in done}
             file = output / (RESULT if work.is_alone else f"tune-{work.name}.json")
             write_json(file, told | {"trials": list(kept.values()), "chosen": None})
@@ -312,6 +301,24 @@ class Bench:
         for name, folder in self.folders.items():
             self._draw(folder, self.plans[name], report)
         return report
+
+    def tried(self, trial: Trial, statistics: Statistics, report: Report) -> dict[str, Any]:
+        """What is told of a trial: its settings and figures, or why they give no map.
+
+        Raises BadInput for what is wrong with the checkpoint, whatever the settings, and the disk's
+        TrceError, which says nothing of them.
+        """
+        found = {"key": trial.key, **trial.settings.model_dump(), "failed": None}
+        try:
+            solution = statistics.solve(trial.settings)
+            self.draw(trial, solution, report)
+            return found | {"figures": solution.figures, **self.judge(trial)}
+        except BadInput:
+            raise
+        except TrceError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            return found | {"failed": error.message}
 
     def draw(self, trial: Trial, solution: Solution, report: Report) -> None:
         """Draw a trial's pictures as far as they are missing, with its map on the pipeline."""
