@@ -19,8 +19,8 @@ from trce_cli.cli.options import (
     Publishing,
     Sharing,
     check_outside,
-    complete_preset,
     goes_on,
+    preset_option,
     told_shard,
     with_options,
 )
@@ -51,14 +51,7 @@ Erased = Annotated[
 ]
 Gone = Annotated[
     list[str] | None,
-    typer.Option(
-        "--preset",
-        "-p",
-        metavar="NAME|FILE",
-        help="What should be gone: a shipped preset's name or a TOML file; may be repeated.",
-        autocompletion=complete_preset,
-        show_default=False,
-    ),
+    preset_option("What should be gone: a shipped preset's name or a TOML file; may be repeated."),
 ]
 
 

@@ -433,6 +433,18 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
+def preset_option(told: str) -> Any:
+    """The option that names presets, with this help."""
+    return typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME|FILE",
+        help=told,
+        autocompletion=complete_preset,
+        show_default=False,
+    )
+
+
 CheckpointName = Annotated[
     str,
     typer.Argument(
@@ -444,13 +456,8 @@ CheckpointName = Annotated[
 ]
 Presets = Annotated[
     list[str],
-    typer.Option(
-        "--preset",
-        "-p",
-        metavar="NAME|FILE",
-        help="What to erase: a shipped preset's name or a TOML file; repeat it to erase several jointly.",
-        autocompletion=complete_preset,
-        show_default=False,
+    preset_option(
+        "What to erase: a shipped preset's name or a TOML file; repeat it to erase several jointly."
     ),
 ]
 PresetName = Annotated[

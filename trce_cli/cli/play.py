@@ -14,7 +14,7 @@ from trce_cli.cli.options import (
     CheckpointName,
     Drawing,
     Opening,
-    complete_preset,
+    preset_option,
     with_options,
 )
 from trce_cli.errors import Closed
@@ -34,14 +34,7 @@ Edits = Annotated[
 ]
 Examples = Annotated[
     list[str] | None,
-    typer.Option(
-        "--preset",
-        "-p",
-        metavar="NAME|FILE",
-        help="Whose examples to show; else of what the edits and the checkpoint say they erase.",
-        autocompletion=complete_preset,
-        show_default=False,
-    ),
+    preset_option("Whose examples to show; else of what the edits and the checkpoint say they erase."),
 ]
 
 

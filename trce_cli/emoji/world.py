@@ -130,6 +130,7 @@ class Concept:
 
     @property
     def canonical(self) -> str:
+        """The name that comes first."""
         return self.names[0]
 
 

@@ -43,6 +43,7 @@ class Pair:
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     def path(self, role: str) -> Path:
+        """Where the picture of that role lies."""
         return self.elsewhere.get(role, self.folder) / self.records[role].file
 
 

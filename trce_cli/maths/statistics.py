@@ -84,6 +84,7 @@ class Change:
 
     @property
     def p_value(self) -> float:
+        """1 where nothing was lost or gained."""
         if self.lost + self.gained == 0:
             return 1.0
         from scipy.stats import binomtest

@@ -18,6 +18,7 @@ class Limits:
 
     @property
     def less_is_better(self) -> bool:
+        """Whether it is good to be small."""
         return self.good < self.weak
 
     def word(self, value: float) -> Word:
