@@ -15,6 +15,7 @@ import tiny
 from maps import random_map
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.edits.lora import layers_of
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Conditioning
 from trce_cli.families.registry import FAMILIES
@@ -220,10 +221,18 @@ def test_names_go_from_layout_to_layout_and_back(checkpoint: Checkpoint, tmp_pat
     assert {part: dict(keys) for part, keys in names.from_file(stored).items()} == {
         part: dict(keys) for part, keys in places.items()
     }
-    layers = {name for key in shapes["denoiser"] for name in names.kohya(key)}
     doors = {key for door in checkpoint.doors() for key in door.weights}
-    assert all(names.kohya(key) for key in doors)
-    assert len(layers) == len({n for key in shapes["denoiser"] for n in set(names.kohya(key))})
+    known = layers_of(checkpoint)
+    for key in shapes["denoiser"]:
+        if layer := names.lora(key):
+            assert set(known[layer]) == {key}
+        else:
+            assert key not in doors
+    for weights in known.values():  # of a stacked tensor every row, once
+        stacked = sorted((place.piece, place.span) for place in weights.values())
+        ends = [piece[0] + span for piece, span in stacked]
+        assert [piece[0] for piece, _ in stacked] == [0, *ends[:-1]]
+        assert {piece[1] for piece, _ in stacked} == {ends[-1]}
     file = tiny.single_file(family.key, checkpoint.path, tmp_path / "model.safetensors")  # type: ignore[arg-type]
     single = open_checkpoint(str(file), config=checkpoint.path)
     assert single.family is family

@@ -6,7 +6,7 @@ from trce_cli.families.base import Stored
 from trce_cli.families.clip.names import clip_weights, openclip_from_clip
 from trce_cli.families.sd.names import (
     ema_from_ldm,
-    kohya_from_diffusers,
+    kohya_name,
     ldm_layers_per_block,
     unet_from_ldm,
 )
@@ -87,4 +87,4 @@ def test_clip_weights_are_those_of_transformers(projection: bool) -> None:
 
 def test_kohya_names() -> None:
     key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    assert kohya_from_diffusers(key) == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    assert kohya_name(key) == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

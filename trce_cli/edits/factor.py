@@ -76,8 +76,8 @@ def factor(
         report(1)
         if key not in bases and not bool(change.any()):
             continue
-        places = names.kohya(key) if weight.ndim == 2 else ()
-        if not places:
+        place = names.lora(key) if weight.ndim == 2 else None
+        if place is None:
             left_out.append(key)
             continue
         if basis := bases.get(key):
@@ -94,7 +94,7 @@ def factor(
         for name, against in (("change", change), ("weights", weight + change)):
             errors[name].append(_norm(missing) / (_norm(against) or 1.0))
         ranks[key] = len(down)
-        tensors |= _layer(places[0], up, down, make_up, dtype)
+        tensors |= _layer(place, up, down, make_up, dtype)
     if not ranks:
         raise TrceError("The edit changes no weight that a LoRA can hold.")
     highest = max(ranks.values())

@@ -14,6 +14,7 @@ from torch import Tensor
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import FORM, Made, WeightEdit, check_strength
 from trce_cli.errors import BadInput
+from trce_cli.families.base import Shape, Stored
 from trce_cli.maths.adapters import hadamard, kronecker, low_rank, rescaled
 from trce_cli.system.foreign import parse_json, read_text, validated
 from trce_cli.system.safetensors import FLOATS, SafetensorsFile, all_finite
@@ -35,13 +36,12 @@ _PARTS: Final = (
     *(f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
     *(f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
 )
-# What stands before a layer's path in diffusers' files, PEFT's, ComfyUI's, and others'.
+# What stands before a layer's path in diffusers' files, PEFT's, ComfyUI's, and others', and before the path
+# with underscores in kohya's, OneTrainer's and SimpleTuner's.
 _BEFORE: Final = ("unet.", "transformer.", "base_model.model.", "diffusion_model.", "")
-# A layer's name, kohya's or a path, and which part of its edit a tensor is.
-_LORA: Final = re.compile(
-    rf"(lora_(?!te)\w+|\w+?(?:\.\w+?)+)"
-    rf"\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})"
-)
+_BEFORE_FLAT: Final = ("lora_unet_", "lora_transformer_", "lycoris_")
+# A layer's name and which part of its edit a tensor is.
+_LORA: Final = re.compile(rf"([\w.-]+?)\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})")
 # How diffusers before 0.22 named what its attention processors held: the layers that these were of.
 _PROCESSOR: Final = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\.weight$")
 # What the names of a text encoder's tensors begin with, and what follows a layer's name in them.
@@ -87,46 +87,56 @@ class Lora:
         W -> W + s (W' - W). BadInput where the checkpoint has no such layer.
         """
         check_strength(strength)
-        keys = checkpoint.keys("denoiser")
-        names = {name: key for key in keys for name in checkpoint.names.kohya(key)}
-        for key in keys:
-            names |= {start + key.removesuffix(".weight"): key for start in _BEFORE}
+        known = layers_of(checkpoint)
         edits: dict[str, WeightEdit] = {}
         for layer, parts in self.parts.items():
-            if layer not in names:
+            if layer not in known:
                 raise BadInput(f"{self.file.path} changes {layer}, which {checkpoint.name} does not have.")
-            key = names[layer]
-            shape = checkpoint.shape("denoiser", key)
-            blank = {
-                part: torch.empty(self.file.tensors[at].shape, device="meta") for part, at in parts.items()
-            }
-            found = tuple(_change(blank)[0].shape)
-            if found[0] != shape[0] or _columns(found) != _columns(shape):
-                raise BadInput(
-                    f"{layer} in {self.file.path} is for weights of {' x '.join(map(str, found))}; "
-                    f"{checkpoint.name} has {' x '.join(map(str, shape))}."
-                )
-            for part in ("dora_scale", _MAGNITUDE):
-                if (
-                    part in blank
-                    and blank[part].numel() != shape[0 if _by_rows(part, blank[part], shape) else 1]
-                ):
-                    raise BadInput(f"{parts[part]} in {self.file.path} does not fit {checkpoint.name}.")
-            edits[key] = partial(self._edited, layer, strength)
+            for key, stored in known[layer].items():
+                if key in edits:
+                    raise BadInput(f"{self.file.path} changes {key} twice: by {layer}, and by another name.")
+                self._check_fits(layer, parts, stored, checkpoint.shape("denoiser", key), checkpoint.name)
+                edits[key] = partial(self._edited, layer, stored, strength)
         return edits
 
-    def _edited(self, layer: str, strength: float, weight: Tensor) -> Tensor:
+    def _check_fits(
+        self, layer: str, parts: Mapping[str, str], stored: Stored, shape: Shape, name: str
+    ) -> None:
+        """Raise BadInput where a layer's parts are not for the tensor that a weight of this shape lies in."""
+        shape = stored.packed_shape(shape)
+        blank = {part: torch.empty(self.file.tensors[at].shape, device="meta") for part, at in parts.items()}
+        found = tuple(_change(blank)[0].shape)
+        if found[0] != shape[0] or _columns(found) != _columns(shape):
+            raise BadInput(
+                f"{layer} in {self.file.path} is for weights of {' x '.join(map(str, found))}; "
+                f"{name} has {' x '.join(map(str, shape))}."
+            )
+        for part in ("dora_scale", _MAGNITUDE):
+            if part not in blank:
+                continue
+            by_rows = _by_rows(part, blank[part], shape)
+            if blank[part].numel() != shape[0 if by_rows else 1]:
+                raise BadInput(f"{parts[part]} in {self.file.path} does not fit {name}.")
+            if not by_rows and stored.piece[1] > 1:
+                raise BadInput(
+                    f"{layer} in {self.file.path} is a DoRA with magnitudes of the columns of several "
+                    "stacked weights, which are edited one by one here.",
+                    MERGE,
+                )
+
+    def _edited(self, layer: str, stored: Stored, strength: float, weight: Tensor) -> Tensor:
         parts = {part: self._read(name) for part, name in self.parts[layer].items()}
         change, rank = _change(parts)
         scale = self.scale(rank)
         if rank is not None and "alpha" in parts:
             scale = float(parts["alpha"]) / rank
         weight = weight.double()
-        change = scale * change.reshape(weight.shape)
+        change = scale * stored.view(change).reshape(weight.shape)
         for part in ("dora_scale", _MAGNITUDE):
             if part in parts:
-                by_rows = _by_rows(part, parts[part], tuple(weight.shape))
-                change = rescaled(weight + change, parts[part], by_rows) - weight
+                by_rows = _by_rows(part, parts[part], stored.packed_shape(tuple(weight.shape)))
+                magnitude = stored.view(parts[part].flatten()) if by_rows else parts[part]
+                change = rescaled(weight + change, magnitude, by_rows) - weight
         return weight + strength * change
 
     def _read(self, name: str) -> Tensor:
@@ -134,6 +144,21 @@ class Lora:
         if not all_finite(tensor):
             raise BadInput(f"{name} in {self.file.path} holds NaN or infinite values.")
         return tensor.double()
+
+
+def layers_of(checkpoint: Checkpoint) -> dict[str, dict[str, Stored]]:
+    """The layers of a denoiser by each name that trainers give them, from diffusers' paths and from those of
+    single files: the weights in one, several where they are stacked, and how they lie in it.
+    """
+    layers: dict[str, dict[str, Stored]] = {}
+    for key, stored in checkpoint.names.in_file(checkpoint.keys("denoiser")).items():
+        for name, place in ((key, Stored(key)), (stored.name, stored)):
+            path = name.removesuffix(".weight")
+            flat = path.replace(".", "_")
+            spelt = (*(start + path for start in _BEFORE), *(start + flat for start in _BEFORE_FLAT))
+            for layer in spelt if path != name else ():
+                layers.setdefault(layer, {})[key] = place
+    return layers
 
 
 def _columns(shape: tuple[int, ...]) -> int:

@@ -436,8 +436,12 @@ class Names(Protocol):
         """Whether a tensor of a single file that is no weight can be left out without losing anything."""
         ...
 
-    def kohya(self, key: str) -> Sequence[str]:
-        """The names of a layer of a LoRA, the one that we write first; none for what has no place in one."""
+    def in_file(self, keys: Collection[str]) -> Mapping[str, Stored]:
+        """Where a single file keeps each of these, the weights of a denoiser, by names without a prefix."""
+        ...
+
+    def lora(self, key: str) -> str | None:
+        """The name that we give a layer in a LoRA; None for what has no place in one."""
         ...
 
 

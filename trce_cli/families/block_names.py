@@ -84,22 +84,22 @@ class BlockNames(ABC):
 
     def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
         """Where a single file is to keep each weight of a folder's transformer."""
-        return {"denoiser": {key: self.stored(key) for key in shapes["denoiser"]}}
+        return {"denoiser": self.in_file(shapes["denoiser"])}
 
     def is_leftover(self, name: str) -> bool:
         """None is known."""
         return False
 
-    def kohya(self, key: str) -> tuple[str, ...]:
-        """The names of a linear layer in a LoRA: diffusers' path, which is what its loader and ComfyUI take,
-        and kohya's from a single file's, less those that are stacked there.
-        """
+    def in_file(self, keys: Collection[str]) -> dict[str, Stored]:
+        """See `families.base.Names`."""
+        return {key: self.stored(key) for key in keys}
+
+    def lora(self, key: str) -> str | None:
+        """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take."""
         module, _, leaf = key.rpartition(".")
         if leaf != "weight" or re.search(r"\.norm_(added_)?[qk]$", module):
-            return ()
-        place = self.stored(key)
-        theirs = "lora_unet_" + place.name.removesuffix(".weight").replace(".", "_")
-        return (f"transformer.{module}",) if place.piece[1] > 1 else (f"transformer.{module}", theirs)
+            return None
+        return f"transformer.{module}"
 
 
 def is_tuned(key: str) -> bool:

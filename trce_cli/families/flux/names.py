@@ -38,7 +38,7 @@ _LAYER: Final = {"linear_1": "in_layer", "linear_2": "out_layer"}  # of Chroma's
 
 
 class Names(BlockNames):
-    """See `BlockNames`. Of kohya's names diffusers leaves those of both doors out, without a word.
+    """See `BlockNames`. In LoRAs diffusers leaves both doors by kohya's names out, without a word.
 
     clip, t5: the parts that these text encoders are.
     """

@@ -36,18 +36,22 @@ class Names:
 
     def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
         """Where a single file is to keep each weight of a folder's transformer."""
-        return {"denoiser": {key: Stored(key) for key in shapes["denoiser"]}}
+        return {"denoiser": self.in_file(shapes["denoiser"])}
 
     def is_leftover(self, name: str) -> bool:
         """None is known."""
         return False
 
-    def kohya(self, key: str) -> tuple[str, ...]:
-        """The name of a linear layer in a LoRA."""
+    def in_file(self, keys: Collection[str]) -> dict[str, Stored]:
+        """See `families.base.Names`."""
+        return {key: Stored(key) for key in keys}
+
+    def lora(self, key: str) -> str | None:
+        """The name of a linear layer in a LoRA: kohya's, which diffusers' loader and ComfyUI take as well."""
         module, _, leaf = key.rpartition(".")
         if leaf != "weight" or module.rpartition(".")[2].startswith(("norm_", "txt_norm")):
-            return ()
-        return ("lora_unet_" + module.replace(".", "_"),)
+            return None
+        return "lora_unet_" + module.replace(".", "_")
 
 
 def is_tuned(key: str) -> bool:

@@ -55,12 +55,9 @@ class Names:
 
     def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
         """Where a single file is to keep each of a folder's weights, the inverse of `from_file`."""
-        unet = shapes["denoiser"]
-        attention = {
-            ".".join(key.split(".")[:2]) for key in unet if key.startswith("up_") and ".attentions." in key
-        }
+        places = self.in_file(shapes["denoiser"])
         return {
-            "denoiser": {key: Stored(UNET + ldm_from_unet(key, self.layers, attention)) for key in unet},
+            "denoiser": {key: replace(at, name=UNET + at.name) for key, at in places.items()},
             "vae": vae_to_file(shapes["vae"]),
         } | self._text_in_file()
 
@@ -92,10 +89,19 @@ class Names:
         what a text encoder has and does not use, and what says how the file is sampled."""
         return name in MARKS or clip.is_unused(name) or _LEFTOVER.match(name) is not None
 
-    def kohya(self, key: str) -> tuple[str, ...]:
-        """The names of a layer of the U-Net in kohya's form, the one to write first; see `kohya_names`."""
-        names = kohya_names(key, self.layers)
-        return tuple(reversed(names) if self.ldm_lora else names)
+    def in_file(self, keys: Collection[str]) -> dict[str, Stored]:
+        """See `families.base.Names`."""
+        attention = {
+            ".".join(key.split(".")[:2]) for key in keys if key.startswith("up_") and ".attentions." in key
+        }
+        return {key: Stored(ldm_from_unet(key, self.layers, attention)) for key in keys}
+
+    def lora(self, key: str) -> str | None:
+        """The name of a linear layer in a LoRA, kohya's: from diffusers' path, or from LDM's as for SDXL."""
+        module, _, leaf = key.rpartition(".")
+        if leaf != "weight" or "norm" in module or "samplers" in module:
+            return None
+        return kohya_name(self.in_file([key])[key].name if self.ldm_lora else key)
 
 
 _LEFTOVER = re.compile(
@@ -248,23 +254,9 @@ def unet_in_file(shapes: Mapping[str, Shape]) -> dict[str, str]:
     return {ours: key for ldm, key in ema.items() if (ours := unet_from_ldm(ldm, layers))}
 
 
-def kohya_from_diffusers(key: str) -> str:
-    """The kohya LoRA module name of a U-Net weight: `lora_unet_` and the path with underscores."""
-    return "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
-
-
-def kohya_names(key: str, layers: int) -> list[str]:
-    """The kohya names of a layer of the U-Net: from diffusers' path, and from LDM's as for SDXL.
-
-    Of an upsampler there are two of LDM's, since its place depends on whether its block attends. None for
-    what is no weight of a linear layer or convolution.
-    """
-    module, _, leaf = key.rpartition(".")
-    if leaf != "weight" or "norm" in module:
-        return []
-    block = ".".join(key.split(".")[:2])
-    ldm = [ldm_from_unet(key, layers, attending) for attending in ((), (block,))]
-    return list(dict.fromkeys(kohya_from_diffusers(name) for name in (key, *ldm)))
+def kohya_name(name: str) -> str:
+    """The name of a layer in a LoRA of kohya's: `lora_unet_` and the path of its weight with underscores."""
+    return "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
 
 
 # The visual side of the attention: all of self-attention, and the queries of cross-attention.

@@ -109,7 +109,7 @@ class Names:
 
     def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
         """Where a single file is to keep each weight of a folder's transformer and autoencoder."""
-        places = {key: self.stored(key) for key in shapes["denoiser"]}
+        places = self.in_file(shapes["denoiser"])
         denoiser = {key: replace(at, name=PREFIX + at.name) for key, at in places.items()}
         return {"denoiser": denoiser, "vae": vae_to_file(shapes["vae"])}
 
@@ -117,16 +117,16 @@ class Names:
         """Whether a tensor of a single file is no weight of anything."""
         return clip.is_unused(name) or _LEFTOVER.fullmatch(name) is not None
 
-    def kohya(self, key: str) -> tuple[str, ...]:
-        """The names of a linear layer in a LoRA: diffusers' path, which is what its loader and ComfyUI take,
-        and kohya's from a single file's, less those whose rows lie otherwise there.
-        """
+    def in_file(self, keys: Collection[str]) -> dict[str, Stored]:
+        """See `families.base.Names`."""
+        return {key: self.stored(key) for key in keys}
+
+    def lora(self, key: str) -> str | None:
+        """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take."""
         module, _, leaf = key.rpartition(".")
         if leaf != "weight" or re.search(r"\.norm_(added_)?[qk]$", module):
-            return ()
-        place = self.stored(key)
-        theirs = "lora_unet_" + place.name.removesuffix(".weight").replace(".", "_")
-        return (f"transformer.{module}", theirs) if place.plain else (f"transformer.{module}",)
+            return None
+        return f"transformer.{module}"
 
     def stored(self, key: str) -> Stored:
         """Where a single file keeps a weight of the transformer, by its diffusers name."""

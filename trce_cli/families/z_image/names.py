@@ -50,23 +50,24 @@ class Names:
 
     def to_file(self, shapes: Mapping[str, Mapping[str, Shape]]) -> dict[str, dict[str, Stored]]:
         """Where a single file is to keep each weight of a folder's transformer."""
-        return {"denoiser": {key: stored(key) for key in shapes["denoiser"]}}
+        return {"denoiser": self.in_file(shapes["denoiser"])}
 
     def is_leftover(self, name: str) -> bool:
         """A norm that no model has."""
         return name.removeprefix(PREFIX) == "norm_final.weight"
 
-    def kohya(self, key: str) -> tuple[str, ...]:
-        """The names of a linear layer in a LoRA: diffusers' path, which is what its loader and ComfyUI take,
-        and kohya's, of which ComfyUI knows none for queries, keys and values by themselves.
+    def in_file(self, keys: Collection[str]) -> dict[str, Stored]:
+        """See `families.base.Names`."""
+        return {key: stored(key) for key in keys}
+
+    def lora(self, key: str) -> str | None:
+        """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take. Of
+        kohya's names ComfyUI knows none for queries, keys and values by themselves.
         """
         module, _, leaf = key.rpartition(".")
         if leaf != "weight" or "norm" in key or key == NORM:
-            return ()
-        names = (module, stored(key).name.removesuffix(".weight"))
-        found = dict.fromkeys(names if stored(key).plain else names[:1])
-        theirs = ("lora_unet_" + name.replace(".", "_").replace("-", "_") for name in found)
-        return (f"transformer.{module}", *theirs)
+            return None
+        return f"transformer.{module}"
 
 
 def diffusers_name(key: str) -> str:
