@@ -35,6 +35,16 @@ class Basis(NamedTuple):
         return (weight.double()[:, : len(self.left)] @ self.left).to(dtype)
 
 
+class Layer(NamedTuple):
+    """A layer of a LoRA: the weight that it changes, its factors, and the largest value of up."""
+
+    key: str
+    largest: float
+    rows: int
+    down: Tensor  # (rank, in), as it is stored
+    make_up: Callable[[], Tensor]  # (out, rank), the same
+
+
 @dataclass(frozen=True)
 class LoraFile:
     """A LoRA that can be written: its tensors, its metadata, and what it keeps and what it cannot."""
@@ -66,7 +76,7 @@ def factor(
     kind: torch.dtype = getattr(torch, dtype)
     names = checkpoint.names
     bases = shared_bases(checkpoint, text_map, size, kind) if text_map else {}
-    tensors: dict[str, NewTensor] = {}
+    layers: dict[str, Layer] = {}
     errors: dict[str, list[float]] = {"change": [], "weights": []}
     ranks: dict[str, int] = {}
     left_out = []
@@ -87,17 +97,18 @@ def factor(
             up, down = (part.to(kind) for part in _factors(edit, change, size))
             make_up = partial(_same, up)
         if not (all_finite(up) and all_finite(down)):
-            raise TrceError(
-                f"The factors of {key} have values that {dtype} cannot hold.", "Use fp32 for them."
-            )
+            raise _too_large(key, dtype)
         missing = up.double() @ down.double() - change
         for name, against in (("change", change), ("weights", weight + change)):
             errors[name].append(_norm(missing) / (_norm(against) or 1.0))
         ranks[key] = len(down)
-        tensors |= _layer(place, up, down, make_up, dtype)
+        layers[place] = Layer(key, float(up.abs().max()), len(up), down, make_up)
     if not ranks:
         raise TrceError("The edit changes no weight that a LoRA can hold.")
-    highest = max(ranks.values())
+    highest, alpha = max(ranks.values()), min(ranks.values())
+    tensors: dict[str, NewTensor] = {}
+    for place, layer in layers.items():
+        tensors |= _tensors(place, layer, alpha, dtype)
     figures: dict[str, Any] = {"layers": len(ranks), "max_rank": highest}
     if text_map:
         basis = next(iter(bases.values()))  # of the main stream
@@ -112,7 +123,7 @@ def factor(
     network = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(highest),
-        "ss_network_alpha": str(highest),
+        "ss_network_alpha": str(alpha),
         "ss_base_model_version": checkpoint.family.defaults.kohya,
     }
     return LoraFile(tensors, made.metadata("lora") | network, figures | {"left_out": left_out})
@@ -125,21 +136,31 @@ def _factors(edit: WeightEdit, change: Tensor, size: Size) -> tuple[Tensor, Tens
     return (edit.up, edit.down) if size == Size() else cut(edit.up.double(), edit.down.double(), size)
 
 
-def _layer(
-    layer: str, up: Tensor, down: Tensor, make_up: Callable[[], Tensor], dtype: EditDType
-) -> dict[str, NewTensor]:
-    """The tensors of a layer, whose scale is 1: by kohya's name with an alpha that says so, by the path of a
-    module as PEFT has it, where there is none.
+def _tensors(place: str, layer: Layer, alpha: int, dtype: EditDType) -> dict[str, NewTensor]:
+    """The tensors of a layer. By the path of a module as PEFT has it there is no scale; by kohya's name there
+    is an alpha, and up is times rank / alpha. It is the same for all layers of a file: of a U-Net's attention
+    diffusers takes no other than that of most.
     """
-    form = EDIT_DTYPES[dtype]
-    downs, ups = (
-        NewTensor(form, tuple(down.shape), partial(_same, down)),
-        NewTensor(form, tuple(up.shape), make_up),
-    )
-    if not layer.startswith("lora_"):
-        return {f"{layer}.lora_A.weight": downs, f"{layer}.lora_B.weight": ups}
-    alpha = NewTensor(form, (), partial(_same, torch.tensor(len(down), dtype=down.dtype)))
-    return {f"{layer}.alpha": alpha, f"{layer}.lora_down.weight": downs, f"{layer}.lora_up.weight": ups}
+    form, rank = EDIT_DTYPES[dtype], len(layer.down)
+    downs = NewTensor(form, tuple(layer.down.shape), partial(_same, layer.down))
+    if not place.startswith("lora_"):
+        ups = NewTensor(form, (layer.rows, rank), layer.make_up)
+        return {f"{place}.lora_A.weight": downs, f"{place}.lora_B.weight": ups}
+    factor = rank / alpha
+    if layer.largest * factor > torch.finfo(layer.down.dtype).max:
+        raise _too_large(layer.key, dtype)
+    ups = NewTensor(form, (layer.rows, rank), partial(_scaled, layer.make_up, factor))
+    alphas = NewTensor(form, (), partial(_same, torch.tensor(alpha, dtype=layer.down.dtype)))
+    return {f"{place}.alpha": alphas, f"{place}.lora_down.weight": downs, f"{place}.lora_up.weight": ups}
+
+
+def _too_large(key: str, dtype: EditDType) -> TrceError:
+    return TrceError(f"The factors of {key} have values that {dtype} cannot hold.", "Use fp32 for them.")
+
+
+def _scaled(make: Callable[[], Tensor], factor: float) -> Tensor:
+    made = make()
+    return (made.double() * factor).to(made.dtype)
 
 
 def shared_bases(checkpoint: Checkpoint, text_map: Map, size: Size, dtype: torch.dtype) -> dict[str, Basis]:
