@@ -24,6 +24,8 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     [
         ('"$@" presets list >&-', 0, ""),
         ('"$@" presets list <&- >&- 2>&-', 0, ""),
+        ('"$@" presets list 1< /dev/null 2< /dev/null', 0, ""),
+        ('"$@" --version 1< /dev/null', 0, ""),
         ('"$@" presets list > /dev/full', 1, "No space"),
         ('"$@" presets list > /dev/full 2>&1', 1, ""),
         ('"$@" presets show nothing 2>&-', 2, ""),

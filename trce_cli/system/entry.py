@@ -3,6 +3,7 @@
 Imports nothing but the standard library's smallest modules, so that little time passes before it is done.
 """
 
+import fcntl
 import io
 import os
 import signal
@@ -35,6 +36,8 @@ def begin() -> None:
             os.fstat(handle)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:  # as good as closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     encoding = sys.stderr.encoding if sys.stderr else "utf-8"
