@@ -1,14 +1,18 @@
 """What diffusers makes of a LoRA whose layers are of several ranks, as that of both stages is."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trce_cli.checkpoint.open import open_checkpoint
+from trce_cli.edits.files import open_edit
 
 
 @pytest.mark.parametrize("key", ["sd1", "sdxl", "qwen-image", "z-image", "flux", "sd3"])
@@ -39,6 +43,18 @@ def test_layers_of_several_ranks_are_each_loaded_whole(
         len({value.shape[0] for name, value in held.items() if "lora_down" in name or "lora_A" in name}) > 1
     )
     assert len({float(value) for name, value in held.items() if name.endswith(".alpha")}) <= 1
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        said = json.loads(file.metadata().get("lora_adapter_metadata", "{}"))
+    if checkpoint.family.denoiser == "transformer":  # diffusers 0.39 wants to be told
+        assert said["transformer.lora_alpha"] == said["transformer.r"]
+        assert said["transformer.alpha_pattern"] == said["transformer.rank_pattern"] != {}
+        for path in said["transformer.target_modules"]:
+            ranks = [r for each, r in said["transformer.rank_pattern"].items() if re.fullmatch(each, path)]
+            assert len(held[f"transformer.{path}.lora_A.weight"]) == (ranks or [said["transformer.r"]])[0]
+    again = open_edit(tmp_path / "lora.safetensors").weight_edits(checkpoint)
+    for name, weight in wanted.items():
+        before = checkpoint.read("denoiser", name)
+        assert (again[name](before) - weight).norm() < 2e-3 * (weight - before).norm(), name
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.load_lora_weights(tmp_path / "lora.safetensors")
     pipe.fuse_lora()

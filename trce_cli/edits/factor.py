@@ -4,10 +4,12 @@ A map changes every projection W by W (M - I), so one SVD M - I = U S V^T serves
 the same for all of them, and up = W U S. Weights that a map does not change have an SVD each.
 """
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
+from statistics import fmean, mode
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from trce_cli.checkpoint.checkpoint import Checkpoint
 from trce_cli.edits.edit import EDIT_DTYPES, EditDType, LowRank, Made, WeightEdit
+from trce_cli.edits.lora import PEFT_CONFIG
 from trce_cli.edits.map import Map
 from trce_cli.errors import TrceError
 from trce_cli.maths.linear_map import LinearMap
@@ -109,6 +112,7 @@ def factor(
     tensors: dict[str, NewTensor] = {}
     for place, layer in layers.items():
         tensors |= _tensors(place, layer, alpha, dtype)
+    sizes = {place: len(layer.down) for place, layer in layers.items()}
     figures: dict[str, Any] = {"layers": len(ranks), "max_rank": highest}
     if text_map:
         basis = next(iter(bases.values()))  # of the main stream
@@ -126,7 +130,7 @@ def factor(
         "ss_network_alpha": str(alpha),
         "ss_base_model_version": checkpoint.family.defaults.kohya,
     }
-    return LoraFile(tensors, made.metadata("lora") | network, figures | {"left_out": left_out})
+    return LoraFile(tensors, made.metadata("lora") | network | _peft(sizes), figures | {"left_out": left_out})
 
 
 def _factors(edit: WeightEdit, change: Tensor, size: Size) -> tuple[Tensor, Tensor]:
@@ -152,6 +156,22 @@ def _tensors(place: str, layer: Layer, alpha: int, dtype: EditDType) -> dict[str
     ups = NewTensor(form, (layer.rows, rank), partial(_scaled, layer.make_up, factor))
     alphas = NewTensor(form, (), partial(_same, torch.tensor(alpha, dtype=layer.down.dtype)))
     return {f"{place}.alpha": alphas, f"{place}.lora_down.weight": downs, f"{place}.lora_up.weight": ups}
+
+
+def _peft(ranks: Mapping[str, int]) -> dict[str, str]:
+    """PEFT's configuration of a LoRA with PEFT's names, of these ranks by layer, as diffusers keeps it in a
+    file's metadata; none where nothing is to be said. Before 0.40 diffusers divides by each layer's rank, and
+    multiplies by one for all, where the configuration does not say that a layer's alpha is its rank.
+    """
+    if len(set(ranks.values())) == 1 or any(place.startswith("lora_") for place in ranks):
+        return {}
+    network = next(iter(ranks)).partition(".")[0]
+    paths = {place.removeprefix(f"{network}."): rank for place, rank in ranks.items()}
+    most = mode(paths.values())
+    others = {f"^{re.escape(path)}": rank for path, rank in paths.items() if rank != most}
+    config = {"r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others}
+    config["target_modules"] = list(paths)
+    return {PEFT_CONFIG: json.dumps({f"{network}.{key}": value for key, value in config.items()})}
 
 
 def _too_large(key: str, dtype: EditDType) -> TrceError:

@@ -48,7 +48,7 @@ _PROCESSOR: Final = re.compile(r"\.processor\.(to_[qkv]|to_out)_lora\.(down|up)\
 _OF_TEXT: Final = ("lora_te", "text_encoder")
 _BEHIND: Final = re.compile(r"\.(lora|alpha|dora_scale|hada|lokr)")
 MERGE: Final = "Merge it into the checkpoint with the tool that it comes from."
-_PEFT: Final = "lora_adapter_metadata"  # the metadata in which diffusers keeps PEFT's configuration
+PEFT_CONFIG: Final = "lora_adapter_metadata"  # the metadata in which diffusers keeps PEFT's configuration
 
 
 class _Adapter(BaseModel):
@@ -232,7 +232,8 @@ def open_lora(file: SafetensorsFile) -> Lora:
     for layer, found in parts.items():
         _check_layer(file, layer, found)
     made = Made.read(file, "lora") if FORM in file.metadata else None
-    return Lora(made, file, parts, _scale(file), len(text))
+    scale = _scale(file) if made is None else _whole  # of ours each layer's alpha is its rank
+    return Lora(made, file, parts, scale, len(text))
 
 
 def _check_layer(file: SafetensorsFile, layer: str, parts: Mapping[str, str]) -> None:
@@ -268,8 +269,8 @@ def _no_factor(file: SafetensorsFile, name: str) -> BadInput:
 
 def _scale(file: SafetensorsFile) -> Callable[[int | None], float]:
     """What a LoRA of a rank is multiplied by where no alpha says so: 1, or as PEFT's configuration says."""
-    where, beside = f"The metadata {_PEFT} of {file.path}", file.path.with_name("adapter_config.json")
-    text = file.metadata.get(_PEFT)
+    where, beside = f"The metadata {PEFT_CONFIG} of {file.path}", file.path.with_name("adapter_config.json")
+    text = file.metadata.get(PEFT_CONFIG)
     if text is None and file.path.name == "adapter_model.safetensors" and beside.is_file():
         text, where = read_text(beside), str(beside)
     if text is None:

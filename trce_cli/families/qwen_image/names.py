@@ -47,11 +47,13 @@ class Names:
         return {key: Stored(key) for key in keys}
 
     def lora(self, key: str) -> str | None:
-        """The name of a linear layer in a LoRA: kohya's, which diffusers' loader and ComfyUI take as well."""
+        """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take. diffusers
+        before 0.40 takes kohya's name of the door for another layer's.
+        """
         module, _, leaf = key.rpartition(".")
         if leaf != "weight" or module.rpartition(".")[2].startswith(("norm_", "txt_norm")):
             return None
-        return "lora_unet_" + module.replace(".", "_")
+        return f"transformer.{module}"
 
 
 def is_tuned(key: str) -> bool:
