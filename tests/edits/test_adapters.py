@@ -91,6 +91,8 @@ OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.weight"
         ("{}.lora_A.default.weight", "{}.lora_B.default.weight"),
         ("{}.lora_down.weight", "{}.lora_up.weight"),
         ("{}_lora.down.weight", "{}_lora.up.weight"),  # of attention processors
+        ("{}.lora_A", "{}.lora_B"),
+        ("{}.lora_linear_layer.down.weight", "{}.lora_linear_layer.up.weight"),
     ],
 )
 @pytest.mark.parametrize("key", [KEY, OUT])
@@ -107,7 +109,7 @@ def test_other_spellings_are_of_the_same_layer(
     ((found, edit),) = open_edit(tmp_path / "lora.safetensors").weight_edits(checkpoint).items()
     assert found == key
     weight = checkpoint.read("denoiser", key)
-    torch.testing.assert_close(edit(weight), weight.double() + (factors[1] @ factors[0]).double())
+    torch.testing.assert_close(edit(weight), weight.double() + factors[1].double() @ factors[0].double())
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,7 @@ def test_other_spellings_are_of_the_same_layer(
         ("base_model.model.x.oft_R.weight", "is OFT"),
         ("lora_unet_x.on_input", "is IA3"),
         ("base_model.model.x.vera_lambda_b", "is VeRA"),
+        ("double_blocks.0.processor.qkv_lora1.down.weight", "of XLabs' processors"),
         ("lora_unet_x.diff", "whole differences"),
         ("lora_unet_x.w_norm", "whole differences"),
         ("unet.x.lora_B.bias", r"is a LoRA with unet\.x\.lora_B\.bias, which cannot be applied"),

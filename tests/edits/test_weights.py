@@ -48,6 +48,24 @@ def test_weights_take_the_place_of_the_checkpoint_s(
     assert entry["edits"][0]["form"] == "weights"
 
 
+@pytest.mark.parametrize("key", ["z-image", "flux", "chroma", "flux2-klein", "sd3"])
+def test_a_whole_transformer_takes_the_place_of_the_checkpoint_s(
+    trce: Run, key: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """With padding tokens and positions, which are no layer's weights."""
+    folder, weights = (
+        request.getfixturevalue(f"tiny_{key}"),
+        "transformer/diffusion_pytorch_model.safetensors",
+    )
+    tuned = {name: each + 0.1 for name, each in load_file(folder / weights).items()}
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    told = trce("apply", tmp_path / "tuned.safetensors", folder, "-o", tmp_path / "out")
+    assert told.status == 0, told.err
+    after = load_file(tmp_path / "out" / weights)
+    assert after.keys() == tuned.keys()
+    assert all(torch.equal(after[name], each) for name, each in tuned.items())
+
+
 def test_they_become_a_lora(
     trce: Run, tiny_sd1: Path, erased: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

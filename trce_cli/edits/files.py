@@ -27,6 +27,7 @@ _OTHER_ADAPTERS: Final = {
     "OFT": r"\.oft_\w+",
     "IA3": r"\.(on_input|ia3_l)$",
     "VeRA": r"\.vera_lambda_\w+",
+    "a LoRA of XLabs' processors": r"\.processor\.(qkv|proj)_lora[12]?\.(down|up)\.weight$",
     "a LyCORIS file of whole differences": r"\.(diff|diff_b|w_norm|b_norm)$",
 }
 

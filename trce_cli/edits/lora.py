@@ -30,6 +30,10 @@ _SPELT: Final = {
     "lora_magnitude_vector.weight": _MAGNITUDE,
     "lora_A.default.weight": _DOWN,  # with the name that PEFT gives an adapter which got none
     "lora_B.default.weight": _UP,
+    "lora_A": _DOWN,
+    "lora_B": _UP,
+    "lora_linear_layer.down.weight": _DOWN,
+    "lora_linear_layer.up.weight": _UP,
 }
 _PARTS: Final = (
     *(_UP, _DOWN, _MID, "alpha", "dora_scale", _MAGNITUDE, *_SPELT),

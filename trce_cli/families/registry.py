@@ -95,9 +95,13 @@ def family_of_key(key: str | None) -> Family | None:
     return next((family for family in FAMILIES if family.key == key), None)
 
 
+# Parameters of transformers that are no layer's: Z-Image's padding, and the positions of SD 3.
+_BARE: Final = ("x_pad_token", "cap_pad_token", "pos_embed.pos_embed")
+
+
 def may_be_denoiser(shapes: Mapping[str, Shape]) -> bool:
     """Whether a file's tensors may be weights of a denoiser by diffusers' names, and no whole checkpoint."""
-    if not shapes or not all(key.endswith((".weight", ".bias")) for key in shapes):
+    if not shapes or not all(key.endswith((".weight", ".bias")) or key in _BARE for key in shapes):
         return False
     if any(key.startswith(CHECKPOINT) for key in shapes):
         return False
