@@ -1,5 +1,6 @@
 """A map on a live pipeline is found on the module itself: compiled, copied, and folded in."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from maps import random_map
 from trce_cli.checkpoint.copy import write_patched
 from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.edits.map import Map
+from trce_cli.errors import BadInput
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,50 @@ def test_a_map_folded_in_is_the_edited_checkpoint(
     for key, value in pipe.unet.state_dict().items():
         torch.testing.assert_close(value, expected[key])
     assert not pipe.unet._forward_pre_hooks
+
+
+def fused(unet: Any) -> None:
+    unet.fuse_qkv_projections()
+
+
+def adapted(unet: Any) -> None:
+    peft = pytest.importorskip("peft")
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_k"]))
+
+
+def offloaded(unet: Any) -> None:
+    pytest.importorskip("accelerate").cpu_offload(unet, torch.device("cpu"))
+
+
+def quantized(unet: Any) -> None:
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (fused, "fused projections"),
+        (adapted, r"An adapter lies on .*to_k\.weight"),
+        (offloaded, "is offloaded"),
+        (quantized, "is stored as torch.float8_e4m3fn"),
+    ],
+)
+def test_weights_that_are_not_all_that_acts_take_no_map(
+    pipe: Any, text_map: Map, change: Callable[[Any], None], said: str
+) -> None:
+    change(pipe.unet)
+    original = drawn(pipe)
+    with pytest.raises(BadInput, match=said):
+        text_map.bake_into(pipe)
+    assert torch.equal(drawn(pipe), original)
+    text_map.apply_to(pipe)  # as a hook it acts on all of these
+    assert not torch.equal(drawn(pipe), original)
+
+
+def test_an_adapter_elsewhere_hinders_nothing(pipe: Any, text_map: Map) -> None:
+    peft = pytest.importorskip("peft")
+    text_map.apply_to(pipe)
+    erased = drawn(pipe)
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    text_map.bake_into(pipe)
+    torch.testing.assert_close(drawn(pipe), erased, atol=1e-4, rtol=0)

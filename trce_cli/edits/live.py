@@ -4,8 +4,8 @@ W (M e) = (W M) e, so the pictures are those of an edited checkpoint, and taking
 pipeline exactly: no weight is touched. Switching costs microseconds, a map in use two small products a step.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,25 @@ def remove(map_id: str, family: Family, denoiser: nn.Module) -> None:
         entrance._forward_pre_hooks_with_kwargs.pop(number, None)
 
 
+_ADAPTED: Final = ".base_layer."  # in the name of a weight that PEFT has put an adapter on
+
+
+def _check_plain(denoiser: nn.Module, weights: Mapping[str, Tensor], keys: Collection[str]) -> None:
+    """Raise BadInput where the weights of these names are not all that acts in their places."""
+    if any(getattr(module, "fused_projections", False) for module in denoiser.modules()):
+        raise BadInput("No map is folded into fused projections.", "Call unfuse_qkv_projections() before.")
+    for key in keys:
+        if (weight := weights.get(key)) is None:
+            raise BadInput(
+                f"An adapter lies on {key}, so no map is folded in.",
+                "Take it off before, with unload_lora_weights(); where it is to stay, after fuse_lora().",
+            )
+        if weight.is_meta:
+            raise BadInput(f"{key} is offloaded, so no map is folded in.", "Fold it in before offloading.")
+        if not weight.is_floating_point() or weight.itemsize < 2:
+            raise BadInput(f"{key} is stored as {weight.dtype}, so no map is folded in.")
+
+
 @torch.no_grad()
 def bake(family: Family, streams: Mapping[str, LinearMap], pipe: "DiffusionPipeline") -> None:
     """See `Map.bake_into`."""
@@ -92,12 +111,10 @@ def bake(family: Family, streams: Mapping[str, LinearMap], pipe: "DiffusionPipel
         of: Any = getattr(getattr(pipe, part, None), "config", {})
         config[part] = of.to_dict() if hasattr(of, "to_dict") else dict(of)
     weights = dict(denoiser.named_parameters())
-    edited = {
-        key: streams[door.stream].edit(weights[key].double().cpu())
-        for door in family.doors(config, weights)
-        if door.stream in streams
-        for key in door.weights
-    }
+    doors = family.doors(config, [name.replace(_ADAPTED, ".") for name in weights])
+    found = {key: door.stream for door in doors if door.stream in streams for key in door.weights}
+    _check_plain(denoiser, weights, found)
+    edited = {key: streams[stream].edit(weights[key].double().cpu()) for key, stream in found.items()}
     for key, value in edited.items():
         if not bool(value.to(weights[key].dtype).isfinite().all()):
             raise TrceError(f"The map gives values in {key} that {weights[key].dtype} cannot hold.")

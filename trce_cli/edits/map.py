@@ -106,8 +106,9 @@ class Map:
         """Fold the map into a live pipeline's weights, for good, and take it off as a hook.
 
         What is made of the pipeline then has the edit: `save_pretrained`, and pipelines that build a denoiser
-        of their own from its weights. Raises BadInput as `apply_to` does, TrceError for a weight that its
-        dtype could not hold; then nothing is changed.
+        of their own from its weights. Raises BadInput as `apply_to` does and for weights that are
+        fused, adapted, offloaded or quantized, TrceError for one that its dtype could not hold; then nothing
+        is changed.
         """
         scaled, family = self.scaled(strength), self.made.family
         denoiser = live.denoiser_of(family, pipe)
