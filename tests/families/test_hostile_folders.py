@@ -87,7 +87,64 @@ def test_a_shard_that_is_missing(family: str, copy: Path, part: str, trce: Calla
     missing = shard(copy / (WEIGHTS if part == "transformer" else f"{encoder}/model.safetensors"))
     open_checkpoint(str(copy))  # as whole it is read
     missing.unlink()
-    refused(trce, copy, "00002-of-00002" if part == "transformer" else "lacks the weight")
+    refused(trce, copy, "00002-of-00002")
+
+
+@pytest.mark.parametrize("part", ["transformer", "encoder"])
+def test_shards_that_no_index_lists(family: str, copy: Path, part: str, trce: Callable[..., Any]) -> None:
+    """The libraries find none of them."""
+    place = WEIGHTS if part == "transformer" else f"{FAMILIES[family][1]}/model.safetensors"
+    shard(copy / place)
+    (copy / f"{place}.index.json").unlink()
+    refused(trce, copy, "is one of several shards, and no index")
+
+
+def test_shards_of_another_save_are_not_taken_for_weights(family: str, copy: Path) -> None:
+    """Beside the index lies what it does not list, as when a folder was saved twice."""
+    _, encoder, layer, _ = FAMILIES[family]
+    place = copy / encoder / "model.safetensors"
+    whole = load_file(place)
+    key = next(key for key in whole if key.endswith(f"{layer}.weight"))
+    shard(place)
+    save_file({key: whole[key] + 1}, place.with_name("model-00001-of-00003.safetensors"))
+    checkpoint = open_checkpoint(str(copy))
+    ours = checkpoint.names.published(encoder, key)
+    assert ours is not None
+    assert torch.equal(checkpoint.read(encoder, ours), whole[key])
+
+
+def test_a_gguf_in_place_of_the_transformers_weights(copy: Path, trce: Callable[..., Any]) -> None:
+    (copy / WEIGHTS).rename(copy / "transformer/model-Q4_K_S.gguf")
+    refused(trce, copy, "--as lora")
+
+
+@pytest.mark.parametrize(
+    ("kept", "whole", "said"),
+    [
+        ((), None, "holds no tokenizer"),
+        (("tokenizer_config.json",), None, "holds no tokenizer"),
+        (("tokenizer_config.json", "vocab.json"), None, "holds no tokenizer"),
+        (("tokenizer_config.json",), '{"model', "cannot be read as JSON"),
+        (("tokenizer_config.json",), '{"version": "1.0"}', "is no tokenizer"),
+    ],
+)
+def test_a_tokenizer_that_is_empty_or_broken(
+    family: str, copy: Path, kept: tuple[str, ...], whole: str | None, said: str, trce: Callable[..., Any]
+) -> None:
+    folder = copy / FAMILIES[family][1].replace("text_encoder", "tokenizer")
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    config = folder / "tokenizer_config.json"
+    if whole is not None:
+        told = json.loads(config.read_text())
+        told.pop("added_tokens_decoder", None)
+        config.write_text(json.dumps(told))
+        (folder / "tokenizer.json").write_text(whole)
+    if "vocab.json" in kept:  # without its merges every word would fall to pieces
+        (folder / "vocab.json").write_text('{"a": 0}')
+    refused(trce, copy, said)
+    refused(trce, copy, "whole tokenizer again")
 
 
 def test_a_door_of_another_width(family: str, copy: Path, trce: Callable[..., Any]) -> None:

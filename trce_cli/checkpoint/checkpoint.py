@@ -24,6 +24,7 @@ WEIGHT_SUFFIXES = {
     *(".onnx", ".onnx_data", ".pb", ".gguf", ".ggml", ".mlmodel", ".data", ".zip", ".tar"),
 }
 PICKLE_SUFFIXES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
+PACKED_SUFFIXES = {".gguf", ".ggml"}  # quantized, by tools for inference
 
 
 SAMPLED: Final = 8  # values of a weight

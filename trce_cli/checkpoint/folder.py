@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trce_cli.checkpoint.checkpoint import (
+    PACKED_SUFFIXES,
     PICKLE_SUFFIXES,
     WEIGHT_SUFFIXES,
     Checkpoint,
@@ -18,7 +19,7 @@ from trce_cli.checkpoint.checkpoint import (
     WeightCopy,
     told_cut,
 )
-from trce_cli.checkpoint.checks import check
+from trce_cli.checkpoint.checks import UNPACKED, check
 from trce_cli.checkpoint.measured import CARD, PICTURE
 from trce_cli.errors import BadInput
 from trce_cli.families.base import Family, Stored
@@ -209,14 +210,7 @@ def _denoiser_copies(
     listed: set[str] = set()
     for index in matching(where, "*.safetensors.index*.json"):
         stem, label = index.name.removesuffix(".json").split(".safetensors.index", 1)
-        weight_map = _read_index(folder, index)
-        opened = {
-            shard: SafetensorsFile.open(inside(folder, f"{family.denoiser}/{shard}"))
-            for shard in dict.fromkeys(weight_map.values())
-        }
-        for key, shard in weight_map.items():
-            if key not in opened[shard].tensors:
-                raise BadInput(f"{index} promises {key} in {shard}, which does not hold it.")
+        opened = _shards(folder, index)
         listed |= set(opened)
         tensors = {key: Place(file, Stored(key)) for file in opened.values() for key in file.tensors}
         name = label.removeprefix(".") or _variant_of(stem)
@@ -225,7 +219,7 @@ def _denoiser_copies(
         if path.name in listed or path.name.startswith("."):
             continue
         if _SHARD.fullmatch(path.name):
-            raise BadInput(f"{path} is one of several shards, and no index in {where} lists it.")
+            raise _unlisted(path)
         file = SafetensorsFile.open(inside(folder, f"{family.denoiser}/{path.name}"))
         name = _variant_of(path.stem)
         doors = [key for door in family.doors(config, file.tensors) for key in door.weights]
@@ -235,7 +229,7 @@ def _denoiser_copies(
             name, {key: Place(file, Stored(key)) for key in file.tensors}
         )
     if not copies:
-        _refuse_pickles(where)
+        _refuse_other_forms(where)
         raise BadInput(f"{where} holds no .safetensors weights.")
     first = variant or ("plain" if "plain" in copies else next(iter(sorted(copies))))
     if first not in copies:
@@ -249,6 +243,27 @@ def _denoiser_copies(
 def _variant_of(stem: str) -> str:
     """`fp16` of `diffusion_pytorch_model.fp16`, `plain` of the plain name, else the name itself."""
     return stem.removeprefix("diffusion_pytorch_model").removeprefix(".") or "plain"
+
+
+def _shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
+    """The shards that an index lists, opened, by name; BadInput where one lacks what the index promises."""
+    weight_map = _read_index(folder, index)
+    opened = {
+        shard: SafetensorsFile.open(inside(folder, f"{index.parent.name}/{shard}"))
+        for shard in dict.fromkeys(weight_map.values())
+    }
+    for key, shard in weight_map.items():
+        if key not in opened[shard].tensors:
+            raise BadInput(f"{index} promises {key} in {shard}, which does not hold it.")
+    return opened
+
+
+def _unlisted(shard: Path) -> BadInput:
+    """The libraries find shards by their index alone."""
+    return BadInput(
+        f"{shard} is one of several shards, and no index in {shard.parent} lists it.",
+        "Fetch the folder again, with its .safetensors.index.json.",
+    )
 
 
 def _read_index(folder: Path, index: Path) -> dict[str, str]:
@@ -267,27 +282,32 @@ def part_weights(
 ) -> WeightCopy | None:
     """The weights of a part beside the denoiser: of the variant, else plain, else what there is.
 
-    None without any, which the text encoders alone may not be.
+    None without any, which the text encoders alone may not be. Of the same variant a file comes before an
+    index with its shards, as for transformers.
     """
     where = folder / part
-    found = [path.name for path in matching(where, "*.safetensors") if not path.name.startswith(".")]
-    plain = [name for name in found if name.count(".") == 1]
-    asked = [name for name in found if variant and name.endswith(f".{variant}.safetensors")]
-    name = next(iter(asked + plain + found), None)
-    if name is None:
+    found = [path for path in matching(where, "*.safetensors") if not path.name.startswith(".")]
+    shards = [path for path in found if _SHARD.fullmatch(path.name)]
+    sets: dict[str, Path] = {}  # the file or the index, by variant
+    for path in [*found, *matching(where, "*.safetensors.index*.json")]:
+        if path not in shards and not path.name.startswith("."):
+            stem, _, label = path.name.removesuffix(".json").partition(".safetensors")
+            sets.setdefault(label.removeprefix(".index").removeprefix(".") or stem.partition(".")[2], path)
+    if not sets:
+        if shards:
+            raise _unlisted(shards[0])
         if part in family.text_weights(config):
-            _refuse_pickles(where)
+            _refuse_other_forms(where)
             raise BadInput(f"{where} holds no .safetensors weights.")
         return None
-    if shard := _SHARD.fullmatch(name):
-        shards = [other for other in map(_SHARD.fullmatch, found) if other]
-        names = [other.string for other in shards if other["stem"] == shard["stem"]]
+    label = next((one for one in (variant, "") if one in sets), next(iter(sets)))
+    if (chosen := sets[label]).suffix == ".json":
+        files = list(_shards(folder, chosen).values())
     else:
-        names = [name]
-    files = [SafetensorsFile.open(inside(folder, f"{part}/{name}")) for name in names]
+        files = [SafetensorsFile.open(inside(folder, f"{part}/{chosen.name}"))]
     published = family.names(config).published
     return WeightCopy(
-        variant if variant and asked else "plain",
+        variant if variant and label == variant else "plain",
         {
             ours: Place(file, Stored(key))
             for file in files
@@ -297,13 +317,19 @@ def part_weights(
     )
 
 
-def _refuse_pickles(folder: Path) -> None:
-    pickles = [path.name for path in matching(folder) if path.suffix in PICKLE_SUFFIXES]
-    if pickles:
+def _refuse_other_forms(folder: Path) -> None:
+    """Raise BadInput where a folder without safetensors has its weights in a form that is not read."""
+    names = [path.name for path in matching(folder)]
+    if pickles := [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]:
         raise BadInput(
             f"{folder} has its weights only as a pickle ({pickles[0]}); loading one can run code, so only "
             "safetensors are read.",
             "Get the safetensors form of this checkpoint.",
+        )
+    if packed := [name for name in names if Path(name).suffix in PACKED_SUFFIXES]:
+        raise BadInput(
+            f"{folder} has its weights only quantized ({packed[0]}), and those are not edited.",
+            UNPACKED,
         )
 
 

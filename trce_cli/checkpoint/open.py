@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from trce_cli.checkpoint import hub
-from trce_cli.checkpoint.checkpoint import PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
+from trce_cli.checkpoint.checkpoint import PACKED_SUFFIXES, PICKLE_SUFFIXES, WEIGHT_SUFFIXES, Checkpoint
 from trce_cli.checkpoint.checks import UNPACKED
 from trce_cli.checkpoint.folder import Configs, open_folder
 from trce_cli.checkpoint.provenance import HISTORY, parse_history
@@ -46,7 +46,7 @@ def open_checkpoint(
             f"{path} is a PyTorch pickle; loading one can run code, so only safetensors are read.",
             "Get the safetensors form of this checkpoint.",
         )
-    if path.suffix in (".gguf", ".ggml"):
+    if path.suffix in PACKED_SUFFIXES:
         raise BadInput(
             f"{path} is quantized ({path.suffix}), and weights in this form are not edited.",
             UNPACKED,

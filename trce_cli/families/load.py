@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trce_cli.errors import BadInput, TrceError, refusing
 from trce_cli.families.base import Shape, Weights
+from trce_cli.families.tokenizer_files import AGAIN
 from trce_cli.system.safetensors import FLOATS, all_finite
 
 M = TypeVar("M", bound=nn.Module)
@@ -60,7 +61,7 @@ def fast_tokenizer(folder: Path) -> Any:
                 f"The tokenizer in {folder} is a SentencePiece model, which needs {' and '.join(missing)}.",
                 "pip install 'trce[sentencepiece]'",
             )
-    with refusing(f"The tokenizer in {folder} cannot be read"):
+    with refusing(f"The tokenizer in {folder} cannot be read", AGAIN):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
         raise BadInput(f"The tokenizer in {folder} has no fast form, or no token to pad with.")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from trce_cli.errors import BadInput
 from trce_cli.families.base import Configs
 from trce_cli.families.clip.names import CONFIG, MOST_POSITIONS
 from trce_cli.families.clip.spec import EncoderSpec
@@ -42,8 +41,4 @@ def check(config: Configs, specs: Sequence[EncoderSpec]) -> None:
         where = config.path / spec.folder / "config.json"
         validated(Projecting if spec.projects else Clip, {**CONFIG, **config[spec.folder]}, str(where))
     for spec in specs:
-        check_files(folder := config.path / spec.tokenizer)
-        if not (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file():
-            raise BadInput(
-                f"{folder} holds no tokenizer: neither vocab.json with merges.txt nor tokenizer.json."
-            )
+        check_files(config.path / spec.tokenizer)

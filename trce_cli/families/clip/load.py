@@ -10,6 +10,7 @@ from trce_cli.families.base import Weights
 from trce_cli.families.clip.names import published
 from trce_cli.families.clip.spec import EncoderSpec
 from trce_cli.families.load import guarded, load_strictly
+from trce_cli.families.tokenizer_files import AGAIN
 
 
 def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]:
@@ -19,7 +20,7 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
     found = []
     for spec in specs:
         folder = weights.folder(spec.tokenizer)
-        with refusing(f"The tokenizer in {folder} cannot be read"):
+        with refusing(f"The tokenizer in {folder} cannot be read", AGAIN):
             tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
             # A configuration that is absent, or silent, says 10^30, for which the library asks memory.
             positions = weights.config[spec.folder]["max_position_embeddings"]
