@@ -1,5 +1,6 @@
 """`trce tune`: which settings are tried, which one is chosen, and what a run leaves behind."""
 
+import copy
 import csv
 import errno
 import json
@@ -20,7 +21,7 @@ from trce_cli.checkpoint.open import open_checkpoint
 from trce_cli.cli.app import main
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.choice import MARGIN, Point, choose, grid, parse_range, spread
-from trce_cli.evaluate.tune import finished
+from trce_cli.evaluate.tune import conclude, finished
 from trce_cli.images.draw import draw
 from trce_cli.images.folder import ImageFolder
 from trce_cli.images.record import ImageRecord, read_image
@@ -232,6 +233,21 @@ def test_a_record_that_says_too_little_is_not_taken_over(tuned: Path, tmp_path: 
         assert finished(path, told["asked"]) == {}
     path.write_text(json.dumps(told | {"trials": [told["trials"][0] | {"seconds": float("nan")}]}))
     assert finished(path, told["asked"]) == {}
+
+
+@pytest.mark.parametrize("total", [0, None])
+def test_bystanders_that_one_record_does_not_tell_decide_nothing(tuned: Path, total: int | None) -> None:
+    told = json.loads((tuned / "tune.json").read_text("utf-8"))["trials"]
+    trials = [copy.deepcopy(trial) for trial in told if trial["failed"] is None for _ in range(2)]
+    silent, telling, *_ = (
+        next(each for each in trial["suites"] if each["name"] == "bystanders") for trial in trials
+    )
+    telling["kept"]["kept"]["total"] = 3
+    if total is None:
+        del silent["kept"]
+    else:
+        silent["kept"]["kept"]["total"] = total
+    assert conclude(trials, [])["key"] in {trial["key"] for trial in trials}
 
 
 def test_a_disk_that_refuses_a_picture_is_no_failure_of_the_settings(

@@ -175,6 +175,16 @@ def test_a_text_encoder_of_another_size(family: str, copy: Path, trce: Callable[
     refused(trce, copy, "shape")
 
 
+def test_a_setting_without_a_name_changes_nothing(family: str, copy: Path, trce: Callable[..., Any]) -> None:
+    say(copy / FAMILIES[family][1] / "config.json", **{"": {"x": 1}})
+    work = copy.parent
+    line = ("map", copy, "-p", work / "blades.toml", "--prior", work / "prior.txt", "--max-collateral", 1e9)
+    done = trce(*line, "-o", work / "mapped.safetensors", "--as", "map", "--device", "cpu")
+    assert "Traceback" not in done.err
+    assert done.status in (0, 1), done.err
+    assert (work / "mapped.safetensors").exists() == (done.status == 0)
+
+
 def test_nan_in_one_layer(family: str, copy: Path, trce: Callable[..., Any]) -> None:
     """Of the text encoder for all; of the transformer for what computes with it."""
     _, encoder, layer, _ = FAMILIES[family]

@@ -375,7 +375,7 @@ def conclude(trials: Sequence[dict[str, Any]], map_arguments: Sequence[str]) -> 
             f"None of the {len(trials)} settings can be used: "
             f"{reasons[0] if reasons else 'the original draws nothing of what should be kept.'}"
         )
-    kept = [kept_of(trial) for trial in usable]
+    kept = kept_of(usable)
     points = [
         Point(trial["attack_success"]["share"], tuple(rate["share"] for rate in rates), trial["preserve"])
         for trial, rates in zip(usable, kept, strict=True)
@@ -396,12 +396,14 @@ def conclude(trials: Sequence[dict[str, Any]], map_arguments: Sequence[str]) -> 
     }
 
 
-def kept_of(trial: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a trial kept: in all, and of the bystanders where the original draws some."""
+def kept_of(trials: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """For each trial what it kept: in all, and of the bystanders where each tells of some."""
     apart = [
-        each["kept"]["kept"] for each in trial["suites"] if each["name"] == "bystanders" and "kept" in each
+        [each["kept"]["kept"] for each in trial["suites"] if each["name"] == "bystanders" and "kept" in each]
+        for trial in trials
     ]
-    return [trial["kept"], *(rate for rate in apart if rate["total"])]
+    told = all(rates and rates[0]["total"] for rates in apart)
+    return [[trial["kept"], *rates[: int(told)]] for trial, rates in zip(trials, apart, strict=True)]
 
 
 def write(output: Path, told: Mapping[str, Any]) -> None:

@@ -51,7 +51,9 @@ class LlmEncoder:
 
         Every weight is checked on the way.
         """
-        told = sorted((key, repr(value)) for key, value in text_config(self.config).items() if key[0] != "_")
+        told = sorted(
+            (key, repr(value)) for key, value in text_config(self.config).items() if not key.startswith("_")
+        )
         digest = hashlib.sha256(repr((self.spec.hidden, self.dtype, told)).encode())
         shapes = llm_weights(self.spec, self.config)
         for name, weight in checked(self.weights, self.spec.folder, shapes):

@@ -50,7 +50,7 @@ class T5Encoder:
 
         Every weight is checked on the way.
         """
-        told = sorted((key, repr(value)) for key, value in self.config.items() if key[0] != "_")
+        told = sorted((key, repr(value)) for key, value in self.config.items() if not key.startswith("_"))
         digest = hashlib.sha256(repr((self.dtype, told)).encode())
         for name, weight in checked(self.weights, self.spec.folder, t5_weights(self.config)):
             digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
