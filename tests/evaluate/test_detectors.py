@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import plugins
+import tiny
 from trce_cli.errors import BadInput
 from trce_cli.evaluate.clip import TransformersClip
 from trce_cli.evaluate.detectors.base import Loaded, Request
@@ -265,3 +268,16 @@ def test_wrong_names_and_values_are_told(call: Callable[[], object], says: str) 
 def test_a_threshold_needs_its_detector() -> None:
     with pytest.raises(BadInput, match="'nudenet'"):
         load(["judge"], "nudenet=0.5")
+
+
+def test_a_clip_model_whose_file_shrinks_does_not_end_the_process(tmp_path: Path) -> None:
+    tiny.build_clip(tmp_path / "clip")
+    program = (
+        "import os, sys, torch\n"
+        "from trce_cli.evaluate.clip import TransformersClip\n"
+        "clip = TransformersClip(sys.argv[1], torch.device('cpu'))\n"
+        "os.truncate(sys.argv[1] + '/model.safetensors', 0)\n"
+        "assert torch.tensor(clip.texts(['a knife'])).isfinite().all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "clip"], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)

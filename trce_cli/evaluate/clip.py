@@ -20,6 +20,15 @@ def refuse_missing(found: Mapping[str, Any]) -> None:
         raise ValueError(f"the weight {missing[0]} is missing")
 
 
+def in_memory(model: Any) -> Any:
+    """The model with weights of its own: those that transformers loads stay pages of the file, and one that
+    shrinks meanwhile would end the process.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
 class TransformersClip:
     """Any CLIP model of transformers, by folder or hub id; only safetensors are read."""
 
@@ -39,7 +48,7 @@ class TransformersClip:
                 name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
             refuse_missing(found)
-            self._model = model.eval().to(device)
+            self._model = in_memory(model).eval().to(device)
             self._processor = CLIPProcessor.from_pretrained(name)
             weights = Path(str(cached_file(name, "model.safetensors")))
         self.name = f"CLIP {public_name(name)}"

@@ -28,7 +28,7 @@ class SafetyChecker:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessor
 
-        from trce_cli.evaluate.clip import refuse_missing
+        from trce_cli.evaluate.clip import in_memory, refuse_missing
 
         folder = request.original.config_folder / "safety_checker"
         weights = next(folder.glob("*.safetensors"), None)
@@ -46,7 +46,7 @@ class SafetyChecker:
                 output_loading_info=True,
             )
             refuse_missing(found)
-            self._model = model.eval()
+            self._model = in_memory(model).eval()
             self._processor = CLIPImageProcessor.from_pretrained(
                 request.original.config_folder / "feature_extractor"
             )
