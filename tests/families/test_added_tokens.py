@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -68,6 +69,17 @@ def test_other_readers_refuse_a_single_file_of_another_vocabulary(
         assert done.status == 0, done.err
         said = f"Other tools refuse a single file whose text_encoder has {rows:,} tokens." in done.err
         assert said == status
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux", "z-image"])
+def test_prompts_are_counted_in_silence(
+    family: str, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = open_checkpoint(str(request.getfixturevalue(f"tiny_{family}")))
+    capfd.readouterr()
+    limit, cut = checkpoint.family.truncated(checkpoint, ["a cat in the morning rain " * 400])
+    assert (limit > 0, cut) == (True, 1)
+    assert capfd.readouterr().err == ""  # the library would warn of what the program tells itself
 
 
 def test_prompts_that_are_cut_are_told(trce: Callable, tiny_sd1: Path, tmp_path: Path) -> None:

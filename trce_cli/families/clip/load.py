@@ -41,7 +41,7 @@ def load_tokenizers(weights: Weights, specs: Sequence[EncoderSpec]) -> list[Any]
 def truncated(weights: Weights, spec: EncoderSpec, prompts: Sequence[str]) -> tuple[int, int]:
     """See `Family`, of this text encoder: how many tokens it reads, and how many prompts have more."""
     (tokenizer,) = load_tokenizers(weights, [spec])
-    ids = tokenizer(list(prompts), truncation=False).input_ids if prompts else []
+    ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
     limit: int = tokenizer.model_max_length
     return limit, sum(len(row) > limit for row in ids)
 

@@ -43,7 +43,7 @@ class Tokenizer:
         """The tokens of each prompt, in order."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._tokens]
         if new:
-            found = self.tokenizer(new, return_offsets_mapping=True)
+            found = self.tokenizer(new, return_offsets_mapping=True, verbose=False)
             cut = self.tokenizer(
                 new, truncation=True, max_length=self.spec.limit, return_offsets_mapping=True
             )
