@@ -259,7 +259,7 @@ def without_a_key(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model_index": (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
     "broken model_index": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
-    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "cannot be read"),
+    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "has no unet/config.json"),
     "no unet weights": (lambda f: (f / PLAIN).unlink(), "no .safetensors weights"),
     "only a pickle": (only_pickle, "only as a pickle"),
     "a pickle named safetensors": (pickled_unet, "is a PyTorch pickle"),

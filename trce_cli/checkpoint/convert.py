@@ -171,7 +171,9 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Mapping[str, Place]]:
         if part not in checkpoint.parts:
             raise BadInput(
                 f"{checkpoint.path} holds no weights of its {part}, which drawing and the other layout need.",
-                "Get the form of this checkpoint that has them.",
+                "Get the form of this checkpoint that has them."
+                if checkpoint.path.is_dir()
+                else "Give a diffusers folder that has them with --config, or keep the layout.",
             )
         tensors = checkpoint.parts[part].tensors
         found[part] = {key: tensors[key] for key in used.get(part, tensors)}
