@@ -152,6 +152,26 @@ def test_a_killed_run_is_taken_up_again(recipe: Callable[..., Path], tmp_path: P
     assert times("out/erased") == before
 
 
+@pytest.mark.parametrize("stopped", ["after the recipe", "in its first step"])
+def test_a_run_killed_before_a_step_is_recorded_is_taken_up_again(
+    recipe: Callable[..., Path], stopped: str
+) -> None:
+    path = recipe(MAP)
+    name = "write_text" if stopped == "after the recipe" else "Work._keep"
+    kill = (
+        "import os, sys; from trce_cli.cli import steps; from trce_cli.cli.app import main\n"
+        f"do = steps.{name}\n"
+        "def last(*a):\n    (do(*a) if '_keep' not in do.__name__ else None)\n    os._exit(9)\n"
+        f"steps.{name} = last\nmain(['run', sys.argv[1]])"
+    )
+    assert subprocess.run([sys.executable, "-c", kill, str(path)], check=False).returncode == 9
+    assert Path("out/recipe.toml").exists()
+    from trce_cli.cli.app import main
+
+    assert main(["run", str(path)]) == 0
+    assert Path("out/erased").is_dir()
+
+
 EVALUATE = """
 [evaluate{}]
 card = true

@@ -270,6 +270,9 @@ class Work:
 
     def _keep(self, name: str, done: _Done) -> None:
         self._record[name] = done
+        self._write_record()
+
+    def _write_record(self) -> None:
         told = {"steps": {step: each.model_dump() for step, each in self._record.items()}}
         write_json(self.recipe.head.output / RECORD, told)
 
@@ -304,7 +307,8 @@ class Work:
         What the plans tell is kept for `show_plans`.
         """
         place = self.recipe.head.output / NAME
-        if place.exists() and not (self._record or self.force or real_path(place) == real_path(self.where)):
+        known = (self.recipe.head.output / RECORD).exists() or real_path(place) == real_path(self.where)
+        if place.exists() and not (known or self.force):
             raise BadInput(f"{place} is there already, and of no run like this.", "Choose another output.")
         for link in self.links:
             self._check_files(link.step)
@@ -375,8 +379,9 @@ class Work:
             )
 
     def begin(self) -> None:
-        """Write the resolved recipe."""
+        """Write the resolved recipe, after the record, by which a stopped run is known again."""
         self.recipe.head.output.mkdir(parents=True, exist_ok=True)
+        self._write_record()
         write_text(self.recipe.head.output / NAME, self.text())
 
     def _results(self, link: Link, told: dict[str, Any]) -> None:
