@@ -1,6 +1,7 @@
 """From pictures and scores to the figures of a suite, and a verdict on every picture."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,13 @@ def measure_suite(
     how = None
     if evaluation.clip:
         embedded = {role: np.concatenate(parts) for role, parts in images.items()}
-        found["clip_score"] = clip_scores(evaluation.clip, embedded, rows)
-        if evaluation.keeps(suite):
+        fits = Fits.of(evaluation.clip, [prompt.text for prompt in suite.prompts], embedded)
+        found["clip_score"] = clip_scores(fits, rows)
+        if suite.objects is None and evaluation.keeps(suite):
+            if suite.subjects is not None:
+                fits = Fits.of(evaluation.clip, suite.subjects, embedded)
             asked = "prompt" if suite.subjects is None else "subject"
-            own = suite.subjects or [prompt.text for prompt in suite.prompts]
-            shown = fits_best(evaluation.clip, own, embedded)
-            how = f"{evaluation.clip.name}: the own {asked} ranks first among the suite's"
+            shown, how = fits.best, f"{fits.by}: the own {asked} ranks first among the suite's"
     if suite.objects is not None:
         judge = evaluation.judge
         shown = objects_visible(suite, judge, stores[judge.name], keys)
@@ -126,32 +128,44 @@ def attack_success(
         }
 
 
-def clip_scores(
-    clip: Clip, images: Mapping[str, np.ndarray], rows: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """CLIP scores, 100 times the cosine of picture and prompt."""
-    fits, own = fit(clip, [row["prompt"] for row in rows], images)
-    scores = {role: 100 * np.take_along_axis(fits[role], own[:, None], 1)[:, 0] for role in ROLES}
+@dataclass(frozen=True)
+class Fits:
+    """How well each text fits each picture, by the CLIP model of this name.
+
+    cosines: (pictures, distinct texts) by role. own: of each picture the place of its own text.
+    """
+
+    by: str
+    cosines: Mapping[str, np.ndarray]
+    own: np.ndarray
+
+    @classmethod
+    def of(cls, clip: Clip, texts: Sequence[str], images: Mapping[str, np.ndarray]) -> "Fits":
+        """Of these pictures and their texts in order, of which there may be more than pictures."""
+        distinct = list(dict.fromkeys(texts))
+        known = clip.texts(distinct)
+        cosines = {role: similarity(images[role], known) for role in ROLES}
+        own = [distinct.index(text) for text in texts[: len(images["erased"])]]
+        return cls(clip.name, cosines, np.array(own))
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """CLIP scores: 100 times the cosine of each picture and its own text."""
+        return {role: 100 * self.cosines[role][np.arange(len(self.own)), self.own] for role in ROLES}
+
+    @property
+    def best(self) -> dict[str, np.ndarray]:
+        """Whether a picture's own text fits it best of all."""
+        return {role: self.cosines[role].argmax(1) == self.own for role in ROLES}
+
+
+def clip_scores(fits: Fits, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean CLIP scores and their change."""
+    scores = fits.scores
     for place, row in enumerate(rows):
         row["clip_score"] = {role: float(scores[role][place]) for role in ROLES}
     change = mean_change(scores["original"], scores["erased"])
-    return {"by": clip.name, **{role: float(scores[role].mean()) for role in ROLES}, "change": change}
-
-
-def fits_best(clip: Clip, own: Sequence[str], images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Whether a picture's own text fits it best of all; there may be more texts than pictures."""
-    fits, places = fit(clip, own, images)
-    return {role: fits[role].argmax(1) == places[: len(fits[role])] for role in ROLES}
-
-
-def fit(
-    clip: Clip, own: Sequence[str], images: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Cosines (pictures, distinct texts) by role, and each text's place among the distinct ones."""
-    texts = list(dict.fromkeys(own))
-    known = clip.texts(texts)
-    places = np.array([texts.index(text) for text in own])
-    return {role: similarity(images[role], known) for role in ROLES}, places
+    return {"by": fits.by, **{role: float(scores[role].mean()) for role in ROLES}, "change": change}
 
 
 def objects_visible(
