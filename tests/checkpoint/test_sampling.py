@@ -29,6 +29,11 @@ def xl_file(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.single_file("sdxl", tiny_sdxl, tmp_path_factory.mktemp("xl") / "xl.safetensors")
 
 
+@pytest.fixture
+def folder(tiny_sd1: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+
+
 def marked(path: Path, target: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
     with safe_open(path, "pt") as file:
         save_file({**load_file(path), **tensors}, target, {**file.metadata(), **metadata})
@@ -181,9 +186,8 @@ def test_edm_models_are_mapped_and_drawn_and_not_steered(
     ],
 )
 def test_a_scheduler_without_betas_is_kept_and_no_ddim(
-    name: str, said: str, tiny_sd1: Path, tmp_path: Path
+    name: str, said: str, folder: Path, tiny_sd1: Path, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
     scheduler(folder, _class_name=name)
     file = write_single_file(open_checkpoint(str(folder)), tmp_path / "x.safetensors", {}, {})
     opened = open_checkpoint(str(file), config=tiny_sd1)
@@ -193,10 +197,7 @@ def test_a_scheduler_without_betas_is_kept_and_no_ddim(
 
 
 @pytest.mark.parametrize("name", ["IPNDMScheduler", "CMStochasticIterativeScheduler"])
-def test_no_betas_are_invented_to_draw_with_another_scheduler(
-    name: str, tiny_sd1: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+def test_no_betas_are_invented_to_draw_with_another_scheduler(name: str, folder: Path) -> None:
     scheduler(folder, _class_name=name)
     opened = open_checkpoint(str(folder))
     pipe = opened.pipe(CPU, torch.float32)
@@ -213,10 +214,7 @@ def test_no_betas_are_invented_to_draw_with_another_scheduler(
         ("UNet2DConditionModel", "diffusers has no scheduler"),
     ],
 )
-def test_a_scheduler_that_nothing_is_drawn_with_is_told(
-    name: str, said: str, tiny_sd1: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "in"))
+def test_a_scheduler_that_nothing_is_drawn_with_is_told(name: str, said: str, folder: Path) -> None:
     scheduler(folder, _class_name=name)
     with pytest.raises(BadInput, match=said):
         open_checkpoint(str(folder)).pipe(CPU, torch.float32)

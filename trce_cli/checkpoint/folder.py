@@ -113,12 +113,13 @@ class Configs(Mapping[str, Mapping[str, Any]]):
         if part in self.said:
             return self.said[part]
         if part not in self._read:
-            if not os.path.lexists(self.path / self._place(part)):
+            place = self._place(part)
+            if not os.path.lexists(self.path / place):
                 raise BadInput(
-                    f"{self.path} has no {self._place(part)}.",
+                    f"{self.path} has no {place}.",
                     "Get the folder whole: every part needs its configuration, with or without its weights.",
                 )
-            told = read_json(path := inside(self.path, self._place(part)))
+            told = read_json(path := inside(self.path, place))
             if part == "model_index":
                 validated(ModelIndex, told, str(path))
             self._read[part] = told

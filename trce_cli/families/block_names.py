@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar, Final
 
 from trce_cli.families.base import Shape, Stored
-from trce_cli.families.layout import PREFIX, Layout
+from trce_cli.families.layout import PREFIX, Layout, lora_name
 
 QKV: Final = "double_blocks.0.img_attn.qkv.weight"
 
@@ -95,11 +95,8 @@ class BlockNames(ABC):
         return {key: self.stored(key) for key in keys}
 
     def lora(self, key: str) -> str | None:
-        """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take."""
-        module, _, leaf = key.rpartition(".")
-        if leaf != "weight" or re.search(r"\.norm_(added_)?[qk]$", module):
-            return None
-        return f"transformer.{module}"
+        """See `lora_name`."""
+        return lora_name(key)
 
 
 def is_tuned(key: str) -> bool:

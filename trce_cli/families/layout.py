@@ -1,5 +1,6 @@
 """A transformer's weights by their names in diffusers and in an original single file, by tables (pure)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -63,3 +64,13 @@ class Layout:
 
 def _inverse(table: Mapping[str, str], name: str) -> str:
     return next((ours for ours, theirs in table.items() if theirs == name), name)
+
+
+def lora_name(key: str) -> str | None:
+    """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take; None of norms
+    and of what is no weight.
+    """
+    module, _, leaf = key.rpartition(".")
+    if leaf != "weight" or re.search(r"\.norm_(added_)?[qk]$", module):
+        return None
+    return f"transformer.{module}"

@@ -1,6 +1,7 @@
 """Every weight that the transformers of FLUX.1 and Chroma have by their configurations, and its shape."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from trce_cli.families.base import Shape
@@ -12,7 +13,8 @@ from trce_cli.families.shapes import Found, added, attention, embedder, layer, p
 def flux_weights(config: Mapping[str, Any]) -> dict[str, Shape]:
     """Of FLUX.1's."""
     found = transformer(config)
-    return dict(_flux(found.width, found.pooled_projection_dim, found.guidance_embeds)) | _blocks(found, True)
+    told_by = _flux(found.width, found.pooled_projection_dim, found.guidance_embeds)
+    return dict(chain(told_by, _blocks(found, modulated=True)))
 
 
 def chroma_weights(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -23,7 +25,8 @@ def chroma_weights(config: Mapping[str, Any]) -> dict[str, Shape]:
         found.approximator_hidden_dim,
         found.approximator_layers,
     )
-    return dict(_approximator(found.width, seen, inner, count)) | _blocks(found, False)
+    told_by = _approximator(found.width, seen, inner, count)
+    return dict(chain(told_by, _blocks(found, modulated=False)))
 
 
 def _flux(width: int, pooled: int, guided: bool) -> Found:
@@ -40,12 +43,9 @@ def _approximator(width: int, seen: int, inner: int, count: int) -> Found:
     yield from layer(f"{APPROXIMATOR}.out_proj", width, inner)
 
 
-def _blocks(config: Blocks, modulated: bool) -> dict[str, Shape]:
+def _blocks(config: Blocks, modulated: bool) -> Found:
     """What both have; modulated: whether each block has layers of its own that tell it the time."""
-    return dict(_each(config, config.width, config.attention_head_dim, modulated))
-
-
-def _each(config: Blocks, width: int, head: int, modulated: bool) -> Found:
+    width, head = config.width, config.attention_head_dim
     yield from layer("context_embedder", width, config.joint_attention_dim)
     yield from layer("x_embedder", width, config.in_channels)
     for number in range(config.num_layers):

@@ -7,7 +7,7 @@ from typing import Final
 
 from trce_cli.families.base import Shape, Stored
 from trce_cli.families.clip import names as clip
-from trce_cli.families.layout import PREFIX, Blocks, Layout
+from trce_cli.families.layout import PREFIX, Blocks, Layout, lora_name
 from trce_cli.families.t5 import names as t5
 from trce_cli.families.vae_names import vae_from_older, vae_in_file, vae_to_file
 
@@ -122,11 +122,8 @@ class Names:
         return {key: self.stored(key) for key in keys}
 
     def lora(self, key: str) -> str | None:
-        """The name of a linear layer in a LoRA: diffusers' path, which its loader and ComfyUI take."""
-        module, _, leaf = key.rpartition(".")
-        if leaf != "weight" or re.search(r"\.norm_(added_)?[qk]$", module):
-            return None
-        return f"transformer.{module}"
+        """See `lora_name`."""
+        return lora_name(key)
 
     def stored(self, key: str) -> Stored:
         """Where a single file keeps a weight of the transformer, by its diffusers name."""
